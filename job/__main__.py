@@ -1,0 +1,57 @@
+"""Entry point: one subcommand, one exit code, one way out.
+
+The only place that catches errors: one line on stderr, the termination message, the exit code.
+"""
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+from job.contract import ExitCode
+from job.errors import JobError
+from job.observe.termination import Status
+from job.signals import StopRequested, StopSignal
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit; never returns."""
+    stop = StopSignal()
+    stop.install()  # first of all: as PID 1 the kernel drops SIGTERM until a handler is there
+    code = _run(sys.argv[1:], stop=stop)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # tearing TensorFlow down takes a second, and a stuck store thread for ever
+
+
+def _run(arguments: list[str], *, stop: StopSignal) -> int:
+    status = Status()
+    try:
+        from job.cli import parse_command_line
+        from job.commands import dispatch
+
+        return dispatch(parse_command_line(arguments), stop=stop, status=status)
+    except SystemExit as leaving:  # argparse after --help
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except StopRequested as signal:
+        return _report(status, ExitCode.INTERRUPTED, f"{signal} received; start the same run again")
+    except BrokenPipeError:  # the reader of our output has gone, as in `mnist-job runs | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except JobError as error:
+        return _report(status, error.code, str(error))
+    except Exception as error:  # noqa: BLE001 - the last net
+        traceback.print_exc()
+        return _report(status, ExitCode.UNKNOWN, f"{type(error).__name__}: {error}")
+
+
+def _report(status: Status, code: ExitCode, reason: str) -> int:
+    """Say why it ended, where people, the log and the pod's status will look."""
+    for line in reason.splitlines():
+        print(f"mnist-job: error {code.value}: {line}", file=sys.stderr)
+    status.end(outcome="interrupted" if code == ExitCode.INTERRUPTED else "failed", code=code, reason=reason)
+    return code
+
+
+if __name__ == "__main__":
+    main()

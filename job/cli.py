@@ -1,0 +1,152 @@
+"""The command line: subcommands and their options. Standard library only, so that `--help` answers at once.
+
+Settings (`--section.field=VALUE`) are set apart before argparse sees the rest; `config.py` reads them.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from job import __version__
+from job.errors import ConfigError
+
+_SETTINGS_HELP = """\
+settings:
+  --section.field=VALUE   any setting, such as --train.epochs=3 or --store.uri=s3://bucket/prefix;
+                          also as environment variable MNIST_TRAIN__EPOCHS=3 or in --config FILE (YAML).
+                          All of them: mnist-job run --help
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """A parsed command line."""
+
+    command: str
+    """Such as `run` or `data prepare`."""
+    options: argparse.Namespace
+    settings: list[str]
+    """The `--section.field=VALUE` arguments, as given."""
+
+
+def parse_command_line(arguments: Sequence[str]) -> CommandLine:
+    """Parse everything but the values of the settings.
+
+    Raises:
+        ConfigError: an unknown command or option.
+        SystemExit: after `--help` and `--version`.
+    """
+    settings, rest = _split_settings(arguments)
+    options = _make_parser().parse_args(rest)
+    return CommandLine(command=options.command, options=options, settings=settings)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser that leaves by our own way out."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    settings: list[str] = []
+    rest: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        name, separator, _ = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            rest.append(argument)
+            continue
+        settings.append(argument)
+        if not separator and remaining and not remaining[0].startswith("--"):
+            settings.append(remaining.pop(0))
+    return settings, rest
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(
+        prog="mnist-job",
+        description="Train an image classifier, and publish a whole, verified model or nothing.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mnist-job {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    _add(commands, "run", "one attempt at a run: train, evaluate, export, commit", is_run=True)
+
+    verify = _add(commands, "verify", "check a published model: every hash, then load it and predict")
+    verify.add_argument("--run", required=True, metavar="ID", help="the run to verify")
+    verify.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long for its COMMIT")
+
+    runs = _add(commands, "runs", "table of the runs in the store")
+    _add_output(runs)
+    show = _add(commands, "show", "everything that a run's COMMIT says, as JSON")
+    show.add_argument("run", metavar="RUN", help="the run to show")
+
+    data = _group(commands, "data", "bring or check training data")
+    prepare = _add(
+        data, "prepare", "copy the four .gz files, verified, to where data.source=idx reads them", prefix="data "
+    )
+    prepare.add_argument("--to", required=True, metavar="URI", help="folder or store URI to write to")
+    prepare.add_argument(
+        "--from", dest="source", metavar="DIR", help="folder that holds the files; else they are downloaded"
+    )
+    check = _add(data, "check", "say quickly whether the configured data can be had", prefix="data ")
+    check.add_argument(
+        "--timeout", type=float, default=4.0, metavar="SECONDS", help="how long to wait for the network (4)"
+    )
+
+    store = _group(commands, "store", "check the store")
+    _add(store, "check", "prove that a second create-only write is refused", prefix="store ")
+
+    config = _group(commands, "config", "the settings")
+    _add(config, "show", "the effective settings, as YAML, with where each came from", prefix="config ")
+    _add(config, "schema", "the settings as JSON Schema", prefix="config ")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[_Parser]", name: str, text: str, *, prefix: str = "", is_run: bool = False
+) -> _Parser:
+    """Add one subcommand with the options that all of them have."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=None if is_run else _SETTINGS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=not is_run,
+    )
+    if is_run:
+        parser.add_argument("-h", "--help", action=_RunHelp, nargs=0, help="show this help and exit")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    parser.set_defaults(command=prefix + name)
+    return parser
+
+
+def _group(
+    commands: "argparse._SubParsersAction[_Parser]", name: str, text: str
+) -> "argparse._SubParsersAction[_Parser]":
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    return parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+
+def _add_output(parser: _Parser) -> None:
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the output (table)")
+
+
+class _RunHelp(argparse.Action):
+    """`run --help` with every setting; only here the schema is imported for a help text."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from job.config import describe_fields
+
+        print(parser.format_help())
+        print("settings (flag > MNIST_SECTION__FIELD > --config FILE > default):")
+        for name, default, description in describe_fields():
+            print(f"  --{name + '=' + default:<46} {description}")
+        parser.exit()

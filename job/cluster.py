@@ -1,0 +1,111 @@
+"""The devices of this process and the tf.distribute strategy over them.
+
+Owns thread counts, logical devices and the choice of replicas. Has to run before TensorFlow touches a device.
+"""
+
+import math
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+from job.config import ClusterSection, TrainSection
+from job.errors import ConfigError, NotFoundError
+
+
+def num_cpus() -> int:
+    """Cores this process may use: the CPU limit of the pod or the affinity, whichever is smaller; at least 1."""
+    return max(1, min(len(os.sched_getaffinity(0)), _cgroup_limit() or math.inf).__ceil__())
+
+
+def threads(config: ClusterSection) -> dict[str, int]:
+    """TensorFlow's thread counts: as configured, else the CPU limit of the pod and not the node's cores."""
+    return {
+        "intra_op": config.intra_op_threads or num_cpus(),
+        "inter_op": config.inter_op_threads or num_cpus(),
+    }
+
+
+def set_native_flags(environ: MutableMapping[str, str]) -> None:
+    """Settings that TensorFlow reads when it is imported; the user's own values win."""
+    environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Up to 5 % faster with the same bits (docs/benchmarks.md). An unknown flag aborts: TensorFlow is pinned.
+    environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
+
+
+def make_strategy(config: ClusterSection) -> Any:
+    """Set threads and devices, then a MirroredStrategy over all visible GPUs, or over the CPU.
+
+    Raises:
+        NotFoundError: `expected_gpus` are not visible.
+    """
+    import tensorflow as tf
+
+    counts = threads(config)
+    tf.config.threading.set_intra_op_parallelism_threads(counts["intra_op"])
+    tf.config.threading.set_inter_op_parallelism_threads(counts["inter_op"])
+    gpus = tf.config.list_physical_devices("GPU")
+    if config.expected_gpus is not None and len(gpus) != config.expected_gpus:
+        raise NotFoundError(
+            f"cluster.expected_gpus: {config.expected_gpus} must be visible, TensorFlow sees {len(gpus)}; check the GPU "
+            "image flavour, the driver and the pod's limits"
+        )
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:
+        return tf.distribute.MirroredStrategy()
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * config.cpu_replicas)
+    devices = [f"/cpu:{index}" for index in range(config.cpu_replicas)]
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def check_batch(global_batch_size: int, *, num_replicas: int, num_examples: int) -> None:
+    """Refuse a batch that cannot be shared equally, or that is larger than the data.
+
+    Raises:
+        ConfigError: with the nearest sizes that work.
+    """
+    if global_batch_size > num_examples:
+        raise ConfigError(
+            f"train.global_batch_size must be at most the {num_examples} training examples, received {global_batch_size}"
+        )
+    if global_batch_size % num_replicas:
+        lower = global_batch_size // num_replicas * num_replicas
+        choices = f"{lower} or {lower + num_replicas}" if lower else str(num_replicas)
+        raise ConfigError(
+            f"train.global_batch_size must be a multiple of the {num_replicas} replicas, received {global_batch_size}; "
+            f"use {choices}"
+        )
+
+
+def resolve_compile(train: TrainSection, *, dropout: float, num_replicas: int, intra_op_threads: int) -> str:
+    """`xla` or `graph`. The rule looks at facts, never at a clock: the choice decides the result's bits.
+
+    XLA wins with one replica on two or more cores; one XLA program cannot span replicas; with dropout and on one core
+    the graph is as fast (docs/benchmarks.md).
+
+    Raises:
+        ConfigError: xla asked for with several replicas.
+    """
+    if train.compile == "xla" and num_replicas > 1:
+        raise ConfigError(f"train.compile: xla works with one replica, received {num_replicas}; use graph or auto")
+    if train.compile != "auto":
+        return train.compile
+    return "xla" if num_replicas == 1 and intra_op_threads >= 2 and not dropout else "graph"
+
+
+def _cgroup_limit() -> float | None:
+    """CPU limit of the container in cores, from cgroup v2 or v1; None when there is none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = Path("/sys/fs/cgroup/cpu")
+        quota_microseconds = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        period_microseconds = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        return quota_microseconds / period_microseconds if quota_microseconds > 0 else None
+    except (OSError, ValueError):
+        return None

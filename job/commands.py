@@ -1,0 +1,275 @@
+"""What each subcommand does, on top of the modules that do the work. Imports late: some commands need little."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from job import contract
+from job.cli import CommandLine
+from job.config import LoadedConfig, describe_fields, load_config, to_text
+from job.errors import IntegrityError, NotFoundError
+from job.observe import logs
+from job.observe.termination import Status, choose_path
+from job.signals import StopSignal
+from job.store import Store, is_store_uri
+
+
+def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
+    """Read the settings and run the command; returns the exit code.
+
+    Raises:
+        JobError, StopRequested: for `__main__` to report.
+    """
+    commands: Mapping[str, Callable[[CommandLine, LoadedConfig], int]] = {
+        "verify": _verify,
+        "runs": _runs,
+        "show": _show,
+        "data prepare": _prepare_data,
+        "data check": _check_data,
+        "store check": _check_store,
+        "config show": _show_config,
+        "config schema": _print_schema,
+    }
+    loaded = load_config(line.settings, config_file=line.options.config)
+    if line.command == "run":
+        return _run(loaded, stop=stop, status=status)
+    logs.configure(logs.choose_format(loaded.config.observe.log_format, stream=sys.stderr), write=_to_stderr)
+    return commands[line.command](line, loaded)
+
+
+def _run(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
+    from job.attempt import make_attempt_id
+    from job.identity import make_run_id
+    from job.observe.phases import Phases, seconds_since_process_start
+    from job.observe.progress import Display
+    from job.run import peak_memory_bytes, run
+
+    config = loaded.config
+    log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
+    display, phases = Display(log_format), Phases()
+    phases.add("process", seconds_since_process_start())
+    pod = contract.pod_from_environment(os.environ)
+    status.path = choose_path(config.observe.termination_log)
+    status.run, status.attempt = make_run_id(config), make_attempt_id(pod)
+    status.on_end = lambda: _emit_end(status, display, phases=phases.to_json(), peak_memory_bytes=peak_memory_bytes())
+    status.write()
+    logs.configure(log_format, run=status.run, attempt=status.attempt, write=display.write)
+    logs.emit("run.start", store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
+    _warn_of_settings_without_effect(loaded)
+
+    outcome = run(config, pod=pod, environ=os.environ, phases=phases, stop=stop, status=status, display=display)
+    name = "committed" if outcome.is_new else "already_committed"
+    status.end(outcome=name, code=contract.ExitCode.OK)
+    if log_format == "text":
+        from job.observe.summary import print_summary
+
+        print_summary(outcome, config=config, seconds=status.seconds)
+    return contract.ExitCode.OK
+
+
+# Sections whose features are not built yet; silence would let a user believe that they act.
+_WITHOUT_EFFECT = (
+    "run.skip_if_unchanged",
+    "checkpoint.",
+    "promotion.",
+    "retention.",
+    "observe.metrics_port",
+    "observe.pushgateway_url",
+    "observe.stall_timeout_seconds",
+    "observe.report",
+)
+
+
+def _warn_of_settings_without_effect(loaded: LoadedConfig) -> None:
+    ignored = [name for name in loaded.origins if name.startswith(_WITHOUT_EFFECT)]
+    if ignored:
+        logs.warn(
+            "config.no_effect", settings=ignored, reason="this version reads and checks them, and does not use them yet"
+        )
+
+
+def _emit_end(status: Status, display: Any, **fields: Any) -> None:
+    display.stop()
+    if status.outcome == "interrupted":
+        logs.warn("run.interrupted", step=status.step, epoch=status.epoch, reason=status.reason)
+    elif status.code:
+        logs.error("error", code=status.code, reason=status.reason)
+    logs.emit(
+        "run.end",
+        outcome=status.outcome,
+        code=int(status.code or 0),
+        step=status.step,
+        accuracy=status.accuracy,
+        commit=status.commit,
+        seconds=status.seconds,
+        **fields,
+    )
+
+
+def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.verify import verify_run
+
+    store = _open_store(loaded)
+    record = _read_commit(store, line.options.run, wait_seconds=line.options.wait)
+    report = verify_run(store, record)
+    print(
+        f"verified: run {record['run']}, attempt {record['attempt']}\n"
+        f"  {report.num_files} files, {report.num_bytes} bytes: sizes and SHA-256 as committed\n"
+        f"  weights digest {record['weights_digest']}: recomputed from the SavedModel, equal\n"
+        f"  SavedModel loaded; {report.num_predicted} images classified as recorded (largest difference "
+        f"{report.largest_difference:.1e})\n"
+        f"  test accuracy {record['metrics']['test_accuracy']:.4f}: recomputed from the stored predictions, equal"
+    )
+    return contract.ExitCode.OK
+
+
+def _runs(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.publish import read_commit
+
+    store = _open_store(loaded)
+    rows = []
+    for run_id in store.list_folders(contract.RUNS_PREFIX):
+        record = read_commit(store, run_id) or {}
+        metrics = record.get("metrics", {})
+        rows.append(
+            {
+                "run": run_id,
+                "state": "committed" if record else "unfinished",
+                "dataset": record.get("dataset", {}).get("name"),
+                "accuracy": metrics.get("test_accuracy"),
+                "loss": metrics.get("test_loss"),
+                "committed": record.get("committed"),
+            }
+        )
+    rows.sort(key=lambda row: str(row["committed"] or "~"))
+    if line.options.output == "json":
+        print(json.dumps(rows, indent=2))
+    else:
+        _print_table(rows)
+    return contract.ExitCode.OK
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    def text(value: object) -> str:
+        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    headings = ("run", "state", "dataset", "accuracy", "loss", "committed")
+    table = [[heading.upper() for heading in headings]] + [[text(row[heading]) for heading in headings] for row in rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
+    for row in table:
+        print("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _show(line: CommandLine, loaded: LoadedConfig) -> int:
+    store = _open_store(loaded)
+    print(json.dumps(_read_commit(store, line.options.run, wait_seconds=0.0), indent=2, sort_keys=True))
+    return contract.ExitCode.OK
+
+
+def _prepare_data(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.mirror import prepare_mirror
+    from job.run import choose_cache_dir, open_configured_store
+
+    target, dataset = line.options.to, loaded.config.data.dataset
+    store = open_configured_store(
+        loaded.config, environ=os.environ, uri=target if is_store_uri(target) else f"file:{Path(target).absolute()}"
+    )
+    written = prepare_mirror(
+        store,
+        dataset=dataset,
+        source=Path(line.options.source) if line.options.source else None,
+        cache_dir=choose_cache_dir(loaded.config, environ=os.environ),
+    )
+    print(
+        f"{dataset}: {len(written)} files verified and written to {store.uri}; use --data.source=idx --data.uri={target}"
+    )
+    return contract.ExitCode.OK
+
+
+def _check_data(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.run import choose_cache_dir, folder_opener
+
+    config = loaded.config
+    if config.data.source == "tfds":
+        from job.tfds_source import is_prepared, probe
+
+        if is_prepared(config.data.dataset, cache_dir=choose_cache_dir(config, environ=os.environ)):
+            print(f"{config.data.name}: a prepared copy is in the cache")
+        else:
+            probe(config.data.dataset, seconds=line.options.timeout)
+            print(f"{config.data.name}: the download can be reached")
+    else:
+        from job.datasets import load_dataset
+
+        data = load_dataset(
+            config.data,
+            cache_dir=choose_cache_dir(config, environ=os.environ),
+            open_folder=folder_opener(config, environ=os.environ),
+        )
+        print(
+            f"{data.name}: {len(data.dataset.train_labels)} + {len(data.dataset.test_labels)} examples, {data.digest}"
+        )
+    return contract.ExitCode.OK
+
+
+def _check_store(line: CommandLine, loaded: LoadedConfig) -> int:
+    import secrets
+
+    store = _open_store(loaded)
+    key, data = f"checks/{secrets.token_hex(8)}", b"mnist-job store check"
+    try:
+        if store.create(key, data) != data:
+            raise IntegrityError(f"store {store.uri}: {key} does not hold what was written")
+        if not store.refuses_second_create(key, data):
+            raise NotFoundError(
+                f"store {store.uri} does not honour conditional writes: a second create-only write was accepted"
+            )
+    finally:
+        store.delete(key)
+    print(f"{store.uri}: create, read and delete work; a second create-only write is refused")
+    return contract.ExitCode.OK
+
+
+def _show_config(line: CommandLine, loaded: LoadedConfig) -> int:
+    values = loaded.config.model_dump(mode="python")
+    section = ""
+    for name, _, _ in describe_fields():
+        current, field = name.split(".")
+        if current != section:
+            section = current
+            print(f"{section}:")
+        entry = f"  {field}: {to_text(values[section][field])}"
+        print(f"{entry:<44}# {loaded.origins.get(name, 'default')}")
+    return contract.ExitCode.OK
+
+
+def _print_schema(line: CommandLine, loaded: LoadedConfig) -> int:
+    print(json.dumps(type(loaded.config).model_json_schema(), indent=2))
+    return contract.ExitCode.OK
+
+
+def _open_store(loaded: LoadedConfig) -> Store:
+    from job.run import open_configured_store
+
+    return open_configured_store(loaded.config, environ=os.environ)
+
+
+def _read_commit(store: Store, run_id: str, *, wait_seconds: float) -> dict[str, Any]:
+    from job.publish import read_commit
+
+    if not contract.is_run_id(run_id):
+        raise NotFoundError(f"run {run_id!r}: no run can have this name; see mnist-job runs")
+    deadline = time.monotonic() + wait_seconds
+    while (record := read_commit(store, run_id)) is None:
+        if time.monotonic() >= deadline:
+            raise NotFoundError(f"run {run_id} has no COMMIT in {store.uri}; see mnist-job runs")
+        time.sleep(1.0)
+    return record
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,422 @@
+"""The one config schema: flags > environment (`MNIST_SECTION__FIELD`) > YAML file > defaults.
+
+Owns every setting, its default, its check and the error that names it. Does not know facts about the machine
+(visible GPUs, dataset size); checks that need those are made where they are known. The only module besides
+`__main__` that reads the environment.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from job.contract import ENV_PREFIX, RUN_ID_MAX_CHARACTERS, is_run_id
+from job.errors import ConfigError
+
+TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
+BUILT_IN_SOURCES = ("tfds", "idx", "digits")
+_FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:]?[a-z0-9]+)*", re.IGNORECASE)
+
+# What Kubernetes sets in every pod for a Service called `mnist` or `mnist-...`; ours all have a `__`.
+_SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
+
+
+def _split_integers(value: object) -> object:
+    """Accept `512,256` and `[512, 256]` from flags and variables, beside a real list from YAML."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+    if isinstance(value, Sequence) and all(isinstance(item, str) for item in value):
+        return [part for item in value for part in str(item).strip("[] ").split(",") if part]
+    return value
+
+
+def _check_function(value: str | None) -> str | None:
+    if value is not None and not _FUNCTION_PATTERN.fullmatch(value):
+        raise ValueError("must be package.module:function")
+    return value
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=86_400 * 30, allow_inf_nan=False)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], NoDecode, BeforeValidator(_split_integers)]
+
+
+class Section(BaseModel):
+    """One group of settings: unknown keys are errors, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSection(Section):
+    """What the run is called and what makes it repeatable."""
+
+    id: str | None = Field(None, description="name of the run; generated from what decides the result when absent")
+    suffix: str = Field("", max_length=63, pattern=r"^[A-Za-z0-9._-]*$", description="another value repeats a run")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | Literal["random"] = Field(
+        1337, description="seed of weights, order and dropout; random = derived from the run id, and recorded"
+    )
+    skip_if_unchanged: bool = Field(False, description="do nothing when the champion came from the same inputs")
+
+    @field_validator("id")
+    @classmethod
+    def _check_id(cls, value: str | None) -> str | None:
+        if value is not None and not is_run_id(value):
+            raise ValueError(
+                "must be a DNS-1123 subdomain: lower-case letters, digits, '-' and '.', starting and ending "
+                f"with a letter or digit, at most {RUN_ID_MAX_CHARACTERS} characters"
+            )
+        return value
+
+
+class DataSection(Section):
+    """Where the examples come from."""
+
+    source: str = Field("tfds", description="tfds, idx, digits, or package.module:function for your own data")
+    uri: str | None = Field(
+        None, description="idx: folder or store URI with the four .gz files; tfds: folder with its downloads"
+    )
+    dataset: str = Field("mnist", max_length=100, description="mnist, fashion_mnist, kmnist or emnist/digits")
+    train_examples: PositiveInt | None = Field(None, description="use only this many training examples")
+    test_examples: PositiveInt | None = Field(None, description="use only this many test examples")
+    cache_dir: Path | None = Field(None, description="where prepared data is kept; default ~/.cache/mnist-train")
+
+    @field_validator("source")
+    @classmethod
+    def _check_source(cls, value: str) -> str:
+        if value not in BUILT_IN_SOURCES and not _FUNCTION_PATTERN.fullmatch(value):
+            raise ValueError("must be tfds, idx, digits or package.module:function")
+        return value
+
+    @field_validator("dataset")
+    @classmethod
+    def _check_dataset(cls, value: str) -> str:
+        if not _DATASET_PATTERN.fullmatch(value):
+            raise ValueError("must be letters and digits, joined by single '-', '_', '.', '/' or ':'")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.source == "idx" and self.uri is None:
+            raise ValueError("uri must be set with source=idx: a folder or store URI that holds the four .gz files")
+        if self.source not in ("idx", "tfds") and self.uri is not None:
+            raise ValueError(f"uri is read only with source idx or tfds, received {self.source}; drop one of the two")
+        if self.source == "tfds" and self.dataset not in TFDS_DATASETS:
+            raise ValueError(f"dataset must be one of {', '.join(TFDS_DATASETS)} with source=tfds")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What the data is called in results: sources of other data never pass for MNIST."""
+        if self.source in ("tfds", "idx") or "dataset" in self.model_fields_set:
+            return self.dataset if self.source != "digits" else "digits"
+        return self.source.replace(":", ".")
+
+
+class ModelSection(Section):
+    """What is trained."""
+
+    build: Annotated[str | None, BeforeValidator(_check_function)] = Field(
+        None, description="package.module:function that returns your own Keras model; absent = the reference model"
+    )
+    hidden_units: Widths = Field((512, 512), max_length=64, description="width of each hidden layer")
+    activation: Literal["sigmoid", "relu", "tanh", "gelu", "elu", "selu", "silu", "softplus", "leaky_relu"] = Field(
+        "sigmoid", description="activation of the hidden layers"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="rate after each hidden layer")
+
+
+class TrainSection(Section):
+    """How it is trained."""
+
+    epochs: int = Field(20, ge=1, le=100_000, description="passes over the training split")
+    global_batch_size: int = Field(128, ge=1, le=1_048_576, description="examples per update over all replicas")
+    optimizer: Literal["sgd", "momentum", "adam"] = Field("sgd", description="update rule (momentum is SGD with 0.9)")
+    learning_rate: float = Field(0.01, gt=0, le=1e6, allow_inf_nan=False, description="step size of the optimizer")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="type of the arithmetic; weights: float32")
+    compile: Literal["auto", "xla", "graph"] = Field(
+        "auto", description="auto: xla with one replica, two or more cores and no dropout; else graph"
+    )
+
+
+class ClusterSection(Section):
+    """The devices to train on."""
+
+    workers: int = Field(1, ge=1, description="processes that train together; only 1 for now")
+    expected_gpus: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="stop with 66 unless so many are visible"
+    )
+    cpu_replicas: int = Field(1, ge=1, le=64, description="logical CPU devices, to try replicas without GPUs")
+    intra_op_threads: PositiveInt | None = Field(None, description="threads of one operation; default: the CPU limit")
+    inter_op_threads: PositiveInt | None = Field(None, description="operations at a time; default: the CPU limit")
+
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, value: int) -> int:
+        if value > 1:
+            raise ValueError("must be 1: training over several workers is not built yet; use a node with more GPUs")
+        return value
+
+
+class CheckpointSection(Section):
+    """Resumable state."""
+
+    interval_seconds: Seconds = Field(30.0, description="time between checkpoints")
+    keep: int = Field(2, ge=1, le=1000, description="how many of the newest stay")
+    final_save_seconds: Seconds = Field(20.0, description="how long the save after SIGTERM may take")
+
+
+class StoreSection(Section):
+    """The object store. Credentials are never fields: they come under the providers' own environment names."""
+
+    uri: str = Field("file:./out", description="file:, s3://, gs:// or az:// with an optional prefix")
+    endpoint: str | None = Field(None, description="URL of an S3-compatible server; absent = the provider's own")
+    region: str | None = Field(None, description="region of the bucket, as the provider names it")
+    path_style: bool | None = Field(
+        None, description="bucket in the path, not the host name; default: with an endpoint"
+    )
+    timeout_seconds: Seconds = Field(30.0, description="limit of one request")
+    deadline_seconds: Seconds = Field(120.0, description="limit of one operation with all its retries")
+
+    @field_validator("uri")
+    @classmethod
+    def _check_uri(cls, value: str) -> str:
+        if not re.match(r"^(file:.|(s3|gs|az)://[^/])", value):
+            raise ValueError("must start with file:, s3://, gs:// or az:// and name a folder or bucket")
+        return value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"^https?://[^/]", value):
+            raise ValueError("must be a URL that starts with http:// or https://")
+        return value
+
+
+class PromotionSection(Section):
+    """When a committed run becomes the champion."""
+
+    model_name: str | None = Field(
+        None, pattern=r"^[a-z0-9]([-a-z0-9._]*[a-z0-9])?$", description="default: the dataset"
+    )
+    enabled: bool = Field(True, description="whether this run may become the champion")
+    min_accuracy: Fraction = Field(0.0, description="refuse below this test accuracy")
+    max_accuracy_drop: Fraction = Field(0.002, description="refuse below the best past champion by more than this")
+    min_class_recall: Fraction = Field(0.0, description="refuse when any class is recalled less often")
+    significance: Fraction = Field(0.05, description="level of the McNemar test against the champion")
+    refused_is_failure: bool = Field(False, description="exit 78 instead of 0 when the gate refuses")
+
+
+class RetentionSection(Section):
+    """What is kept in the store after a committed run."""
+
+    keep_runs: int = Field(30, ge=1, description="newest committed runs that stay")
+    keep_versions: int = Field(10, ge=1, description="newest serving versions that stay")
+
+
+class ObserveSection(Section):
+    """What people and machines see."""
+
+    metrics_port: int = Field(9090, ge=0, le=65_535, description="port of /metrics; 0 = off")
+    pushgateway_url: str | None = Field(None, description="where the outcome is pushed at exit")
+    log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else json")
+    stall_timeout_seconds: Seconds = Field(300.0, description="no step for so long: stacks to the log, exit 74")
+    report: bool = Field(True, description="write report.html")
+    termination_log: Path | None = Field(
+        None, description="where the termination message goes; default /dev/termination-log where that exists"
+    )
+
+
+class Config(BaseSettings):
+    """All settings of one attempt. Build it with `load_config`, which knows the order of the sources."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        cli_implicit_flags=False,
+        cli_exit_on_error=False,
+        nested_model_default_partial_update=True,
+    )
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    cluster: ClusterSection = ClusterSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    store: StoreSection = StoreSection()
+    promotion: PromotionSection = PromotionSection()
+    retention: RetentionSection = RetentionSection()
+    observe: ObserveSection = ObserveSection()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment before the YAML values, which `load_config` hands in; flags come first by themselves."""
+        return env_settings, init_settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedConfig:
+    """A config and where each value came from (`section.field` -> flag, variable, file; absent = default)."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+
+def field_names() -> list[str]:
+    """Every setting as `section.field`, in the order of the schema."""
+    return [
+        f"{section}.{field}"
+        for section, info in Config.model_fields.items()
+        for field in _section_class(info.annotation).model_fields
+    ]
+
+
+def load_config(flags: Sequence[str], *, config_file: Path | None = None) -> LoadedConfig:
+    """Read all sources.
+
+    Args:
+        flags: `--section.field=VALUE` or `--section.field VALUE`, as given on the command line.
+        config_file: YAML file with the sections as top-level keys.
+
+    Raises:
+        ConfigError: one line per bad setting, with its name, the rule, what was received and the nearest name.
+    """
+    from_flags = _flag_origins(flags)
+    from_environment = _environment_origins(os.environ)
+    from_file = _read_yaml(config_file) if config_file else {}
+    origins = {name: str(config_file) for name in _leaf_names(from_file)} | from_environment | from_flags
+    try:
+        config = Config(_cli_parse_args=list(flags), **from_file)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe_all(error, origins))) from error
+    except SettingsError as error:
+        raise ConfigError(_one_line(error)) from error
+    return LoadedConfig(config=config, origins=origins)
+
+
+def describe_fields() -> list[tuple[str, str, str]]:
+    """(name, default, description) of every setting, for `--help` and the reference table."""
+    rows = []
+    for section, info in Config.model_fields.items():
+        for field, leaf in _section_class(info.annotation).model_fields.items():
+            rows.append((f"{section}.{field}", to_text(leaf.default), leaf.description or ""))
+    return rows
+
+
+def to_text(value: object) -> str:
+    """A setting's value as it would be written in the YAML file."""
+    plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    return str(yaml.safe_dump(plain, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`; did you mean X?`, or nothing when no known name is close."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _section_class(annotation: object) -> type[Section]:
+    assert isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation
+
+
+def _flag_origins(flags: Sequence[str]) -> dict[str, str]:
+    """Check the flags' names before pydantic does: it knows no nearest name."""
+    known = field_names()
+    origins: dict[str, str] = {}
+    expects_value = False
+    for argument in flags:
+        if not argument.startswith("--"):
+            if not expects_value:
+                raise ConfigError(f"{argument}: must be --section.field=VALUE; see mnist-job run --help")
+            expects_value = False
+            continue
+        name, separator, _ = argument[2:].partition("=")
+        if name not in known:
+            hint = nearest(name.replace("-", "_"), known)
+            raise ConfigError(f"--{name}: unknown flag{hint.replace('mean ', 'mean --')}; see mnist-job run --help")
+        origins[name] = f"--{name}"
+        expects_value = not separator
+    return origins
+
+
+def _environment_origins(environ: Mapping[str, str]) -> dict[str, str]:
+    """Check our variables' names: pydantic ignores an unknown one without a word."""
+    known = {ENV_PREFIX + name.upper().replace(".", "__"): name for name in field_names()}
+    origins: dict[str, str] = {}
+    for variable in environ:
+        upper = variable.upper()
+        if not upper.startswith(ENV_PREFIX):
+            continue
+        if upper in known:
+            origins[known[upper]] = variable
+        elif "__" in upper or not _SERVICE_LINK.search(upper):
+            raise ConfigError(f"{variable}: unknown variable{nearest(upper, list(known))}; see mnist-job run --help")
+    return origins
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config: {path} cannot be read: {_one_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config: {path} is not YAML: {_one_line(error)}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"--config: {path} must hold sections such as 'train:', received {type(content).__name__}")
+    for key, value in content.items():
+        if key not in Config.model_fields:
+            sections = list(Config.model_fields)
+            raise ConfigError(f"{key}: unknown section in {path}{nearest(key, sections)}; known: {', '.join(sections)}")
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {value!r}")
+    return content
+
+
+def _leaf_names(content: Mapping[str, Any]) -> list[str]:
+    return [f"{section}.{field}" for section, fields in content.items() for field in fields]
+
+
+def _describe_all(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
+    """One line per setting: a value that fits none of several types is reported once."""
+    lines: dict[tuple[object, ...], str] = {}
+    for detail in error.errors():
+        lines.setdefault(detail["loc"][:2], _describe(detail, origins))
+    return list(lines.values())
+
+
+def _describe(detail: Any, origins: Mapping[str, str]) -> str:
+    """One validation error as one line: name, rule, received, origin, and the nearest name for an unknown one."""
+    parts = [str(part) for part in detail["loc"]]
+    name = ".".join(parts[:2])
+    if detail["type"] == "extra_forbidden":
+        return f"{name}: unknown setting{nearest(name, field_names())} [{origins.get(name, 'config')}]"
+    rule = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("String ", "")
+    if len(parts) == 1:  # a contradiction between fields of a section: the text names them
+        return f"{name}: {rule}"
+    received = repr(detail["input"])
+    return f"{name}: {rule}, received {received[:80]} [{origins.get(name, 'default')}]"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,84 @@
+"""What the outside world relies on: exit codes, store keys and environment names. Standard library only.
+
+Owns the names that users, the chart, dashboards and tests may depend on. A change here is a breaking change.
+"""
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ENV_PREFIX = "MNIST_"
+
+# A DNS-1123 subdomain: what Kubernetes accepts as an object name, and safe as one segment of a store key.
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+RUN_ID_PATTERN = rf"^{_LABEL}(\.{_LABEL})*$"
+RUN_ID_MAX_CHARACTERS = 253
+
+TERMINATION_MESSAGE_MAX_BYTES = 4096
+"""The kubelet cuts a termination message at this length."""
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of `mnist-job`; the chart's podFailurePolicy is written against them."""
+
+    OK = 0
+    UNKNOWN = 1
+    CONFIG = 64
+    INTEGRITY = 65
+    NOT_FOUND = 66
+    UNAVAILABLE = 69
+    TRAINING_FAILED = 70
+    CONFLICT = 73
+    STALLED = 74
+    INTERRUPTED = 75
+    PEER_LOST = 76
+    ACCESS_DENIED = 77
+    GATE_REFUSED = 78
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """Facts about the pod that the chart passes in; all empty outside a cluster."""
+
+    uid: str = ""
+    name: str = ""
+    job_name: str = ""
+    release: str = ""
+    image: str = ""
+    chart_version: str = ""
+
+
+def pod_from_environment(environ: Mapping[str, str]) -> Pod:
+    """Read the pod's facts; their names carry no `MNIST_` prefix, so that they are never taken for config."""
+    return Pod(
+        uid=environ.get("POD_UID", ""),
+        name=environ.get("POD_NAME", ""),
+        job_name=environ.get("JOB_NAME", ""),
+        release=environ.get("RELEASE", ""),
+        image=environ.get("IMAGE", ""),
+        chart_version=environ.get("CHART_VERSION", ""),
+    )
+
+
+def is_run_id(text: str) -> bool:
+    """Whether `text` may name a run."""
+    return len(text) <= RUN_ID_MAX_CHARACTERS and re.fullmatch(RUN_ID_PATTERN, text) is not None
+
+
+RUNS_PREFIX = "runs/"
+
+
+def run_key(run_id: str) -> str:
+    """What decides the run's result: create-only."""
+    return f"{RUNS_PREFIX}{run_id}/run.json"
+
+
+def commit_key(run_id: str) -> str:
+    """The one object whose existence means that the run has a result: create-only."""
+    return f"{RUNS_PREFIX}{run_id}/COMMIT.json"
+
+
+def attempt_prefix(run_id: str, *, attempt_id: str) -> str:
+    """Where one attempt writes its objects, each of them once."""
+    return f"{RUNS_PREFIX}{run_id}/attempts/{attempt_id}/"

@@ -1,0 +1,62 @@
+"""One typed error per exit code. Modules raise them; only `job/__main__.py` catches them.
+
+A message is one line: the name or key, the rule, what was received, and what to do.
+"""
+
+from typing import ClassVar
+
+from job.contract import ExitCode
+
+
+class JobError(Exception):
+    """Base of every error that this program raises on purpose."""
+
+    code: ClassVar[ExitCode] = ExitCode.UNKNOWN
+
+
+class ConfigError(JobError):
+    """Bad config: no retry can help."""
+
+    code = ExitCode.CONFIG
+
+
+class IntegrityError(JobError):
+    """Data, an export or a checkpoint is not what its digest or its format says."""
+
+    code = ExitCode.INTEGRITY
+
+
+class NotFoundError(JobError):
+    """The other side answered that it does not exist: dataset, bucket, key, GPU."""
+
+    code = ExitCode.NOT_FOUND
+
+
+class UnavailableError(JobError):
+    """A store, data source or other service could not be reached, or has no room; a retry may help."""
+
+    code = ExitCode.UNAVAILABLE
+
+
+class TrainingError(JobError):
+    """The training itself failed, such as by a loss that is not finite."""
+
+    code = ExitCode.TRAINING_FAILED
+
+
+class ConflictError(JobError):
+    """The run exists with another result digest, or is committed with different content."""
+
+    code = ExitCode.CONFLICT
+
+
+class InterruptedRunError(JobError):
+    """SIGTERM or SIGINT arrived; start the same run again."""
+
+    code = ExitCode.INTERRUPTED
+
+
+class AccessDeniedError(JobError):
+    """Access denied, or no credentials were found."""
+
+    code = ExitCode.ACCESS_DENIED

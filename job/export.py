@@ -1,0 +1,95 @@
+"""The SavedModel made for serving, its weights digest, and the check that it predicts what was evaluated.
+
+The signature takes raw images: reshape, cast and /255 are inside the graph, so serving cannot differ from training.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.datasets import Images
+from job.errors import IntegrityError
+from job.evaluation import Probabilities, preprocess
+
+SIGNATURE = "serving_default"
+TOLERANCE = 1e-4
+"""Largest difference of a probability between two programs on two kinds of CPU that is still the same model."""
+
+
+def save_model(model: Any, folder: Path, *, image_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> None:
+    """Write a SavedModel: `image` uint8 [N, *image_shape] -> `probabilities` float32 [N, C], `digit` int64 [N].
+
+    Args:
+        model: a Keras model built outside any strategy scope; a mirrored one would be saved with its replicas.
+    """
+    import tensorflow as tf
+
+    module = tf.Module()
+    # A plain list: Keras' own export stores every weight twice.
+    module.weights = [variable.value for variable in model.weights]
+
+    def serve(image: Any) -> dict[str, Any]:
+        probabilities = model(preprocess(image, input_shape=input_shape), training=False)
+        return {"probabilities": tf.cast(probabilities, tf.float32), "digit": tf.argmax(probabilities, 1)}
+
+    signature = [tf.TensorSpec((None, *image_shape), tf.uint8, name="image")]
+    module.serve = tf.function(serve, input_signature=signature)
+    tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
+
+
+def predict_with_export(folder: Path, images: Images) -> Probabilities:
+    """Load a SavedModel as a server would and classify raw images.
+
+    Raises:
+        IntegrityError: it cannot be loaded, or lacks the signature.
+    """
+    import tensorflow as tf
+
+    try:
+        loaded = tf.saved_model.load(str(folder))
+        outputs = loaded.signatures[SIGNATURE](image=tf.constant(images))
+        return np.asarray(outputs["probabilities"].numpy(), np.float32)
+    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IntegrityError(f"export: the SavedModel cannot be loaded and called: {reason}") from error
+
+
+def check_predictions(received: Probabilities, recorded: Probabilities) -> None:
+    """Compare what the export predicts with what was evaluated.
+
+    Raises:
+        IntegrityError: another shape, or a probability that differs by more than `TOLERANCE`.
+    """
+    if received.shape != recorded.shape:
+        raise IntegrityError(f"export: predictions have shape {received.shape}, recorded were {recorded.shape}")
+    difference = float(np.abs(received - recorded).max())
+    if not difference <= TOLERANCE:
+        raise IntegrityError(
+            f"export: predictions differ by {difference:.2g} from the recorded ones, at most {TOLERANCE}"
+        )
+
+
+def weights_digest(arrays: list[NDArray[Any]]) -> str:
+    """SHA-256 over shapes and bytes of a model's weights, in the model's order."""
+    sha256 = hashlib.sha256()
+    for position, array in enumerate(arrays):
+        sha256.update(f"{position} {array.dtype.str} {array.shape}\n".encode())
+        sha256.update(array.tobytes(order="C"))
+    return sha256.hexdigest()
+
+
+def weights_of_export(folder: Path) -> list[NDArray[Any]]:
+    """The weights inside a SavedModel, in the model's order, read from its files without running it."""
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+    keys = {}
+    for key in reader.get_variable_to_shape_map():
+        found = re.fullmatch(r"weights/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE", key)
+        if found:
+            keys[int(found.group(1))] = key
+    return [reader.get_tensor(keys[position]) for position in sorted(keys)]

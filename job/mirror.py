@@ -1,0 +1,46 @@
+"""A mirror of a dataset's four files in a folder or store, for clusters without a network: `data prepare`."""
+
+import hashlib
+from pathlib import Path
+
+from job.errors import ConfigError, ConflictError, NotFoundError
+from job.idx import FILES, PINNED_SHA256, read_files
+from job.store import Store
+
+
+def prepare_mirror(store: Store, *, dataset: str, source: Path | None, cache_dir: Path) -> list[str]:
+    """Write the verified files to the root of `store`; returns their names.
+
+    Args:
+        source: folder that holds the files; None downloads them through tensorflow-datasets.
+
+    Raises:
+        ConfigError: the dataset does not come as four files.
+        ConflictError: other content stands there already.
+        IntegrityError, NotFoundError, UnavailableError: the source's own failures.
+    """
+    if dataset not in PINNED_SHA256:
+        raise ConfigError(f"data.dataset: must be one of {', '.join(PINNED_SHA256)} to be mirrored, received {dataset}")
+    files = read_files(source, dataset=dataset) if source else _download(dataset, cache_dir=cache_dir)
+    for part, data in files.items():
+        if store.create(FILES[part], data) != data:
+            raise ConflictError(f"{store.location(FILES[part])} holds other content; choose an empty place")
+    return [FILES[part] for part in files]
+
+
+def _download(dataset: str, *, cache_dir: Path) -> dict[str, bytes]:
+    """The files as tensorflow-datasets downloaded them, found by their checksum."""
+    from job.tfds_source import load_tfds
+
+    load_tfds(dataset, cache_dir=cache_dir, manual_dir=None)
+    by_sha256 = {}
+    for path in (cache_dir / "tfds" / "downloads").rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            by_sha256[hashlib.sha256(data).hexdigest()] = data
+    wanted = dict(zip(FILES, PINNED_SHA256[dataset], strict=True))
+    if not set(wanted.values()) <= by_sha256.keys():
+        raise NotFoundError(
+            f"the downloaded files of {dataset} are no longer in {cache_dir}/tfds/downloads; use --from DIR"
+        )
+    return {part: by_sha256[sha256] for part, sha256 in wanted.items()}

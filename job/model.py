@@ -1,0 +1,68 @@
+"""The Keras model and optimizer: the reference model, or the user's own.
+
+Owns architecture and initial weights, which depend only on config and seed. Build both inside `strategy.scope()`.
+"""
+
+import math
+from typing import Any
+
+from job.config import ModelSection, TrainSection
+from job.datasets import import_function
+from job.errors import ConfigError
+
+MOMENTUM = 0.9
+
+
+def model_input_shape(config: ModelSection, *, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What one example looks like to the model: flat for the reference model, an image for an own one."""
+    return image_shape if config.build else (math.prod(image_shape),)
+
+
+def build_model(
+    config: ModelSection, *, image_shape: tuple[int, ...], num_classes: int, seed: int, precision: str
+) -> Any:
+    """Build a Keras model: float32 [N, *input_shape] in 0..1 -> probabilities [N, num_classes].
+
+    Every call with the same arguments gives the same initial weights.
+
+    Raises:
+        ConfigError: the user's function is missing or returns something else.
+    """
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    input_shape = model_input_shape(config, image_shape=image_shape)
+    if config.build is None:
+        return _reference_model(config, keras, input_shape=input_shape, num_classes=num_classes)
+    model = import_function(config.build, field="model.build")(input_shape, num_classes)
+    if not isinstance(model, keras.Model):
+        raise ConfigError(f"model.build: {config.build} must return a keras.Model, received {type(model).__name__}")
+    if not model.built:
+        model.build((None, *input_shape))
+    if tuple(model.output_shape) != (None, num_classes):
+        raise ConfigError(
+            f"model.build: {config.build} must end in {num_classes} probabilities for each image, its output shape is "
+            f"{model.output_shape}"
+        )
+    return model
+
+
+def build_optimizer(config: TrainSection) -> Any:
+    """The configured update rule, not yet built for any variables."""
+    import keras
+
+    if config.optimizer == "adam":
+        return keras.optimizers.Adam(config.learning_rate)
+    return keras.optimizers.SGD(config.learning_rate, momentum=MOMENTUM if config.optimizer == "momentum" else 0.0)
+
+
+def _reference_model(config: ModelSection, keras: Any, *, input_shape: tuple[int, ...], num_classes: int) -> Any:
+    layers = [keras.Input(input_shape, name="image")]
+    for position, width in enumerate(config.hidden_units, start=1):
+        layers.append(keras.layers.Dense(width, activation=config.activation, name=f"hidden_{position}"))
+        if config.dropout:
+            layers.append(keras.layers.Dropout(config.dropout, name=f"dropout_{position}"))
+    # Softmax in bfloat16 would lose the small probabilities that the loss is made of.
+    layers.append(keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities"))
+    return keras.Sequential(layers, name="mnist")

@@ -1,0 +1,100 @@
+"""Log events: one JSON object a line in a cluster, short text lines on a terminal.
+
+Owns the format and the keys that every event carries. Native TensorFlow noise goes to stderr, not here.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal, TextIO
+
+LOGGER_NAME = "job"
+
+LogFormat = Literal["json", "text"]
+
+
+def emit(event: str, *, level: int = logging.INFO, **fields: object) -> None:
+    """Log one event with its own fields, in the order given."""
+    logging.getLogger(LOGGER_NAME).log(level, event, extra={"fields": fields})
+
+
+def warn(event: str, **fields: object) -> None:
+    """Log something that a person should look at although the run goes on."""
+    emit(event, level=logging.WARNING, **fields)
+
+
+def error(event: str, **fields: object) -> None:
+    """Log why the process ends."""
+    emit(event, level=logging.ERROR, **fields)
+
+
+def choose_format(configured: str, *, stream: TextIO) -> LogFormat:
+    """`auto` is text on a terminal and JSON elsewhere."""
+    if configured == "auto":
+        return "text" if stream.isatty() else "json"
+    return "json" if configured == "json" else "text"
+
+
+def configure(
+    log_format: LogFormat, *, run: str = "", attempt: str = "", write: Callable[[str], None] | None = None
+) -> None:
+    """Send events to stdout from now on; called again once the run and attempt are known.
+
+    Args:
+        write: takes each finished line instead of stdout; the progress bar needs that to stay in one piece.
+    """
+    logger = logging.getLogger(LOGGER_NAME)
+    handler = _LineHandler(write or _write_line)
+    handler.setFormatter(_JsonFormatter(run=run, attempt=attempt) if log_format == "json" else _TextFormatter())
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+def _write_line(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+class _LineHandler(logging.Handler):
+    """Hands each formatted record to a function."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(self.format(record))
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields: dict[str, object] = getattr(record, "fields", {})
+    return fields
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, *, run: str, attempt: str) -> None:
+        super().__init__()
+        self._fixed = {"run": run, "attempt": attempt, "worker": 0}
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        head = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
+        return json.dumps(head | self._fixed | _fields(record), default=str, ensure_ascii=False, allow_nan=True)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname} "
+        values = " ".join(f"{key}={_short(value)}" for key, value in _fields(record).items())
+        return f"{time} {level}{record.getMessage():<14} {values}".rstrip()
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return text if " " not in text else json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,78 @@
+"""The termination message: one JSON object that the kubelet puts into the pod's status.
+
+Rewritten while the run goes on, so that a pod killed for memory still says how far it was.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from job.contract import TERMINATION_MESSAGE_MAX_BYTES, ExitCode
+
+KUBELET_PATH = Path("/dev/termination-log")
+
+
+@dataclass(slots=True, kw_only=True)
+class Status:
+    """What is known about this attempt; filled in as the run goes on."""
+
+    run: str = ""
+    attempt: str = ""
+    outcome: str = "running"
+    code: ExitCode | None = None
+    reason: str = ""
+    step: int = 0
+    epoch: int = 0
+    accuracy: float | None = None
+    promoted: bool | None = None
+    commit: str | None = None
+    seconds: float = 0.0
+    started_seconds: float = field(default_factory=time.monotonic, repr=False)
+    path: Path | None = field(default=None, repr=False)
+    on_end: Callable[[], None] | None = field(default=None, repr=False)
+    """Called once the outcome is known, to log it."""
+
+    def end(self, *, outcome: str, code: ExitCode, reason: str = "") -> None:
+        """Record how it ended, write the message for the last time, and log it."""
+        self.outcome, self.code, self.reason = outcome, code, reason
+        self.write()
+        if self.on_end:
+            self.on_end()
+
+    def write(self) -> None:
+        """Rewrite the message; a path that cannot be written costs the message, never the run."""
+        self.seconds = round(time.monotonic() - self.started_seconds, 3)
+        if self.path is None:
+            return
+        content = {name: getattr(self, name) for name in _FIELDS}
+        data = json.dumps(content, ensure_ascii=False).encode()
+        if len(data) > TERMINATION_MESSAGE_MAX_BYTES:
+            excess = len(data) - TERMINATION_MESSAGE_MAX_BYTES
+            reason = self.reason.encode()
+            content["reason"] = reason[: max(0, len(reason) - 2 * excess - 16)].decode(errors="ignore") + " ..."
+            data = json.dumps(content, ensure_ascii=False).encode()[:TERMINATION_MESSAGE_MAX_BYTES]
+        with contextlib.suppress(OSError):
+            self.path.write_bytes(data)
+
+
+_FIELDS = (
+    "run",
+    "attempt",
+    "outcome",
+    "code",
+    "reason",
+    "step",
+    "epoch",
+    "accuracy",
+    "promoted",
+    "commit",
+    "seconds",
+)
+
+
+def choose_path(configured: Path | None) -> Path | None:
+    """The configured file, or the one that the kubelet mounts where it is there."""
+    return configured or (KUBELET_PATH if KUBELET_PATH.exists() else None)

@@ -1,0 +1,139 @@
+"""tf.data from arrays to chunks of batches: reshape, cast, /255, one-hot.
+
+Owns the order of the examples, which is a pure function of (seed, epoch, step): a position is one integer and nothing
+about an iterator is ever saved. Shapes: K steps in a chunk, B examples in a global batch, C classes.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.datasets import Images, Labels
+
+TARGET_STEPS_PER_CHUNK = 67
+"""About 40 ms of MNIST on two cores: the grain at which signals are seen; results do not depend on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """The rows of up to K consecutive steps of one epoch.
+
+    Attributes:
+        start_step: global step of the first one.
+        num_steps: how many of the K are real; the others are padding.
+        rows: int32 [K, B], positions in the training split; padding repeats row 0.
+        weights: float32 [K, B], 1 for a real example and 0 for padding.
+    """
+
+    start_step: int
+    num_steps: int
+    rows: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+
+def steps_per_epoch(num_examples: int, *, global_batch_size: int) -> int:
+    """Steps in one pass; the last batch may be smaller and is kept."""
+    return math.ceil(num_examples / global_batch_size)
+
+
+def choose_steps_per_chunk(steps: int) -> int:
+    """The divisor of an epoch's steps nearest to the target from below; the target where only tiny ones divide."""
+    if steps <= TARGET_STEPS_PER_CHUNK:
+        return steps
+    divisors = [size for size in range(1, TARGET_STEPS_PER_CHUNK + 1) if steps % size == 0]
+    return divisors[-1] if divisors[-1] >= TARGET_STEPS_PER_CHUNK // 2 else TARGET_STEPS_PER_CHUNK
+
+
+def epoch_order(*, seed: int, epoch: int, num_examples: int) -> NDArray[np.int64]:
+    """The permutation of one epoch (0-based): numpy's PCG64 seeded with [seed, epoch]."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_examples)
+
+
+def chunk_rows(
+    *, num_examples: int, global_batch_size: int, steps_per_chunk: int, seed: int, start_step: int, stop_step: int
+) -> Iterator[Chunk]:
+    """Chunks from `start_step` up to, not including, `stop_step`; none crosses the end of an epoch."""
+    steps = steps_per_epoch(num_examples, global_batch_size=global_batch_size)
+    order, order_epoch = np.empty(0, np.int64), -1
+    step = start_step
+    while step < stop_step:
+        epoch, step_in_epoch = divmod(step, steps)
+        if epoch != order_epoch:
+            order, order_epoch = epoch_order(seed=seed, epoch=epoch, num_examples=num_examples), epoch
+        # Chunk borders stay where they are in an uninterrupted epoch, wherever this one starts.
+        end_in_epoch = min((step_in_epoch // steps_per_chunk + 1) * steps_per_chunk, steps)
+        num_steps = min(end_in_epoch - step_in_epoch, stop_step - step)
+        real = order[step_in_epoch * global_batch_size : (step_in_epoch + num_steps) * global_batch_size]
+        rows = np.zeros(steps_per_chunk * global_batch_size, np.int32)
+        weights = np.zeros(steps_per_chunk * global_batch_size, np.float32)
+        rows[: len(real)], weights[: len(real)] = real, 1.0
+        shape = (steps_per_chunk, global_batch_size)
+        yield Chunk(start_step=step, num_steps=num_steps, rows=rows.reshape(shape), weights=weights.reshape(shape))
+        step += num_steps
+
+
+def make_chunks(
+    *,
+    images: Images,
+    labels: Labels,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    global_batch_size: int,
+    steps_per_chunk: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+) -> Any:
+    """A tf.data.Dataset of chunks, one after the other from `start_step`.
+
+    Args:
+        images: uint8 [N, ...]; labels: int64 [N].
+        image_shape: what the model takes, such as (784,).
+
+    Returns:
+        Elements (images float32 [K, B, *image_shape] in 0..1, one-hot float32 [K, B, C], weights float32 [K, B],
+        start_step int64, num_steps int32).
+    """
+    import tensorflow as tf
+
+    # Placed before the model's scope is entered: a mirrored copy on each device would only cost memory.
+    with tf.device("/CPU:0"):
+        flat_images = tf.constant(images.reshape(len(images), -1))
+        all_labels = tf.constant(labels.astype(np.int32))
+
+    def rows_of_chunks() -> Iterator[tuple[Any, ...]]:
+        for chunk in chunk_rows(
+            num_examples=len(labels),
+            global_batch_size=global_batch_size,
+            steps_per_chunk=steps_per_chunk,
+            seed=seed,
+            start_step=start_step,
+            stop_step=stop_step,
+        ):
+            yield chunk.rows, chunk.weights, chunk.start_step, chunk.num_steps
+
+    shape = (steps_per_chunk, global_batch_size)
+
+    def to_examples(rows: Any, weights: Any, start: Any, count: Any) -> tuple[Any, ...]:
+        # One gather, cast and one-hot for the whole chunk: 50 times faster than example by example.
+        pixels = tf.reshape(tf.gather(flat_images, rows), (*shape, *image_shape))
+        one_hot = tf.one_hot(tf.gather(all_labels, rows), num_classes, dtype=tf.float32)
+        return tf.cast(pixels, tf.float32) / 255.0, one_hot, weights, start, count
+
+    dataset = tf.data.Dataset.from_generator(
+        rows_of_chunks,
+        output_signature=(
+            tf.TensorSpec(shape, tf.int32),
+            tf.TensorSpec(shape, tf.float32),
+            tf.TensorSpec((), tf.int64),
+            tf.TensorSpec((), tf.int32),
+        ),
+    )
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1  # leave the cores to the training step
+    options.deterministic = True
+    return dataset.map(to_examples).prefetch(2).with_options(options)

@@ -1,0 +1,171 @@
+"""Publication: immutable objects under `attempts/<id>/`, then one create-only COMMIT.json.
+
+Owns the order of the writes and what a COMMIT says. Never imports TensorFlow; model files come as bytes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from job.contract import attempt_prefix, commit_key, run_key
+from job.errors import ConflictError, IntegrityError, NotFoundError
+from job.identity import canonical_json, sha256_hex
+from job.observe.logs import warn
+from job.store import Store
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """One object of a commit, with what proves its content."""
+
+    key: str
+    num_bytes: int
+    sha256: str
+
+
+def claim_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Record what decides the run's result, or check that it is what was recorded before; returns its digest.
+
+    Also proves on the very store in use that a second create-only write is refused.
+
+    Raises:
+        ConflictError: the run exists with another result digest.
+        NotFoundError: the store does not honour conditional writes.
+        IntegrityError: the recorded run.json cannot be read.
+    """
+    digest = sha256_hex(canonical_json(inputs))
+    key = run_key(run_id)
+    record = canonical_json({"format": FORMAT, "result_digest": digest, "inputs": inputs, "config": config})
+    standing = store.create(key, record)
+    recorded = parse_object(standing, key=key)
+    if recorded.get("result_digest") != digest:
+        raise ConflictError(
+            f"run {run_id} exists with another result digest ({_differences(recorded.get('inputs'), inputs)}); choose "
+            "another run.id or run.suffix, or repeat its settings"
+        )
+    if not store.refuses_second_create(key, standing):
+        raise NotFoundError(
+            f"store {store.uri} does not honour conditional writes: a second create-only write of {key} was accepted; use a "
+            "store that supports If-None-Match"
+        )
+    return digest
+
+
+def read_commit(store: Store, run_id: str) -> dict[str, Any] | None:
+    """The run's COMMIT, or None when it has no result yet.
+
+    Raises:
+        IntegrityError: it is there and cannot be read.
+    """
+    data = store.get(commit_key(run_id))
+    return None if data is None else parse_object(data, key=commit_key(run_id))
+
+
+def upload(store: Store, run_id: str, *, attempt_id: str, files: Mapping[str, bytes]) -> list[StoredFile]:
+    """Write an attempt's files (name below the attempt's folder -> content), each once.
+
+    Raises:
+        ConflictError: another content stands under one of the names.
+    """
+    stored = []
+    for name, data in sorted(files.items()):
+        key = attempt_prefix(run_id, attempt_id=attempt_id) + name
+        if store.create(key, data) != data:
+            raise ConflictError(f"store {store.uri}: {key} was written before with other content; start a new attempt")
+        stored.append(StoredFile(key=key, num_bytes=len(data), sha256=sha256_hex(data)))
+    return stored
+
+
+def commit(store: Store, run_id: str, *, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the run's result exist, and return the COMMIT that stands: ours, or an equal one that came first.
+
+    Equal content is the same result digest. Another weights digest, as two kinds of CPU can give, is a warning.
+
+    Raises:
+        ConflictError: the run is committed with another result digest.
+    """
+    key = commit_key(run_id)
+    standing = parse_object(store.create(key, canonical_json(content)), key=key)
+    check_same_result(standing, run_id=run_id, result_digest=content["result_digest"])
+    if standing.get("weights_digest") != content["weights_digest"]:
+        warn(
+            "commit.other_weights",
+            committed=standing.get("weights_digest"),
+            ours=content["weights_digest"],
+            reason="another attempt committed first, on hardware that computes other bits; its result stands",
+        )
+    return standing
+
+
+def check_same_result(standing: Mapping[str, Any], *, run_id: str, result_digest: str) -> None:
+    """Raises:
+    ConflictError: a COMMIT is of another result than this attempt works on.
+    """
+    if standing.get("result_digest") != result_digest:
+        raise ConflictError(
+            f"run {run_id} is committed with another result digest ({str(standing.get('result_digest'))[:16]}...); its "
+            "result stands; choose another run.id or run.suffix"
+        )
+
+
+def read_files(store: Store, commit_record: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every object that a COMMIT names, verified: name below the attempt's folder -> content.
+
+    Raises:
+        IntegrityError: an object is missing, or has another size or hash.
+    """
+    prefix = attempt_prefix(str(commit_record["run"]), attempt_id=str(commit_record["attempt"]))
+    files = {}
+    for entry in commit_record["files"]:
+        data = store.get(entry["key"])
+        if data is None:
+            raise IntegrityError(f"store {store.uri}: {entry['key']} is named by the COMMIT and does not exist")
+        if len(data) != entry["num_bytes"] or sha256_hex(data) != entry["sha256"]:
+            raise IntegrityError(
+                f"store {store.uri}: {entry['key']} is not the object that was committed (size or SHA-256)"
+            )
+        if not entry["key"].startswith(prefix):
+            raise IntegrityError(f"store {store.uri}: the COMMIT names {entry['key']}, outside {prefix}")
+        files[entry["key"].removeprefix(prefix)] = data
+    return files
+
+
+def parse_object(data: bytes, *, key: str) -> dict[str, Any]:
+    """A stored JSON object.
+
+    Raises:
+        IntegrityError: it is not one.
+    """
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise IntegrityError(f"store: {key} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise IntegrityError(f"store: {key} must hold a JSON object, received {type(content).__name__}")
+    return content
+
+
+def _differences(recorded: object, inputs: Mapping[str, Any]) -> str:
+    """The settings in which two runs differ, for the error message."""
+    if not isinstance(recorded, dict):
+        return "its settings are not recorded"
+    before, now = _flatten(recorded), _flatten(inputs)
+    changed = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    return "; ".join(changed[:3])
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

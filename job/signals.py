@@ -1,0 +1,52 @@
+"""SIGTERM and SIGINT: the first one asks the run to stop.
+
+Outside a deferred block the main thread is interrupted where it stands, which is safe because every state of a run is
+safe against a kill; inside, the block looks at `requested` itself.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+
+class StopRequested(BaseException):  # like KeyboardInterrupt: nothing between here and __main__ may catch it
+    """The process was asked to stop."""
+
+
+class StopSignal:
+    """Whether a stop was requested, and when the main thread may be interrupted."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        """Name of the first signal, such as SIGTERM."""
+        self._is_deferred = False
+
+    def install(self) -> None:
+        """Take SIGTERM and SIGINT; as PID 1 the kernel drops SIGTERM until this has run."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """No interruption inside; one that came meanwhile is raised at the end."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+        self.check()
+
+    def check(self) -> None:
+        """Raises:
+        StopRequested: a signal has come.
+        """
+        if self.requested:
+            raise StopRequested(self.requested)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:  # asked before: the way out must not be interrupted again
+            return
+        self.requested = signal.Signals(number).name
+        if not self._is_deferred:
+            raise StopRequested(self.requested)

@@ -1,0 +1,144 @@
+"""The steps: many optimizer updates in one graph call, for one replica or several.
+
+Owns the step function, its compilation and the metric sums of the running epoch. Knows nothing about epochs' ends,
+stores, checkpoints or signals: it yields after every chunk and `training.py` decides.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from job.errors import TrainingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkResult:
+    """Where training stands after a chunk.
+
+    Attributes:
+        step: optimizer updates done in the whole run.
+        loss_sum, num_correct, num_examples: sums over the running epoch so far.
+        seconds: wall time of this chunk, the wait for its data included.
+    """
+
+    step: int
+    loss_sum: float
+    num_correct: int
+    num_examples: int
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean categorical crossentropy of the running epoch so far, in nats."""
+        return self.loss_sum / self.num_examples
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the running epoch's examples classified correctly before their update, 0..1."""
+        return self.num_correct / self.num_examples
+
+
+class StepRunner:
+    """Runs chunks of steps on a model and optimizer built in the strategy's scope."""
+
+    def __init__(self, strategy: Any, *, model: Any, optimizer: Any, compile_with: str) -> None:
+        """`compile_with` is `xla` or `graph`; model and optimizer may be mirrored over several devices."""
+        import tensorflow as tf
+
+        self._strategy = strategy
+        with strategy.scope():
+            optimizer.build(model.trainable_variables)
+            # Summed on each replica and read once a chunk: a reduction at every step would cost more than the step.
+            self._sums = {
+                name: tf.Variable(
+                    tf.zeros((), dtype),
+                    trainable=False,
+                    synchronization=tf.VariableSynchronization.ON_READ,
+                    aggregation=tf.VariableAggregation.SUM,
+                    name=name,
+                )
+                for name, dtype in (("loss_sum", tf.float64), ("num_correct", tf.int64), ("num_examples", tf.int64))
+            }
+        self._run_steps = _make_run_steps(
+            strategy, model=model, optimizer=optimizer, sums=self._sums, is_xla=compile_with == "xla"
+        )
+
+    def start_epoch(self) -> None:
+        """Set the metric sums to zero."""
+        for variable in self._sums.values():
+            for local in self._strategy.experimental_local_results(variable):
+                local.assign(local.dtype.as_numpy_dtype(0))
+
+    def run(self, chunks: Any, *, steps_per_epoch: int) -> Iterator[ChunkResult]:
+        """Train on every chunk of the dataset, yielding after each.
+
+        Raises:
+            TrainingError: the loss is not finite, naming epoch and step; that update must not be kept.
+        """
+        started = time.monotonic()
+        for images, one_hot, weights, start_step, num_steps in chunks:
+            first_step = int(start_step)
+            if first_step % steps_per_epoch == 0:
+                self.start_epoch()
+            bad_step = int(self._run_steps(images, one_hot, weights, num_steps))
+            if bad_step >= 0:
+                epoch, step_in_epoch = divmod(first_step + bad_step, steps_per_epoch)
+                raise TrainingError(
+                    f"loss is not finite in epoch {epoch + 1}, step {step_in_epoch + 1} of {steps_per_epoch} (global step "
+                    f"{first_step + bad_step + 1}); nothing after it is kept; lower train.learning_rate"
+                )
+            sums = {name: variable.numpy() for name, variable in self._sums.items()}
+            now = time.monotonic()
+            yield ChunkResult(
+                step=first_step + int(num_steps),
+                loss_sum=float(sums["loss_sum"]),
+                num_correct=int(sums["num_correct"]),
+                num_examples=int(sums["num_examples"]),
+                seconds=now - started,
+            )
+            started = time.monotonic()
+
+
+def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str, Any], is_xla: bool) -> Any:
+    """A function (images [K, B, ...], one-hot [K, B, C], weights [K, B], num_steps) -> first bad step or -1."""
+    import keras
+    import tensorflow as tf
+
+    num_replicas = strategy.num_replicas_in_sync
+
+    def replica_step(images: Any, one_hot: Any, weights: Any) -> Any:
+        """One update from this replica's share of the global batch; returns the sum of its losses."""
+        # Keras sums gradients over replicas, so each divides by the weights of the whole global batch.
+        total_weight = tf.reduce_sum(weights)
+        share = images.shape[0] // num_replicas
+        if num_replicas > 1:
+            start = tf.distribute.get_replica_context().replica_id_in_sync_group * share
+            images, one_hot, weights = (tensor[start : start + share] for tensor in (images, one_hot, weights))
+        with tf.GradientTape() as tape:
+            probabilities = model(images, training=True)
+            losses = keras.losses.categorical_crossentropy(one_hot, probabilities) * weights
+            loss_sum = tf.reduce_sum(losses)
+            objective = loss_sum / total_weight
+            if model.losses:  # penalties that layers of an own model ask for
+                objective += tf.add_n(model.losses) / num_replicas
+        gradients = tape.gradient(objective, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        is_correct = (tf.argmax(probabilities, 1) == tf.argmax(one_hot, 1)) & (weights > 0)
+        sums["loss_sum"].assign_add(tf.cast(loss_sum, tf.float64))
+        sums["num_correct"].assign_add(tf.reduce_sum(tf.cast(is_correct, tf.int64)))
+        sums["num_examples"].assign_add(tf.cast(tf.reduce_sum(weights), tf.int64))
+        return loss_sum
+
+    @tf.function(jit_compile=True if is_xla else None)
+    def run_steps(images: Any, one_hot: Any, weights: Any, num_steps: Any) -> Any:
+        # `while` over tensors: `for i in tf.range(n)` would compile again for every n.
+        index, bad_step = tf.constant(0), tf.constant(-1)
+        while index < num_steps:
+            loss_sums = strategy.run(replica_step, args=(images[index], one_hot[index], weights[index]))
+            is_finite = tf.reduce_all([tf.math.is_finite(s) for s in strategy.experimental_local_results(loss_sums)])
+            bad_step = tf.where((bad_step < 0) & ~is_finite, index, bad_step)
+            index += 1
+        return bad_step
+
+    return run_steps

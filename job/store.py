@@ -1,0 +1,219 @@
+"""The only module that talks to a store: create, put, get, list and delete of whole objects under keys.
+
+`s3:`, `gs:` and `az:` go through obstore, `file:` through our own small code, because obstore's local store never
+fsyncs. Both are wrapped by `Store`, which owns retries, the deadline, and the translation of every failure into a
+typed error. It knows nothing about runs.
+"""
+
+import concurrent.futures
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from job.errors import UnavailableError
+from job.observe.logs import warn
+
+_FIRST_BACKOFF_SECONDS = 0.2
+_MAX_BACKOFF_SECONDS = 5.0
+
+T = TypeVar("T")
+
+
+class TransientError(Exception):
+    """A request failed in a way that may pass: try again until the deadline."""
+
+
+class AlreadyExists(Exception):  # noqa: N818 - an answer, not a fault
+    """A create-only write was refused because the key is taken, or was being written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One object in a listing."""
+
+    key: str
+    num_bytes: int
+    modified_seconds: float
+    """Seconds since the epoch, by the store's clock."""
+
+
+class Backend(Protocol):
+    """One request each. Raises `TransientError`, `AlreadyExists`, `FileNotFoundError` or a typed job error."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a new object; `AlreadyExists` when the key is taken."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, replacing an older one in one step."""
+
+    def get(self, key: str) -> bytes:
+        """Read an object; `FileNotFoundError` when absent."""
+
+    def list_objects(self, prefix: str) -> list[Entry]:
+        """All objects whose key starts with the folder `prefix`, sorted by key."""
+
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly under `prefix`, sorted."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; absent is fine."""
+
+
+class Store:
+    """Whole objects under keys, with every operation bounded by a deadline.
+
+    Requests run in a worker thread: in the main thread a native call would hold SIGTERM back until it returns.
+    """
+
+    def __init__(self, backend: Backend, *, uri: str, deadline_seconds: float) -> None:
+        self.uri = uri
+        self._backend = backend
+        self._deadline_seconds = deadline_seconds
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    def create(self, key: str, data: bytes) -> bytes:
+        """Write `data` under a new key and return what stands there: `data` itself, or what another wrote first.
+
+        A refusal or a lost reply may hide our own success, so the key is read again before it is called lost.
+        """
+
+        def attempt() -> bytes:
+            try:
+                self._backend.create(key, data)
+            except AlreadyExists as refused:
+                return self._reread(key, cause=refused)
+            except TransientError:
+                standing = self._peek(key)
+                if standing is None:
+                    raise
+                return standing
+            return data
+
+        return self._until_deadline("create", key, attempt)
+
+    def refuses_second_create(self, key: str, standing: bytes) -> bool:
+        """Whether a create-only write of an existing key is refused; writes its own content again, so it does no harm."""
+
+        def attempt() -> bool:
+            try:
+                self._backend.create(key, standing)
+            except AlreadyExists:
+                return True
+            return False
+
+        return self._until_deadline("create", key, attempt)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write `data`, replacing what is there."""
+        self._until_deadline("put", key, lambda: self._backend.put(key, data))
+
+    def get(self, key: str) -> bytes | None:
+        """Read an object; None when absent."""
+
+        def attempt() -> bytes | None:
+            try:
+                return self._backend.get(key)
+            except FileNotFoundError:
+                return None
+
+        return self._until_deadline("get", key, attempt)
+
+    def list_objects(self, prefix: str) -> list[Entry]:
+        """All objects under a folder, sorted by key; also the probe that tells whether the bucket is there."""
+        return self._until_deadline("list", prefix, lambda: self._backend.list_objects(prefix))
+
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly under `prefix`, sorted."""
+        return self._until_deadline("list", prefix, lambda: self._backend.list_folders(prefix))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; absent is fine."""
+        self._until_deadline("delete", key, lambda: self._backend.delete(key))
+
+    def location(self, key: str) -> str:
+        """The full URI of a key, for people."""
+        return f"{self.uri.rstrip('/')}/{key}"
+
+    def _reread(self, key: str, *, cause: Exception) -> bytes:
+        try:
+            return self._backend.get(key)
+        except FileNotFoundError:  # AWS answers 409 while another writes: nothing may stand there yet
+            raise TransientError(f"create was refused, but {key} is absent") from cause
+
+    def _peek(self, key: str) -> bytes | None:
+        try:
+            return self._backend.get(key)
+        except (FileNotFoundError, TransientError):
+            return None
+
+    def _until_deadline(self, verb: str, key: str, attempt: Callable[[], T]) -> T:
+        """Run `attempt` until it succeeds, fails for good, or the deadline has passed."""
+        deadline = time.monotonic() + self._deadline_seconds
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                return self._in_worker(attempt, deadline=deadline)
+            except TransientError as error:
+                wait = backoff * random.uniform(0.5, 1.5)
+                if time.monotonic() + wait >= deadline:
+                    raise UnavailableError(
+                        f"store {self.uri}: {verb} {key or '(root)'} failed for {self._deadline_seconds:g} s "
+                        f"(store.deadline_seconds): {error}; check the endpoint and the network, then start again"
+                    ) from error
+                warn("store.retry", verb=verb, key=key, wait_seconds=round(wait, 2), reason=str(error))
+                time.sleep(wait)
+                backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+
+    def _in_worker(self, attempt: Callable[[], T], *, deadline: float) -> T:
+        future = self._executor.submit(attempt)
+        try:
+            return future.result(timeout=max(deadline - time.monotonic(), 0.001))
+        except concurrent.futures.TimeoutError as error:
+            # The stuck request keeps its thread until its own time-out; later calls get a fresh one.
+            self._executor.shutdown(wait=False)
+            self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="store")
+            raise TransientError("no answer before the deadline") from error
+
+
+def open_store(
+    uri: str,
+    *,
+    environ: Mapping[str, str],
+    endpoint: str | None = None,
+    region: str | None = None,
+    path_style: bool | None = None,
+    timeout_seconds: float = 30.0,
+    deadline_seconds: float = 120.0,
+) -> Store:
+    """Open the store at `uri` (`file:`, `s3://`, `gs://`, `az://`) without a request to it.
+
+    Raises:
+        ConfigError: a URI that cannot be one.
+        AccessDeniedError: no credentials under the provider's environment names.
+    """
+    backend: Backend
+    if uri.startswith("file:"):
+        from job.store_file import FolderBackend, folder_of
+
+        folder = folder_of(uri)
+        backend = FolderBackend(folder)
+        uri = f"file:{folder}"
+    else:
+        from job.store_cloud import CloudBackend
+
+        backend = CloudBackend(
+            uri,
+            environ=environ,
+            endpoint=endpoint,
+            region=region,
+            path_style=path_style,
+            timeout_seconds=timeout_seconds,
+        )
+    return Store(backend, uri=uri, deadline_seconds=deadline_seconds)
+
+
+def is_store_uri(text: str) -> bool:
+    """Whether `text` names a store rather than a local folder."""
+    return text.startswith(("file:", "s3://", "gs://", "az://"))

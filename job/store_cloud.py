@@ -1,0 +1,205 @@
+"""The `s3:`, `gs:` and `az:` stores through obstore: one request a verb, failures translated.
+
+Retries are not made here: counts of retries bound nothing, so `Store` owns them with a deadline.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnknownConfigurationKeyError,
+)
+from obstore.exceptions import (
+    NotFoundError as ObjectNotFoundError,
+)
+from obstore.store import from_url
+
+from job.errors import AccessDeniedError, ConfigError, NotFoundError
+from job.store import AlreadyExists, Entry, TransientError
+
+# Any one complete group is enough; read by obstore itself, listed here to refuse early and by name.
+_CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "s3": (
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
+        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI",),
+        ("AWS_SKIP_SIGNATURE",),
+    ),
+    "gs": (
+        ("GOOGLE_APPLICATION_CREDENTIALS",),
+        ("GOOGLE_SERVICE_ACCOUNT",),
+        ("GOOGLE_SERVICE_ACCOUNT_PATH",),
+        ("GOOGLE_SERVICE_ACCOUNT_KEY",),
+        ("GOOGLE_SKIP_SIGNATURE",),
+    ),
+    "az": (
+        ("AZURE_STORAGE_ACCOUNT_KEY",),
+        ("AZURE_STORAGE_ACCESS_KEY",),
+        ("AZURE_STORAGE_SAS_TOKEN",),
+        ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"),
+        ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
+        ("AZURE_STORAGE_USE_EMULATOR",),
+    ),
+}
+
+_MISSING_CODES = ("NoSuchBucket", "ContainerNotFound")
+_ACCESS_CODES = (
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+)
+_REGION_CODES = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
+
+
+class CloudBackend:
+    """Objects in a bucket, below an optional prefix."""
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        environ: Mapping[str, str],
+        endpoint: str | None,
+        region: str | None,
+        path_style: bool | None,
+        timeout_seconds: float,
+    ) -> None:
+        self._uri = uri
+        scheme = uri.partition(":")[0]
+        _require_credentials(scheme, environ=environ)
+        endpoint = endpoint or (environ.get("AWS_ENDPOINT_URL") if scheme == "s3" else None)
+        timeout = timedelta(seconds=timeout_seconds)
+        options: dict[str, Any] = {
+            "client_options": {
+                "timeout": timeout,
+                "connect_timeout": min(timeout, timedelta(seconds=10)),
+                "allow_http": bool(endpoint and endpoint.startswith("http://")),
+            },
+            "retry_config": {"max_retries": 0, "retry_timeout": timeout},
+        }
+        if endpoint:
+            options["base_url" if scheme == "gs" else "endpoint"] = endpoint
+        if scheme == "s3":
+            is_path_style = path_style if path_style is not None else endpoint is not None
+            options["virtual_hosted_style_request"] = not is_path_style
+            options |= {"region": region} if region else {}
+        try:
+            self._store = from_url(uri, **options)
+        except (BaseError, ValueError, UnknownConfigurationKeyError) as error:
+            raise ConfigError(f"store.uri: {uri} cannot be opened: {_one_line(error)}") from error
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a new object with one conditional PUT; `AlreadyExists` when the key is taken."""
+        with self._translated(key):
+            obstore.put(self._store, key, data, mode="create", use_multipart=False)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, replacing an older one."""
+        with self._translated(key):
+            obstore.put(self._store, key, data)
+
+    def get(self, key: str) -> bytes:
+        """Read an object; `FileNotFoundError` when absent."""
+        with self._translated(key):
+            return bytes(obstore.get(self._store, key).bytes())
+
+    def list_objects(self, prefix: str) -> list[Entry]:
+        """All objects under a folder, sorted by key."""
+        with self._translated(prefix):
+            found = obstore.list(self._store, prefix or None).collect()
+        entries = [
+            Entry(key=item["path"], num_bytes=item["size"], modified_seconds=item["last_modified"].timestamp())
+            for item in found
+        ]
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly under `prefix`, sorted."""
+        with self._translated(prefix):
+            found = obstore.list_with_delimiter(self._store, prefix or None)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
+    def delete(self, key: str) -> None:
+        """Remove an object; absent is fine."""
+        with self._translated(key):
+            try:
+                obstore.delete(self._store, key)
+            except FileNotFoundError:
+                return
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except AlreadyExistsError as error:
+            raise AlreadyExists(key) from error
+        except (ObjectNotFoundError, FileNotFoundError) as error:
+            self._raise_unless_missing_key(error)
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise AccessDeniedError(
+                f"store {self._uri}: access denied: {_reason(error)}; check the credentials"
+            ) from error
+        except InvalidPathError as error:
+            raise ConfigError(f"store.uri: {self._uri}: {_one_line(error)}") from error
+        except BaseError as error:
+            self._raise_by_code(error)
+
+    def _raise_unless_missing_key(self, error: Exception) -> NoReturn:
+        if any(code in str(error) for code in _MISSING_CODES):
+            raise NotFoundError(
+                f"store {self._uri}: the bucket does not exist; create it or correct store.uri"
+            ) from error
+        raise FileNotFoundError(_one_line(error)) from error
+
+    def _raise_by_code(self, error: BaseError) -> NoReturn:
+        """Tell apart what obstore reports as one generic error, by the code in the server's reply."""
+        text = str(error)
+        if any(code in text for code in _MISSING_CODES):
+            raise NotFoundError(
+                f"store {self._uri}: the bucket does not exist; create it or correct store.uri"
+            ) from error
+        if any(f"<Code>{code}</Code>" in text for code in _ACCESS_CODES):
+            raise AccessDeniedError(
+                f"store {self._uri}: access denied: {_reason(error)}; check the credentials"
+            ) from error
+        if any(f"<Code>{code}</Code>" in text for code in _REGION_CODES):
+            raise ConfigError(
+                f"store.region: the bucket of {self._uri} is in another region: {_reason(error)}"
+            ) from error
+        raise TransientError(_reason(error)) from error
+
+
+def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
+    """Refuse at once, instead of waiting for a metadata server that is not there."""
+    groups = _CREDENTIALS[scheme]
+    if not any(all(environ.get(name) for name in group) for group in groups):
+        choices = ", or ".join(" and ".join(group) for group in groups)
+        raise AccessDeniedError(f"store {scheme}://: no credentials found in the environment; set {choices}")
+
+
+def _reason(error: BaseException) -> str:
+    """The server's own code and message where there is one, else the first line of the error."""
+    text = _one_line(error)
+    code = re.search(r"<Code>(.*?)</Code>", text)
+    message = re.search(r"<Message>(.*?)</Message>", text)
+    if code:
+        return f"{code.group(1)}: {message.group(1)}" if message else code.group(1)
+    return text.partition(" Debug source")[0][:300]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

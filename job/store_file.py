@@ -1,0 +1,157 @@
+"""The `file:` store: the same verbs as an object store over a folder, safe against crashes and power loss.
+
+A write is a temporary file, fsync, then `os.link` (create-only) or `os.replace`, then fsync of the folder. Needs a
+file system with hard links.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from job.errors import AccessDeniedError, ConfigError, NotFoundError, UnavailableError
+from job.store import AlreadyExists, Entry, TransientError
+
+TEMPORARY_PREFIX = ".tmp-"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def folder_of(uri: str) -> Path:
+    """The absolute folder that a `file:` URI names; relative ones are taken from the working folder."""
+    path = uri.removeprefix("file:")
+    if path.startswith("//"):
+        path = path[2:]
+        if not path.startswith(("/", "./", "../")):
+            raise ConfigError(f"store.uri: must be file:/absolute or file:./relative, received {uri!r}")
+    return Path(os.path.abspath(path))
+
+
+class FolderBackend:
+    """Objects are plain files under one folder; folders are made when needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a new file; `AlreadyExists` when the name is taken."""
+        with self._temporary(key, data) as (temporary, path):
+            try:
+                os.link(temporary, path)
+            except FileExistsError as error:
+                raise AlreadyExists(key) from error
+            _fsync_folder(path.parent)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write a file, replacing an older one in one step."""
+        with self._temporary(key, data) as (temporary, path):
+            temporary.replace(path)
+            _fsync_folder(path.parent)
+
+    def get(self, key: str) -> bytes:
+        """Read a file; `FileNotFoundError` when absent."""
+        with self._translated(key):
+            try:
+                return self._path(key).read_bytes()
+            except NotADirectoryError as error:
+                raise FileNotFoundError(key) from error
+
+    def list_objects(self, prefix: str) -> list[Entry]:
+        """All files under a folder, sorted by key, without unfinished temporary ones."""
+        entries = []
+        with self._translated(prefix):
+            for folder, _, names in os.walk(self._path(prefix), onerror=_raise_unless_absent):
+                for name in names:
+                    if name.startswith(TEMPORARY_PREFIX):
+                        continue
+                    path = Path(folder, name)
+                    with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                        status = path.stat()
+                        key = path.relative_to(self._folder).as_posix()
+                        entries.append(Entry(key=key, num_bytes=status.st_size, modified_seconds=status.st_mtime))
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly under `prefix`, sorted."""
+        with self._translated(prefix):
+            try:
+                return sorted(entry.name for entry in os.scandir(self._path(prefix)) if entry.is_dir())
+            except FileNotFoundError:
+                return []
+
+    def delete(self, key: str) -> None:
+        """Remove a file; absent is fine."""
+        with self._translated(key):
+            path = self._path(key)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                _fsync_folder(path.parent)
+
+    def _path(self, key: str) -> Path:
+        path = self._folder / key
+        assert ".." not in path.parts and path.is_relative_to(self._folder), key
+        return path
+
+    @contextlib.contextmanager
+    def _temporary(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
+        """A finished, synced temporary file next to the final path; gone afterwards."""
+        with self._translated(key):
+            path = self._path(key)
+            _make_folder(path.parent)
+            temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary, path
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+
+    @contextlib.contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        """Turn what the operating system says into what the user can do."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            where = f"store file:{self._folder}: {key or '(root)'}"
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            if error.errno in _NO_ACCESS:
+                raise AccessDeniedError(f"{where}: {reason}; choose a folder that can be written: store.uri") from error
+            if error.errno in _NO_SPACE:
+                raise UnavailableError(
+                    f"{where}: {reason}; make room or choose another folder, then start again"
+                ) from error
+            if error.errno in (errno.ENOTDIR, errno.EEXIST):
+                raise NotFoundError(f"{where}: {reason}; a file stands where store.uri needs a folder") from error
+            raise TransientError(f"{key}: {reason}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, each of them durable before anything is written inside."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        _fsync_folder(folder.parent)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
