@@ -130,7 +130,6 @@ def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str
         sums["num_examples"].assign_add(tf.cast(tf.reduce_sum(weights), tf.int64))
         return loss_sum
 
-    @tf.function(jit_compile=True if is_xla else None)
     def run_steps(images: Any, one_hot: Any, weights: Any, num_steps: Any) -> Any:
         # `while` over tensors: `for i in tf.range(n)` would compile again for every n.
         index, bad_step = tf.constant(0), tf.constant(-1)
@@ -141,4 +140,4 @@ def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str
             index += 1
         return bad_step
 
-    return run_steps
+    return tf.function(run_steps, jit_compile=True if is_xla else None)

@@ -1,0 +1,182 @@
+"""Shared fixtures: real processes, real files, a real S3 API. Nothing here knows what the job does inside."""
+
+import gzip
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+_REPOSITORY = Path(__file__).parent.parent
+_DEFAULT_MNIST = _REPOSITORY.parent / "shared" / "data" / "mnist"
+
+IS_CI = os.environ.get("CI") == "true"
+
+# Small enough for one second of training, large enough to learn.
+QUICK = (
+    "--data.source=digits",
+    "--train.optimizer=momentum",
+    "--train.learning_rate=0.1",
+    "--train.global_batch_size=32",
+    "--train.epochs=2",
+)
+
+
+def skip_or_fail(reason: str) -> None:
+    """A missing tool is a loud skip on a laptop and an error in CI."""
+    if IS_CI:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A finished `mnist-job` process."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The JSON log lines."""
+        return [json.loads(line) for line in self.stdout.splitlines() if line.startswith("{")]
+
+    def event(self, name: str) -> dict[str, Any]:
+        """The last event of that name."""
+        return [event for event in self.events if event["event"] == name][-1]
+
+    @property
+    def error(self) -> str:
+        """The lines that our own program wrote to stderr; TensorFlow's own noise is left out."""
+        return "\n".join(line for line in self.stderr.splitlines() if line.startswith("mnist-job:"))
+
+
+RunJob = Callable[..., Finished]
+
+
+def job_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a job process: this one without settings and credentials of whoever runs the tests."""
+    dropped = ("MNIST_", "AWS_", "GOOGLE_", "AZURE_", "POD_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    return clean | {"CUDA_VISIBLE_DEVICES": ""} | dict(extra or {})
+
+
+def job_command(arguments: Sequence[str]) -> list[str]:
+    """How a job process is started."""
+    return [sys.executable, "-m", "job", *arguments]
+
+
+@pytest.fixture
+def run_job(tmp_path: Path) -> RunJob:
+    """Run `mnist-job` with its store, cache and working folder below `tmp_path`, in a real process."""
+
+    def run(
+        *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120, prefix: Sequence[str] = ()
+    ) -> Finished:
+        environment = job_environment({"XDG_CACHE_HOME": str(tmp_path / "cache"), **(env or {})})
+        done = subprocess.run(
+            [*prefix, *job_command(arguments)],
+            cwd=tmp_path,
+            env=environment | {"PYTHONPATH": os.pathsep.join([str(_REPOSITORY), environment.get("PYTHONPATH", "")])},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Finished(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The folder with the four canonical MNIST files."""
+    folder = Path(os.environ.get("MNIST_TEST_DATA", _DEFAULT_MNIST))
+    if not all((folder / name).is_file() for name in IDX_FILES):
+        skip_or_fail(f"no MNIST in {folder}; set MNIST_TEST_DATA to a folder with the four .gz files")
+    return folder
+
+
+def to_idx(array: NDArray[np.uint8]) -> bytes:
+    """An IDX file, compressed: images [N, height, width] or labels [N]."""
+    header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
+    return gzip.compress(header + array.tobytes(), mtime=0)
+
+
+@pytest.fixture
+def small_idx(tmp_path: Path) -> Path:
+    """A folder with four small IDX files of random images and labels 0..9: 320 for training, 100 for testing."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, count in zip(IDX_FILES, (320, 320, 100, 100), strict=True):
+        shape = (count, 28, 28) if "images" in name else (count,)
+        (folder / name).write_bytes(to_idx(random.integers(0, 256 if "images" in name else 10, shape, np.uint8)))
+    return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3:
+    """A bucket on a local S3 server."""
+
+    endpoint: str
+    bucket: str
+    env: dict[str, str]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Settings that reach it."""
+        return (
+            f"--store.uri=s3://{self.bucket}/prefix",
+            f"--store.endpoint={self.endpoint}",
+            "--store.region=us-east-1",
+        )
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """moto's S3 server: a real HTTP API that honours conditional writes. Its URL."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str) -> S3:
+    """A fresh bucket."""
+    import urllib.request
+
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{bucket}", method="PUT"), timeout=10).close()
+    env = {"AWS_ACCESS_KEY_ID": "canary-id", "AWS_SECRET_ACCESS_KEY": "canary-secret"}
+    return S3(endpoint=s3_server, bucket=bucket, env=env)
+
+
+@pytest.fixture
+def dead_port() -> int:
+    """A local port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
