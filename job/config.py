@@ -116,9 +116,10 @@ class DataSection(Section):
     @property
     def name(self) -> str:
         """What the data is called in results: sources of other data never pass for MNIST."""
-        if self.source in ("tfds", "idx") or "dataset" in self.model_fields_set:
-            return self.dataset if self.source != "digits" else "digits"
-        return self.source.replace(":", ".")
+        if self.source in ("tfds", "idx"):
+            return self.dataset
+        is_named = self.source != "digits" and self.dataset != DataSection.model_fields["dataset"].default
+        return self.dataset if is_named else self.source.replace(":", ".")
 
 
 class ModelSection(Section):

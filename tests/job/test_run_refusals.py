@@ -1,0 +1,172 @@
+"""Runs whose store or network says no: the exit code, one line, and nothing lost."""
+
+import http.server
+import json
+import os
+import pty
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import QUICK, S3, RunJob, job_command, job_environment, skip_or_fail
+
+
+def in_namespace(*setup: str) -> list[str]:
+    """A command prefix that runs in own mount and network namespaces after some set-up; root only."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        skip_or_fail("own mount namespaces are not allowed here")
+    return ["unshare", "--mount", "sh", "-ec", "; ".join((*setup, 'exec "$@"')), "sh"]
+
+
+def test_missing_bucket_is_66(run_job: RunJob, s3: S3) -> None:
+    flags = [flag.replace(s3.bucket, "no-such-bucket") for flag in s3.flags]
+    done = run_job("run", *QUICK, *flags, env=s3.env)
+
+    assert done.code == 66
+    assert "the bucket does not exist" in done.error
+
+
+def test_dead_endpoint_is_69_within_the_deadline(run_job: RunJob, s3: S3, dead_port: int) -> None:
+    started = time.monotonic()
+    done = run_job(
+        "run",
+        *QUICK,
+        *s3.flags,
+        f"--store.endpoint=http://127.0.0.1:{dead_port}",
+        "--store.deadline_seconds=2",
+        env=s3.env,
+    )
+
+    assert done.code == 69
+    assert "store.deadline_seconds" in done.error
+    assert time.monotonic() - started < 15
+    assert done.event("store.retry")["verb"] == "list"
+    assert done.event("run.end")["code"] == 69
+
+
+def test_no_credentials_is_77_naming_the_variables(run_job: RunJob, s3: S3) -> None:
+    done = run_job("run", *QUICK, *s3.flags)
+
+    assert done.code == 77
+    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in done.error
+
+
+@pytest.fixture
+def forbidding_server() -> Iterator[str]:
+    """An S3 endpoint that knows nobody."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<Error><Code>InvalidAccessKeyId</Code><Message>unknown key</Message></Error>"
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_PUT = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_wrong_credentials_is_77_at_once(run_job: RunJob, s3: S3, forbidding_server: str) -> None:
+    done = run_job("run", *QUICK, *s3.flags, f"--store.endpoint={forbidding_server}", env=s3.env)
+
+    assert done.code == 77
+    assert "access denied" in done.error
+    assert "store.retry" not in [event["event"] for event in done.events]
+    assert "canary" not in done.stdout + done.stderr
+
+
+def test_read_only_output_folder_is_77(run_job: RunJob, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    prefix = in_namespace(f"mount --bind {out} {out}", f"mount -o remount,ro,bind {out}")
+    done = run_job("run", *QUICK, prefix=prefix)
+
+    assert done.code == 77
+    assert "Read-only file system; choose a folder that can be written: store.uri" in done.error
+
+
+@pytest.mark.tf
+def test_full_output_folder_is_69_and_the_run_goes_through_once_there_is_room(run_job: RunJob, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    prefix = in_namespace(f"mount -t tmpfs -o size=1m tmpfs {out}")
+    done = run_job("run", *QUICK, "--run.id=r", prefix=prefix)
+
+    assert done.code == 69
+    assert "No space left on device; make room" in done.error
+    assert run_job("run", *QUICK, "--run.id=r").code == 0
+
+
+@pytest.mark.tf
+def test_run_on_the_embedded_digits_needs_no_network(run_job: RunJob) -> None:
+    started = time.monotonic()
+    done = run_job("run", *QUICK, "--train.epochs=20", prefix=["unshare", "--net"] if os.geteuid() == 0 else ())
+
+    assert done.code == 0, done.stderr
+    assert done.event("run.end")["accuracy"] > 0.93
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.tf
+def test_a_person_at_a_terminal_sees_progress_and_a_summary(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        job_command(["run", *QUICK, "--train.epochs=300"]),
+        cwd=tmp_path,
+        env=job_environment({"PYTHONPATH": str(Path.cwd()), "TERM": "xterm", "COLUMNS": "140"}),
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # Linux's way to say that the other side closed
+            break
+    os.close(ours)
+    text = shown.decode()
+
+    assert process.wait(timeout=60) == 0
+    for wanted in ("images/s", "ETA", "accuracy", "epoch.end", "Committed run local.digits-", "mnist-job verify --run"):
+        assert wanted in text
+    assert '{"time"' not in text
+
+
+def test_settings_without_effect_are_said(run_job: RunJob, tmp_path: Path) -> None:
+    done = run_job("run", *QUICK, "--promotion.min_accuracy=0.9", "--data.train_examples=9999")
+
+    assert done.event("config.no_effect")["settings"] == ["promotion.min_accuracy"]
+
+
+def test_pod_uid_becomes_the_attempt_and_nonsense_is_refused(run_job: RunJob) -> None:
+    uid = "0b3c6d5e-8f70-4e0a-9a53-2f1f3d1c9a77"
+    ours = run_job("run", *QUICK, "--data.train_examples=9999", env={"POD_UID": uid})
+    hostile = run_job("run", *QUICK, env={"POD_UID": "../../x"})
+
+    assert ours.event("run.start")["attempt"] == uid
+    assert hostile.code == 64
+    assert "POD_UID: must be the pod's UID" in hostile.error
+
+
+def test_store_check_proves_create_only_writes(run_job: RunJob, s3: S3, tmp_path: Path) -> None:
+    on_s3 = run_job("store", "check", *s3.flags, env=s3.env)
+    on_disk = run_job("store", "check")
+
+    assert (on_s3.code, on_disk.code) == (0, 0), on_s3.stderr
+    assert "a second create-only write is refused" in on_s3.stdout
+    assert not list((tmp_path / "out").rglob("checks/*"))
+    assert json.loads(run_job("runs", "-o", "json").stdout) == []
