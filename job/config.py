@@ -23,7 +23,7 @@ from job.errors import ConfigError
 TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
 BUILT_IN_SOURCES = ("tfds", "idx", "digits")
 _FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:]?[a-z0-9]+)*", re.IGNORECASE)
+_DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | re.ASCII)
 
 # What Kubernetes sets in every pod for a Service called `mnist` or `mnist-...`; ours all have a `__`.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
@@ -39,7 +39,7 @@ def _split_integers(value: object) -> object:
 
 
 def _check_function(value: str | None) -> str | None:
-    if value is not None and not _FUNCTION_PATTERN.fullmatch(value):
+    if isinstance(value, str) and not _FUNCTION_PATTERN.fullmatch(value):
         raise ValueError("must be package.module:function")
     return value
 
@@ -379,7 +379,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {path} cannot be read: {_one_line(error)}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise ConfigError(f"--config: {path} is not YAML: {_one_line(error)}") from error
     if content is None:
         return {}

@@ -144,9 +144,10 @@ def _canonical_split(split: str, images: Images, labels: Labels, class_names: tu
             f"dataset: {split} labels must be 0..{len(class_names) - 1}, received {labels[wrong[0]]} at position {wrong[0]}"
         )
     images = np.ascontiguousarray(images)
+    label_bytes = labels.astype("<i8").tobytes()
     keys = [
-        hashlib.sha256(image.data).digest() + bytes((label >> 8, label & 255))
-        for image, label in zip(images, labels.tolist(), strict=True)
+        hashlib.sha256(image.tobytes() + label_bytes[8 * position : 8 * position + 8]).digest()
+        for position, image in enumerate(images)
     ]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return images[order], labels[order]

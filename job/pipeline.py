@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from job.datasets import Images, Labels
 
-TARGET_STEPS_PER_CHUNK = 67
-"""About 40 ms of MNIST on two cores: the grain at which signals are seen; results do not depend on it."""
+MAX_STEPS_PER_CHUNK = 67
+"""The grain at which signals are seen: tens of milliseconds of MNIST. Results do not depend on it."""
+
+MAX_CHUNK_BYTES = 30_000_000
+"""Above 32 MiB glibc maps every chunk anew, which costs more than training on it (`cluster.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +43,14 @@ def steps_per_epoch(num_examples: int, *, global_batch_size: int) -> int:
     return math.ceil(num_examples / global_batch_size)
 
 
-def choose_steps_per_chunk(steps: int) -> int:
-    """The divisor of an epoch's steps nearest to the target from below; the target where only tiny ones divide."""
-    if steps <= TARGET_STEPS_PER_CHUNK:
-        return steps
-    divisors = [size for size in range(1, TARGET_STEPS_PER_CHUNK + 1) if steps % size == 0]
-    return divisors[-1] if divisors[-1] >= TARGET_STEPS_PER_CHUNK // 2 else TARGET_STEPS_PER_CHUNK
+def choose_steps_per_chunk(steps: int, *, num_pixels: int, global_batch_size: int) -> int:
+    """Steps in a chunk, for epochs of `steps`: as many as time and memory allow, and dividing the epoch where possible.
+
+    A chunk that does not divide leaves a shorter last one, which costs a little and is correct as well.
+    """
+    bytes_per_step = num_pixels * global_batch_size * np.dtype(np.float32).itemsize
+    most = max(1, min(MAX_STEPS_PER_CHUNK, MAX_CHUNK_BYTES // bytes_per_step, steps))
+    return next((size for size in range(most, most // 2, -1) if steps % size == 0), most)
 
 
 def epoch_order(*, seed: int, epoch: int, num_examples: int) -> NDArray[np.int64]:

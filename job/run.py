@@ -63,7 +63,7 @@ def run(
     with phases("data"):
         data = _load_data(config, environ=environ)
     with phases("start_up"):
-        cluster.set_native_flags(environ)
+        cluster.prepare_process(environ)
         strategy = cluster.make_strategy(config.cluster)
     compile_with = _check_batch_and_resolve_compile(config, strategy, data)
     seed = identity.resolve_seed(config, run_id=run_id)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from job.errors import UnavailableError
+from job.errors import NotFoundError, UnavailableError
 from job.observe.logs import warn
 
 _FIRST_BACKOFF_SECONDS = 0.2
@@ -155,6 +155,8 @@ class Store:
         while True:
             try:
                 return self._in_worker(attempt, deadline=deadline)
+            except FileNotFoundError as error:  # in answer to a write: no store is there
+                raise NotFoundError(f"store {self.uri}: {error}; correct store.uri or store.endpoint") from error
             except TransientError as error:
                 wait = backoff * random.uniform(0.5, 1.5)
                 if time.monotonic() + wait >= deadline:

@@ -163,20 +163,21 @@ class CloudBackend:
             raise NotFoundError(
                 f"store {self._uri}: the bucket does not exist; create it or correct store.uri"
             ) from error
-        raise FileNotFoundError(_one_line(error)) from error
+        raise FileNotFoundError(_reason(error)) from error
 
     def _raise_by_code(self, error: BaseError) -> NoReturn:
         """Tell apart what obstore reports as one generic error, by the code in the server's reply."""
         text = str(error)
-        if any(code in text for code in _MISSING_CODES):
+        if "status code: 404" in text or any(code in text for code in _MISSING_CODES):
             raise NotFoundError(
                 f"store {self._uri}: the bucket does not exist; create it or correct store.uri"
             ) from error
-        if any(f"<Code>{code}</Code>" in text for code in _ACCESS_CODES):
+        refusal = rf"status code: 40[13]|(<Code>|\(code: )({'|'.join(_ACCESS_CODES)})\b"  # the latter: of one delete
+        if re.search(refusal, text):
             raise AccessDeniedError(
                 f"store {self._uri}: access denied: {_reason(error)}; check the credentials"
             ) from error
-        if any(f"<Code>{code}</Code>" in text for code in _REGION_CODES):
+        if "redirect without LOCATION" in text or any(f"<Code>{code}</Code>" in text for code in _REGION_CODES):
             raise ConfigError(
                 f"store.region: the bucket of {self._uri} is in another region: {_reason(error)}"
             ) from error

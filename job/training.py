@@ -1,5 +1,6 @@
 """The training loop: from a step number to the last step, with metrics, progress and the stop signal between chunks."""
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,6 +52,11 @@ class Training:
         self._num_examples = len(dataset.train_labels)
         self.steps_per_epoch = pipeline.steps_per_epoch(
             self._num_examples, global_batch_size=config.train.global_batch_size
+        )
+        self._steps_per_chunk = pipeline.choose_steps_per_chunk(
+            self.steps_per_epoch,
+            num_pixels=math.prod(dataset.image_shape),
+            global_batch_size=config.train.global_batch_size,
         )
         self.total_steps = self.steps_per_epoch * config.train.epochs
         self._input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
@@ -105,7 +111,7 @@ class Training:
             num_classes=len(dataset.class_names),
             image_shape=self._input_shape,
             global_batch_size=self._config.train.global_batch_size,
-            steps_per_chunk=pipeline.choose_steps_per_chunk(self.steps_per_epoch),
+            steps_per_chunk=self._steps_per_chunk,
             seed=self._seed,
             start_step=start_step,
             stop_step=self.total_steps,
