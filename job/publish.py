@@ -120,6 +120,8 @@ def read_files(store: Store, commit_record: Mapping[str, Any]) -> dict[str, byte
     prefix = attempt_prefix(str(commit_record["run"]), attempt_id=str(commit_record["attempt"]))
     files = {}
     for entry in commit_record["files"]:
+        if not entry["key"].startswith(prefix) or ".." in entry["key"].split("/"):
+            raise IntegrityError(f"store {store.uri}: the COMMIT names {entry['key']}, outside {prefix}")
         data = store.get(entry["key"])
         if data is None:
             raise IntegrityError(f"store {store.uri}: {entry['key']} is named by the COMMIT and does not exist")
@@ -127,8 +129,6 @@ def read_files(store: Store, commit_record: Mapping[str, Any]) -> dict[str, byte
             raise IntegrityError(
                 f"store {store.uri}: {entry['key']} is not the object that was committed (size or SHA-256)"
             )
-        if not entry["key"].startswith(prefix):
-            raise IntegrityError(f"store {store.uri}: the COMMIT names {entry['key']}, outside {prefix}")
         files[entry["key"].removeprefix(prefix)] = data
     return files
 

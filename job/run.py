@@ -60,11 +60,13 @@ def run(
     with phases("store"):
         store = open_configured_store(config, environ=environ)
         store.list_objects(f"{contract.RUNS_PREFIX}{run_id}/")  # a missing bucket or a wrong key is known at once
-    with phases("data"):
-        data = _load_data(config, environ=environ)
-    with phases("start_up"):
+    with phases(
+        "start_up"
+    ):  # before the data: tensorflow-datasets and own sources may use TensorFlow, which fixes its threads
         cluster.prepare_process(environ)
         strategy = cluster.make_strategy(config.cluster)
+    with phases("data"):
+        data = _load_data(config, environ=environ)
     compile_with = _check_batch_and_resolve_compile(config, strategy, data)
     seed = identity.resolve_seed(config, run_id=run_id)
     inputs = identity.result_inputs(config, seed=seed, compile_with=compile_with, dataset_digest=data.digest)
