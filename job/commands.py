@@ -74,7 +74,6 @@ def _run(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
 # Sections whose features are not built yet; silence would let a user believe that they act.
 _WITHOUT_EFFECT = (
     "run.skip_if_unchanged",
-    "checkpoint.",
     "promotion.",
     "retention.",
     "observe.metrics_port",

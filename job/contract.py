@@ -79,6 +79,16 @@ def commit_key(run_id: str) -> str:
     return f"{RUNS_PREFIX}{run_id}/COMMIT.json"
 
 
+def attempts_prefix(run_id: str) -> str:
+    """Where all attempts of a run lie, one folder each."""
+    return f"{RUNS_PREFIX}{run_id}/attempts/"
+
+
 def attempt_prefix(run_id: str, *, attempt_id: str) -> str:
     """Where one attempt writes its objects, each of them once."""
-    return f"{RUNS_PREFIX}{run_id}/attempts/{attempt_id}/"
+    return f"{attempts_prefix(run_id)}{attempt_id}/"
+
+
+def checkpoint_prefix(run_id: str) -> str:
+    """Where a run's checkpoints lie, named by step and content."""
+    return f"{RUNS_PREFIX}{run_id}/checkpoints/"

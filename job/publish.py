@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from job.contract import attempt_prefix, commit_key, run_key
+from job.checkpoint import prune
+from job.contract import attempt_prefix, attempts_prefix, commit_key, run_key
 from job.errors import ConflictError, IntegrityError, NotFoundError
 from job.identity import canonical_json, sha256_hex
 from job.observe.logs import warn
@@ -131,6 +132,16 @@ def read_files(store: Store, commit_record: Mapping[str, Any]) -> dict[str, byte
             )
         files[entry["key"].removeprefix(prefix)] = data
     return files
+
+
+def clean_up(store: Store, commit_record: Mapping[str, Any]) -> None:
+    """Delete what only an unfinished run needs: its checkpoints, and the models of attempts that did not win."""
+    run_id = str(commit_record["run"])
+    prune(store, run_id, keep=0)
+    winner = attempt_prefix(run_id, attempt_id=str(commit_record["attempt"]))
+    for entry in store.list_objects(attempts_prefix(run_id)):
+        if not entry.key.startswith(winner) and entry.key.split("/")[4] == "model":
+            store.delete(entry.key)
 
 
 def parse_object(data: bytes, *, key: str) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from job import checkpoint as checkpoints
 from job import cluster, contract, evaluation, export, identity, publish
 from job.attempt import describe_attempt
+from job.checkpoint_writer import CheckpointWriter, Schedule
 from job.config import Config
 from job.datasets import LoadedDataset, load_dataset
 from job.model import build_model, model_input_shape
@@ -75,6 +77,7 @@ def run(
         committed = publish.read_commit(store, run_id)
         if committed:
             publish.check_same_result(committed, run_id=run_id, result_digest=result_digest)
+            publish.clean_up(store, committed)
             return _outcome(store, committed, status=status, is_new=False)
         attempt = describe_attempt(
             pod,
@@ -87,9 +90,22 @@ def run(
         publish.upload(store, run_id, attempt_id=attempt_id, files={"attempt.json": identity.canonical_json(attempt)})
 
     with phases("build"):
-        training = Training(config, strategy, data=data, seed=seed, compile_with=compile_with)
+        training = Training(
+            config, strategy, data=data, seed=seed, compile_with=compile_with, result_digest=result_digest
+        )
     _emit_train_start(config, training, compile_with=compile_with, seed=seed, strategy=strategy)
-    training.run(start_step=0, phases=phases, stop=stop, status=status, display=display)
+    with phases("restore"):
+        checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest)
+        if checkpoint:
+            training.restore(checkpoint)
+            status.step = checkpoint.step
+            emit("checkpoint.restored", step=checkpoint.step, of=training.total_steps)
+    writer = CheckpointWriter(
+        open_configured_store(config, environ=environ),
+        run_id=run_id,
+        schedule=Schedule(**config.checkpoint.model_dump()),
+    )
+    training.run(writer=writer, phases=phases, stop=stop, status=status, display=display)
 
     with phases("evaluate"):
         probabilities = training.predict()
@@ -130,6 +146,8 @@ def run(
             },
         )
     is_new = standing["attempt"] == attempt_id
+    with phases("publish"):
+        publish.clean_up(store, standing)
     emit("commit.done", key=contract.commit_key(run_id), weights_digest=standing["weights_digest"], is_new=is_new)
     return _outcome(store, standing, status=status, is_new=is_new)
 

@@ -5,11 +5,14 @@ stores, checkpoints or signals: it yields after every chunk and `training.py` de
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from job.errors import TrainingError
+import numpy as np
+from numpy.typing import NDArray
+
+from job.errors import IntegrityError, TrainingError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +63,37 @@ class StepRunner:
                 )
                 for name, dtype in (("loss_sum", tf.float64), ("num_correct", tf.int64), ("num_examples", tf.int64))
             }
+        # model.variables, not .weights: only the former holds the state of Dropout's seed generator.
+        variables = [*model.variables, *optimizer.variables]
+        self._state = {f"{index:03d}/{variable.path}": variable for index, variable in enumerate(variables)}
+        self._state |= {f"sums/{name}": variable for name, variable in self._sums.items()}
         self._run_steps = _make_run_steps(
             strategy, model=model, optimizer=optimizer, sums=self._sums, is_xla=compile_with == "xla"
         )
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything that the next step depends on, and the running sums: a copy, by name."""
+        return {name: np.array(variable.numpy()) for name, variable in self._state.items()}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Set what `state` returned.
+
+        Raises:
+            IntegrityError: other names or shapes than this model and optimizer have.
+        """
+        expected = {(name, tuple(variable.shape)) for name, variable in self._state.items()}
+        odd = expected ^ {(name, array.shape) for name, array in arrays.items()}
+        if odd:
+            raise IntegrityError(f"checkpoint: its arrays are not those of this model, such as {min(odd)}")
+        sums = [*self._sums.values()]
+        for name, variable in self._state.items():
+            if any(variable is one for one in sums):
+                first, *others = self._strategy.experimental_local_results(variable)
+                first.assign(arrays[name])  # only their total counts
+                for other in others:
+                    other.assign(other.dtype.as_numpy_dtype(0))
+            else:
+                variable.assign(arrays[name])
 
     def start_epoch(self) -> None:
         """Set the metric sums to zero."""

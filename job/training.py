@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from job import evaluation, pipeline
+from job.checkpoint import Checkpoint
+from job.checkpoint_writer import CheckpointWriter
 from job.config import Config
 from job.datasets import LoadedDataset
 from job.model import build_model, build_optimizer, model_input_shape
@@ -45,7 +47,16 @@ class EpochRecord:
 class Training:
     """Model, optimizer and data of one run on one strategy, ready to run from any step."""
 
-    def __init__(self, config: Config, strategy: Any, *, data: LoadedDataset, seed: int, compile_with: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        strategy: Any,
+        *,
+        data: LoadedDataset,
+        seed: int,
+        compile_with: str,
+        result_digest: str,
+    ) -> None:
         """Build everything; nothing is trained yet."""
         dataset = data.dataset
         self._config, self._data, self._seed = config, data, seed
@@ -71,32 +82,59 @@ class Training:
             optimizer = build_optimizer(config.train)
         self._runner = StepRunner(strategy, model=self.model, optimizer=optimizer, compile_with=compile_with)
         self._predictor = evaluation.Predictor(self.model, input_shape=self._input_shape)
+        self._result_digest = result_digest
+        self._start_step = 0
+        self._epoch_seconds = 0.0
+        self._num_interruptions = 0
         self.history: list[EpochRecord] = []
 
-    def run(self, *, start_step: int, phases: Phases, stop: StopSignal, status: Status, display: Display) -> None:
-        """Train from `start_step` to the end; `history` and `status` are kept up to date.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up where a checkpoint was made.
+
+        Raises:
+            IntegrityError: it is not of this model and optimizer.
+        """
+        self._runner.restore(checkpoint.arrays)
+        self._start_step = checkpoint.step
+        self._epoch_seconds = checkpoint.meta["epoch_seconds"]
+        self._num_interruptions = checkpoint.meta["interruptions"]
+        self.history = [EpochRecord(**record) for record in checkpoint.meta["history"]]
+
+    def run(
+        self, *, writer: CheckpointWriter, phases: Phases, stop: StopSignal, status: Status, display: Display
+    ) -> None:
+        """Train to the last step and write the last checkpoint; `history` and `status` are kept up to date.
 
         Raises:
             TrainingError: the loss or a probability is not finite.
-            StopRequested: a signal came; seen at the end of a chunk.
+            StopRequested: a signal came, and where training stood is saved.
+            UnavailableError: it could not be saved.
         """
-        chunks = self._make_chunks(start_step=start_step)
-        meter = _Meter(total_steps=self.total_steps, start_step=start_step)
-        display.start(num_steps=self.total_steps, done_steps=start_step, num_epochs=self._config.train.epochs)
-        epoch_seconds = 0.0
+        chunks = self._make_chunks(start_step=self._start_step)
+        meter = _Meter(total_steps=self.total_steps, start_step=self._start_step)
+        display.start(num_steps=self.total_steps, done_steps=self._start_step, num_epochs=self._config.train.epochs)
+        step = self._start_step
         with stop.deferred():
             for result in self._runner.run(chunks, steps_per_epoch=self.steps_per_epoch):
                 phases.add("train" if meter.has_started else "compile", result.seconds)
-                epoch_seconds += result.seconds
+                self._epoch_seconds += result.seconds
                 meter.add(result)
-                status.step, status.epoch = result.step, (result.step - 1) // self.steps_per_epoch + 1
+                step = result.step
+                status.step, status.epoch = step, (step - 1) // self.steps_per_epoch + 1
                 self._show(result, meter, epoch=status.epoch, display=display)
-                stop.check()
-                if result.step % self.steps_per_epoch == 0:
+                if step % self.steps_per_epoch == 0:
                     with phases("evaluate"):
-                        self._end_epoch(result, epoch=status.epoch, seconds=epoch_seconds)
+                        self._end_epoch(result, epoch=status.epoch)
                     status.accuracy = self.history[-1].test_accuracy
-                    epoch_seconds = 0.0
+                if stop.requested:
+                    break
+                if writer.is_due():
+                    with phases("checkpoint"):
+                        writer.save(self._checkpoint(step))
+                    status.write()
+            with phases("checkpoint"):
+                self._num_interruptions += 1 if stop.requested else 0
+                writer.save_last(self._checkpoint(step), is_interrupted=stop.requested is not None)
         display.stop()
 
     def predict(self) -> evaluation.Probabilities:
@@ -117,7 +155,15 @@ class Training:
             stop_step=self.total_steps,
         )
 
-    def _end_epoch(self, result: ChunkResult, *, epoch: int, seconds: float) -> None:
+    def _checkpoint(self, step: int) -> Checkpoint:
+        meta = {
+            "epoch_seconds": self._epoch_seconds,
+            "interruptions": self._num_interruptions,
+            "history": [asdict(record) for record in self.history],
+        }
+        return Checkpoint(step=step, result_digest=self._result_digest, arrays=self._runner.state(), meta=meta)
+
+    def _end_epoch(self, result: ChunkResult, *, epoch: int) -> None:
         test_loss, test_accuracy = evaluation.loss_and_accuracy(self.predict(), self._data.dataset.test_labels)
         record = EpochRecord(
             epoch=epoch,
@@ -125,10 +171,11 @@ class Training:
             accuracy=result.accuracy,
             test_loss=test_loss,
             test_accuracy=test_accuracy,
-            seconds=round(seconds, 4),
-            examples_per_second=round(result.num_examples / seconds, 1),
+            seconds=round(self._epoch_seconds, 4),
+            examples_per_second=round(result.num_examples / self._epoch_seconds, 1),
         )
         self.history.append(record)
+        self._epoch_seconds = 0.0
         emit("epoch.end", step=result.step, **asdict(record))
 
     def _show(self, result: ChunkResult, meter: "_Meter", *, epoch: int, display: Display) -> None:

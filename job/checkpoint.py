@@ -1,0 +1,149 @@
+"""Checkpoints: resumable training state as immutable objects whose names prove their content.
+
+Owns the file format, the names, verification, the choice of the newest good one, and what stays. Works on plain arrays
+and never imports TensorFlow.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.contract import checkpoint_prefix
+from job.errors import IntegrityError
+from job.identity import sha256_hex
+from job.observe.logs import warn
+from job.store import Store
+
+FORMAT = 1
+_HASH_CHARACTERS = 16
+_NAME = re.compile(r"(\d{9,})-([0-9a-f]{16})\.safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Everything that an attempt needs to go on as if nothing had happened.
+
+    Attributes:
+        step: optimizer updates done.
+        result_digest: of the run that it belongs to.
+        arrays: model variables (seed generators included), optimizer variables and metric sums, by name.
+        meta: history, counters and times; plain JSON.
+    """
+
+    step: int
+    result_digest: str
+    arrays: Mapping[str, NDArray[Any]]
+    meta: Mapping[str, Any]
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as one safetensors file; equal checkpoints give equal bytes."""
+    from safetensors.numpy import save
+
+    content = {
+        "format": FORMAT,
+        "step": checkpoint.step,
+        "result_digest": checkpoint.result_digest,
+        "meta": dict(checkpoint.meta),
+    }
+    # order="C": safetensors writes wrong values for other layouts. One metadata key: several come out in random order.
+    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
+    return save(arrays, {"checkpoint": json.dumps(content, sort_keys=True)})
+
+
+def decode(data: bytes) -> Checkpoint:
+    """The checkpoint in a safetensors file.
+
+    Raises:
+        IntegrityError: it is not one, or of a format that this version does not read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        header_end = 8 + int.from_bytes(data[:8], "little")
+        content = json.loads(json.loads(data[8:header_end])["__metadata__"]["checkpoint"])
+        if content["format"] != FORMAT:
+            raise IntegrityError(f"checkpoint format must be {FORMAT}, received {content['format']}")
+        return Checkpoint(
+            step=content["step"],
+            result_digest=content["result_digest"],
+            arrays=load(data),
+            meta=content["meta"],
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"not a checkpoint: {' '.join(str(error).split())[:120]}") from error
+
+
+def save(store: Store, run_id: str, checkpoint: Checkpoint) -> str:
+    """Write a checkpoint once, under the name that proves its content; returns its key.
+
+    Raises:
+        IntegrityError: other content stands under that name.
+    """
+    data = encode(checkpoint)
+    key = f"{checkpoint_prefix(run_id)}{checkpoint.step:09d}-{sha256_hex(data)[:_HASH_CHARACTERS]}.safetensors"
+    if store.create(key, data) != data:
+        raise IntegrityError(f"store {store.uri}: {key} holds other content than its name says")
+    return key
+
+
+def load_newest(store: Store, run_id: str, *, result_digest: str) -> Checkpoint | None:
+    """The newest checkpoint that verifies; None when the run never had one.
+
+    Raises:
+        IntegrityError: there are checkpoints, and all of them are bad.
+    """
+    bad: set[str] = set()
+    while True:
+        names = [(step, key) for step, key in _list(store, run_id) if key not in bad]
+        if not names:
+            break
+        step, key = names[-1]
+        data = store.get(key)
+        if data is None:  # a rival pruned it since it was listed: look again
+            continue
+        try:
+            return _verify(data, key=key, step=step, result_digest=result_digest)
+        except IntegrityError as error:
+            warn("checkpoint.skipped", key=key, reason=str(error))
+            bad.add(key)
+    if bad:
+        raise IntegrityError(
+            f"run {run_id}: none of its {len(bad)} checkpoints is intact; delete {store.location(checkpoint_prefix(run_id))} "
+            "to train again from the start"
+        )
+    return None
+
+
+def prune(store: Store, run_id: str, *, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints (0: all of them)."""
+    names = _list(store, run_id)
+    for _, key in names[: len(names) - keep]:
+        store.delete(key)
+
+
+def _list(store: Store, run_id: str) -> list[tuple[int, str]]:
+    """(step, key) of every object that is named like a checkpoint, oldest first."""
+    found = []
+    for entry in store.list_objects(checkpoint_prefix(run_id)):
+        match = _NAME.fullmatch(entry.key.rpartition("/")[2])
+        if match:
+            found.append((int(match[1]), entry.key))
+    return sorted(found)
+
+
+def _verify(data: bytes, *, key: str, step: int, result_digest: str) -> Checkpoint:
+    match = _NAME.fullmatch(key.rpartition("/")[2])
+    assert match  # only such keys are listed
+    if sha256_hex(data)[:_HASH_CHARACTERS] != match[2]:
+        raise IntegrityError("its content is not what its name says")
+    checkpoint = decode(data)
+    if checkpoint.step != step or checkpoint.result_digest != result_digest:
+        raise IntegrityError("it belongs to another step or run")
+    return checkpoint
