@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import obstore
@@ -51,6 +52,8 @@ _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("AZURE_STORAGE_USE_EMULATOR",),
     ),
 }
+
+_GCLOUD_FILE = Path("~/.config/gcloud/application_default_credentials.json")
 
 _MISSING_CODES = ("NoSuchBucket", "ContainerNotFound")
 _ACCESS_CODES = (
@@ -187,6 +190,8 @@ class CloudBackend:
 def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
     """Refuse at once, instead of waiting for a metadata server that is not there."""
     groups = _CREDENTIALS[scheme]
+    if scheme == "gs" and _GCLOUD_FILE.expanduser().is_file():  # left by `gcloud auth application-default login`
+        return
     if not any(all(environ.get(name) for name in group) for group in groups):
         choices = ", or ".join(" and ".join(group) for group in groups)
         raise AccessDeniedError(f"store {scheme}://: no credentials found in the environment; set {choices}")
