@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from job import checkpoint as checkpoints
@@ -23,11 +24,12 @@ class Schedule:
 class CheckpointWriter:
     """One write at a time; the caller owns the thread's end through `save_last`."""
 
-    def __init__(self, store: Store, *, run_id: str, schedule: Schedule) -> None:
-        """`store` must be the writer's own: its requests run beside the main thread's."""
+    def __init__(self, store: Store, *, run_id: str, schedule: Schedule, after_save: Callable[[Store], None]) -> None:
+        """`store` must be the writer's own: its requests run beside the main thread's, `after_save` included."""
         self._store = store
         self._run_id = run_id
         self._schedule = schedule
+        self._after_save = after_save
         self._thread: threading.Thread | None = None
         self._failure: JobError | None = None
         self._next_seconds = time.monotonic() + schedule.interval_seconds
@@ -79,6 +81,7 @@ class CheckpointWriter:
             key = checkpoints.save(self._store, self._run_id, checkpoint)
             emit("checkpoint.saved", step=checkpoint.step, key=key, seconds=round(time.monotonic() - started, 4))
             checkpoints.prune(self._store, self._run_id, keep=self._schedule.keep)
+            self._after_save(self._store)
         except JobError as error:
             warn("checkpoint.failed", step=checkpoint.step, reason=str(error))
             self._failure = error

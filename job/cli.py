@@ -86,6 +86,9 @@ def _make_parser() -> _Parser:
     show = _add(commands, "show", "everything that a run's COMMIT says, as JSON")
     show.add_argument("run", metavar="RUN", help="the run to show")
 
+    stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")
+    stored.add_argument("run", metavar="RUN", help="the run whose log to print")
+
     data = _group(commands, "data", "bring or check training data")
     prepare = _add(
         data, "prepare", "copy the four .gz files, verified, to where data.source=idx reads them", prefix="data "

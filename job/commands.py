@@ -28,6 +28,7 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
         "verify": _verify,
         "runs": _runs,
         "show": _show,
+        "logs": _logs,
         "data prepare": _prepare_data,
         "data check": _check_data,
         "store check": _check_store,
@@ -46,6 +47,7 @@ def _run(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
     from job.identity import make_run_id
     from job.observe.phases import Phases, seconds_since_process_start
     from job.observe.progress import Display
+    from job.observe.stored_logs import StoredLog
     from job.run import peak_memory_bytes, run
 
     config = loaded.config
@@ -55,13 +57,41 @@ def _run(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
     pod = contract.pod_from_environment(os.environ)
     status.path = choose_path(config.observe.termination_log)
     status.run, status.attempt = make_run_id(config), make_attempt_id(pod)
-    status.on_end = lambda: _emit_end(status, display, phases=phases.to_json(), peak_memory_bytes=peak_memory_bytes())
+    stored_log = StoredLog(run=status.run, attempt=status.attempt)
+
+    def end() -> None:
+        _emit_end(status, display, phases=phases.to_json(), peak_memory_bytes=peak_memory_bytes())
+        stored_log.close_segment()
+
+    status.on_end = end
     status.write()
-    logs.configure(log_format, run=status.run, attempt=status.attempt, write=display.write)
+    logs.configure(log_format, run=status.run, attempt=status.attempt, write=display.write, also=stored_log)
     logs.emit("run.start", store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     _warn_of_settings_without_effect(loaded)
 
-    outcome = run(config, pod=pod, environ=os.environ, phases=phases, stop=stop, status=status, display=display)
+    def end_stalled(stacks: str) -> None:
+        """Runs on the watchdog's thread: the main one hangs."""
+        seconds = config.observe.stall_timeout_seconds
+        logs.error("training.stalled", stacks=stacks.splitlines())
+        reason = (
+            f"no step within {seconds:g} s (observe.stall_timeout_seconds); the stacks of all threads are in the log"
+        )
+        print(f"mnist-job: error {contract.ExitCode.STALLED.value}: {reason}", file=sys.stderr)
+        status.end(outcome="stalled", code=contract.ExitCode.STALLED, reason=reason)
+        sys.stdout.flush()
+        os._exit(contract.ExitCode.STALLED)
+
+    outcome = run(
+        config,
+        pod=pod,
+        environ=os.environ,
+        phases=phases,
+        stop=stop,
+        status=status,
+        display=display,
+        on_stall=end_stalled,
+        stored_log=stored_log,
+    )
     name = "committed" if outcome.is_new else "already_committed"
     status.end(outcome=name, code=contract.ExitCode.OK)
     if log_format == "text":
@@ -78,7 +108,6 @@ _WITHOUT_EFFECT = (
     "retention.",
     "observe.metrics_port",
     "observe.pushgateway_url",
-    "observe.stall_timeout_seconds",
     "observe.report",
 )
 
@@ -166,6 +195,18 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 def _show(line: CommandLine, loaded: LoadedConfig) -> int:
     store = _open_store(loaded)
     print(json.dumps(_read_commit(store, line.options.run, wait_seconds=0.0), indent=2, sort_keys=True))
+    return contract.ExitCode.OK
+
+
+def _logs(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.observe.stored_logs import read_stored_log
+
+    store, run_id = _open_store(loaded), _checked_run_id(line.options.run)
+    lines = read_stored_log(store, run_id)
+    if not lines:
+        raise NotFoundError(f"run {run_id} has no stored log in {store.uri}; see mnist-job runs")
+    for text in lines:
+        print(text)
     return contract.ExitCode.OK
 
 
@@ -260,14 +301,19 @@ def _open_store(loaded: LoadedConfig) -> Store:
 def _read_commit(store: Store, run_id: str, *, wait_seconds: float) -> dict[str, Any]:
     from job.publish import read_commit
 
-    if not contract.is_run_id(run_id):
-        raise NotFoundError(f"run {run_id!r}: no run can have this name; see mnist-job runs")
+    _checked_run_id(run_id)
     deadline = time.monotonic() + wait_seconds
     while (record := read_commit(store, run_id)) is None:
         if time.monotonic() >= deadline:
             raise NotFoundError(f"run {run_id} has no COMMIT in {store.uri}; see mnist-job runs")
         time.sleep(1.0)
     return record
+
+
+def _checked_run_id(run_id: str) -> str:
+    if not contract.is_run_id(run_id):
+        raise NotFoundError(f"run {run_id!r}: no run can have this name; see mnist-job runs")
+    return run_id
 
 
 def _to_stderr(text: str) -> None:

@@ -44,6 +44,12 @@ def _check_function(value: str | None) -> str | None:
     return value
 
 
+def _check_url(value: str | None) -> str | None:
+    if value is not None and not re.match(r"^https?://[^/@]+(/|$)", value):
+        raise ValueError("must be a URL that starts with http:// or https:// and holds no credentials")
+    return value
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 30, allow_inf_nan=False)]
@@ -197,9 +203,7 @@ class StoreSection(Section):
     @field_validator("endpoint")
     @classmethod
     def _check_endpoint(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"^https?://[^/]", value):
-            raise ValueError("must be a URL that starts with http:// or https://")
-        return value
+        return _check_url(value)
 
 
 class PromotionSection(Section):
@@ -234,6 +238,11 @@ class ObserveSection(Section):
     termination_log: Path | None = Field(
         None, description="where the termination message goes; default /dev/termination-log where that exists"
     )
+
+    @field_validator("pushgateway_url")
+    @classmethod
+    def _check_pushgateway_url(cls, value: str | None) -> str | None:
+        return _check_url(value)
 
 
 class Config(BaseSettings):
@@ -415,7 +424,7 @@ def _describe(detail: Any, origins: Mapping[str, str]) -> str:
     rule = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("String ", "")
     if len(parts) == 1:  # a contradiction between fields of a section: the text names them
         return f"{name}: {rule}"
-    received = repr(detail["input"])
+    received = re.sub(r"//[^/@\s]*@", "//***@", repr(detail["input"]))  # never print a password
     return f"{name}: {rule}, received {received[:80]} [{origins.get(name, 'default')}]"
 
 

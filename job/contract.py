@@ -89,6 +89,11 @@ def attempt_prefix(run_id: str, *, attempt_id: str) -> str:
     return f"{attempts_prefix(run_id)}{attempt_id}/"
 
 
+def log_prefix(run_id: str) -> str:
+    """Where the log segments of all attempts lie: create-only, outside COMMIT."""
+    return f"{RUNS_PREFIX}{run_id}/logs/"
+
+
 def checkpoint_prefix(run_id: str) -> str:
     """Where a run's checkpoints lie, named by step and content."""
     return f"{RUNS_PREFIX}{run_id}/checkpoints/"

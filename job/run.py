@@ -21,10 +21,12 @@ from job.model import build_model, model_input_shape
 from job.observe.logs import emit, warn
 from job.observe.phases import Phases
 from job.observe.progress import Display
+from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status
 from job.signals import StopSignal
 from job.store import Store, is_store_uri, open_store
 from job.training import Training
+from job.watchdog import Watchdog
 
 SAMPLE_IMAGES = 64
 """Test images kept beside the predictions, so that a model can be verified without its dataset."""
@@ -51,8 +53,14 @@ def run(
     stop: StopSignal,
     status: Status,
     display: Display,
+    on_stall: Callable[[str], None],
+    stored_log: StoredLog,
 ) -> Outcome:
     """Train, evaluate, export and commit, unless the run is committed already.
+
+    Args:
+        stored_log: gets the store, and a segment is written with every checkpoint.
+        on_stall: is given the stacks of all threads when training makes no more steps; has to end the process.
 
     Raises:
         JobError: typed, with its exit code; readers see nothing half-done then.
@@ -62,6 +70,7 @@ def run(
     with phases("store"):
         store = open_configured_store(config, environ=environ)
         store.list_objects(f"{contract.RUNS_PREFIX}{run_id}/")  # a missing bucket or a wrong key is known at once
+    stored_log.attach(store)
     with phases(
         "start_up"
     ):  # before the data: tensorflow-datasets and own sources may use TensorFlow, which fixes its threads
@@ -104,8 +113,16 @@ def run(
         open_configured_store(config, environ=environ),
         run_id=run_id,
         schedule=Schedule(**config.checkpoint.model_dump()),
+        after_save=stored_log.write_segment,
     )
-    training.run(writer=writer, phases=phases, stop=stop, status=status, display=display)
+    training.run(
+        writer=writer,
+        watchdog=Watchdog(timeout_seconds=config.observe.stall_timeout_seconds, on_stall=on_stall),
+        phases=phases,
+        stop=stop,
+        status=status,
+        display=display,
+    )
 
     with phases("evaluate"):
         probabilities = training.predict()

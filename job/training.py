@@ -17,6 +17,7 @@ from job.observe.progress import Display
 from job.observe.termination import Status
 from job.signals import StopSignal
 from job.steps import ChunkResult, StepRunner
+from job.watchdog import Watchdog
 
 PROGRESS_SECONDS = 10.0
 """Time between two train.progress events."""
@@ -101,7 +102,14 @@ class Training:
         self.history = [EpochRecord(**record) for record in checkpoint.meta["history"]]
 
     def run(
-        self, *, writer: CheckpointWriter, phases: Phases, stop: StopSignal, status: Status, display: Display
+        self,
+        *,
+        writer: CheckpointWriter,
+        watchdog: Watchdog,
+        phases: Phases,
+        stop: StopSignal,
+        status: Status,
+        display: Display,
     ) -> None:
         """Train to the last step and write the last checkpoint; `history` and `status` are kept up to date.
 
@@ -115,27 +123,35 @@ class Training:
         display.start(num_steps=self.total_steps, done_steps=self._start_step, num_epochs=self._config.train.epochs)
         step = self._start_step
         with stop.deferred():
-            for result in self._runner.run(chunks, steps_per_epoch=self.steps_per_epoch):
-                phases.add("train" if meter.has_started else "compile", result.seconds)
-                self._epoch_seconds += result.seconds
-                meter.add(result)
-                step = result.step
-                status.step, status.epoch = step, (step - 1) // self.steps_per_epoch + 1
-                self._show(result, meter, epoch=status.epoch, display=display)
-                if step % self.steps_per_epoch == 0:
-                    with phases("evaluate"):
-                        self._end_epoch(result, epoch=status.epoch)
-                    status.accuracy = self.history[-1].test_accuracy
-                if stop.requested:
-                    break
-                if writer.is_due():
-                    with phases("checkpoint"):
-                        writer.save(self._checkpoint(step))
-                    status.write()
+            with watchdog.watching():
+                for result in self._runner.run(chunks, steps_per_epoch=self.steps_per_epoch):
+                    step = result.step
+                    phases.add("train" if meter.has_started else "compile", result.seconds)
+                    meter.add(result)
+                    self._take_in(result, meter, phases=phases, status=status, display=display)
+                    watchdog.beat()
+                    if stop.requested:
+                        break
+                    if writer.is_due():
+                        with phases("checkpoint"):
+                            writer.save(self._checkpoint(step))
+                        status.write()
             with phases("checkpoint"):
                 self._num_interruptions += 1 if stop.requested else 0
                 writer.save_last(self._checkpoint(step), is_interrupted=stop.requested is not None)
         display.stop()
+
+    def _take_in(
+        self, result: ChunkResult, meter: "_Meter", *, phases: Phases, status: Status, display: Display
+    ) -> None:
+        """Keep count of a finished chunk, show it, and evaluate at the end of an epoch."""
+        self._epoch_seconds += result.seconds
+        status.step, status.epoch = result.step, (result.step - 1) // self.steps_per_epoch + 1
+        self._show(result, meter, epoch=status.epoch, display=display)
+        if result.step % self.steps_per_epoch == 0:
+            with phases("evaluate"):
+                self._end_epoch(result, epoch=status.epoch)
+            status.accuracy = self.history[-1].test_accuracy
 
     def predict(self) -> evaluation.Probabilities:
         """Probabilities [M, C] of the test split."""

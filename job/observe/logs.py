@@ -38,19 +38,30 @@ def choose_format(configured: str, *, stream: TextIO) -> LogFormat:
 
 
 def configure(
-    log_format: LogFormat, *, run: str = "", attempt: str = "", write: Callable[[str], None] | None = None
+    log_format: LogFormat,
+    *,
+    run: str = "",
+    attempt: str = "",
+    write: Callable[[str], None] | None = None,
+    also: logging.Handler | None = None,
 ) -> None:
-    """Send events to stdout from now on; called again once the run and attempt are known.
+    """Send events to stdout from now on.
 
     Args:
         write: takes each finished line instead of stdout; the progress bar needs that to stay in one piece.
+        also: a second handler, with a formatter of its own.
     """
     logger = logging.getLogger(LOGGER_NAME)
     handler = _LineHandler(write or _write_line)
-    handler.setFormatter(_JsonFormatter(run=run, attempt=attempt) if log_format == "json" else _TextFormatter())
-    logger.handlers = [handler]
+    handler.setFormatter(json_formatter(run=run, attempt=attempt) if log_format == "json" else _TextFormatter())
+    logger.handlers = [handler, also] if also else [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
+
+
+def json_formatter(*, run: str, attempt: str) -> logging.Formatter:
+    """One JSON object a line, with the keys that every event carries."""
+    return _JsonFormatter(run=run, attempt=attempt)
 
 
 def _write_line(line: str) -> None:

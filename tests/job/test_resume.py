@@ -48,8 +48,15 @@ def committed_digest(folder: Path) -> str:
     return digest
 
 
-def after_checkpoint(step: int) -> Callable[[Event], bool]:
-    return lambda event: event["event"] == "checkpoint.saved" and int(str(event["step"])) >= step
+def after_checkpoints(wanted: int) -> Callable[[Event], bool]:
+    """Whether so many were saved; the log is stored after each, so the one before the last is certainly in it."""
+    seen: list[Event] = []
+
+    def is_time(event: Event) -> bool:
+        seen.extend([event] if event["event"] == "checkpoint.saved" else [])
+        return len(seen) >= wanted
+
+    return is_time
 
 
 @pytest.fixture
@@ -65,10 +72,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
     "undisturbed", [(), ("--cluster.cpu_replicas=2",)], indirect=True, ids=["one replica", "two replicas"]
 )
 def test_resume_after_kills_gives_identical_weights_and_history(
-    undisturbed: Path, tmp_path: Path, request: pytest.FixtureRequest
+    undisturbed: Path, run_job: RunJob, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     flags = [*FLAGS, *request.node.callspec.params["undisturbed"]]
-    killed, _ = run_until(tmp_path, after_checkpoint(1), flags=flags, signals=[signal.SIGKILL])
+    killed, _ = run_until(tmp_path, after_checkpoints(2), flags=flags, signals=[signal.SIGKILL])
     interrupted, events = run_until(
         tmp_path, lambda event: event["event"] == "epoch.end", flags=flags, signals=[signal.SIGTERM] * 10
     )
@@ -80,6 +87,11 @@ def test_resume_after_kills_gives_identical_weights_and_history(
     stopped = next(event for event in events if event["event"] == "run.interrupted")
     assert saved["step"] == restored["step"] == stopped["step"]  # nothing is lost
     assert committed_digest(tmp_path) == committed_digest(undisturbed)
+    stored = run_job("logs", "r").events
+    attempts = list(dict.fromkeys(event["attempt"] for event in stored))
+    assert len(attempts) == 3  # in the order in which they ran, the killed one up to its last checkpoint
+    assert [event["event"] for event in stored if event["attempt"] == attempts[0]][:2] == ["run.start", "data.ready"]
+    assert [event for event in stored if event["attempt"] == attempts[2]] == last
     histories = []
     for folder in (tmp_path, undisturbed):
         [metrics] = (folder / "out").rglob("metrics.json")
@@ -106,12 +118,12 @@ def test_killed_after_training_evaluates_and_exports_again_without_training(undi
         for path in (tmp_path / "out").rglob("*")
         if path.is_file()
     }
-    assert left == {"run.json", "COMMIT.json", "attempts"}  # the winner deletes the checkpoints
+    assert left == {"run.json", "COMMIT.json", "attempts", "logs"}  # the winner deletes the checkpoints
     assert len(list((tmp_path / "out").rglob("saved_model.pb"))) == 1
 
 
 def test_corrupt_checkpoints_are_skipped_and_all_corrupt_is_65(run_job: RunJob, tmp_path: Path) -> None:
-    run_until(tmp_path, after_checkpoint(300), flags=FLAGS, signals=[signal.SIGTERM])
+    run_until(tmp_path, after_checkpoints(3), flags=FLAGS, signals=[signal.SIGTERM])
     folder = tmp_path / "out" / "runs" / "r" / "checkpoints"
     older, newest = sorted(folder.iterdir())
     newest.write_bytes(newest.read_bytes()[:-1])

@@ -170,3 +170,11 @@ def test_store_check_proves_create_only_writes(run_job: RunJob, s3: S3, tmp_path
     assert "a second create-only write is refused" in on_s3.stdout
     assert not list((tmp_path / "out").rglob("checks/*"))
     assert json.loads(run_job("runs", "-o", "json").stdout) == []
+
+
+def test_credentials_in_a_url_are_refused_and_not_printed(run_job: RunJob) -> None:
+    done = run_job("run", *QUICK, "--store.endpoint=http://me:canary@127.0.0.1:9000")
+
+    assert done.code == 64
+    assert "holds no credentials, received 'http://***@127.0.0.1:9000'" in done.error
+    assert "canary" not in done.stdout + done.stderr

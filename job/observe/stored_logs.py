@@ -1,0 +1,75 @@
+"""Log lines that outlive the pod: create-only segments in the store, with every checkpoint and at the end."""
+
+import logging
+import threading
+from typing import Any
+
+from job.contract import log_prefix
+from job.errors import JobError
+from job.observe.logs import json_formatter, warn
+from job.store import Store
+
+EXIT_SECONDS = 5.0
+"""How long the last segment may take: a store that is away must not hold the exit back."""
+
+
+class StoredLog(logging.Handler):
+    """Keeps this attempt's lines until they are written; lines that could not be written wait for the next segment."""
+
+    def __init__(self, *, run: str, attempt: str) -> None:
+        super().__init__()
+        self.setFormatter(json_formatter(run=run, attempt=attempt))
+        self._prefix = f"{log_prefix(run)}{attempt}/"
+        self._lines: list[str] = []
+        self._num_segments = 0
+        self._flush_lock = threading.Lock()
+        self._store: Store | None = None
+
+    def attach(self, store: Store) -> None:
+        """From now on there is a store to write to."""
+        self._store = store
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line; `logging` calls this under the handler's own lock."""
+        self._lines.append(self.format(record))
+
+    def write_segment(self, store: Store) -> None:
+        """Write what has come since the last segment; a store that is away costs a warning, never the run."""
+        with self._flush_lock:
+            with self._locked():
+                lines, self._lines = self._lines, []
+            if not lines:
+                return
+            data = ("\n".join(lines) + "\n").encode()
+            try:
+                # A container that was restarted in its pod finds its own earlier segments.
+                while store.create(f"{self._prefix}{self._num_segments:06d}.jsonl", data) != data:
+                    self._num_segments += 1
+                self._num_segments += 1
+            except JobError as error:
+                with self._locked():
+                    self._lines = lines + self._lines
+                warn("logs.not_stored", lines=len(lines), reason=str(error))
+
+    def close_segment(self) -> None:
+        """Write the last segment, for `EXIT_SECONDS` at most."""
+        if self._store is None:
+            return
+        thread = threading.Thread(target=self.write_segment, args=(self._store,), daemon=True, name="last log segment")
+        thread.start()
+        thread.join(EXIT_SECONDS)
+
+    def _locked(self) -> Any:
+        assert self.lock
+        return self.lock
+
+
+def read_stored_log(store: Store, run_id: str) -> list[str]:
+    """All stored lines of a run: attempts in the order in which they started, each from its first line on."""
+    attempts: dict[str, list[str]] = {}
+    for entry in store.list_objects(log_prefix(run_id)):
+        attempt = entry.key.removeprefix(log_prefix(run_id)).partition("/")[0]
+        data = store.get(entry.key)
+        attempts.setdefault(attempt, []).extend((data or b"").decode(errors="replace").splitlines())
+    # Every line starts with its time, in a form that sorts.
+    return [line for lines in sorted(attempts.values(), key=lambda lines: lines[:1]) for line in lines]
