@@ -28,9 +28,11 @@ def _run(arguments: list[str], *, stop: StopSignal) -> int:
     status = Status()
     try:
         from job.cli import parse_command_line
-        from job.commands import dispatch
 
-        return dispatch(parse_command_line(arguments), stop=stop, status=status)
+        line = parse_command_line(arguments)
+        from job.commands import dispatch  # after parsing: --help needs none of it
+
+        return dispatch(line, stop=stop, status=status)
     except SystemExit as leaving:  # argparse after --help
         return leaving.code if isinstance(leaving.code, int) else 0
     except StopRequested as signal:

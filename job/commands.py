@@ -10,10 +10,11 @@ from typing import Any
 
 from job import contract
 from job.cli import CommandLine
-from job.config import LoadedConfig, describe_fields, load_config, to_text
+from job.config import describe_fields, to_text
+from job.config_sources import LoadedConfig, load_config
 from job.errors import IntegrityError, NotFoundError
 from job.observe import logs
-from job.observe.termination import Status, choose_path
+from job.observe.termination import Status
 from job.signals import StopSignal
 from job.store import Store, is_store_uri
 
@@ -37,105 +38,11 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
     }
     loaded = load_config(line.settings, config_file=line.options.config)
     if line.command == "run":
-        return _run(loaded, stop=stop, status=status)
+        from job.run_command import run_command
+
+        return run_command(loaded, stop=stop, status=status)
     logs.configure(logs.choose_format(loaded.config.observe.log_format, stream=sys.stderr), write=_to_stderr)
     return commands[line.command](line, loaded)
-
-
-def _run(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
-    from job.attempt import make_attempt_id
-    from job.identity import make_run_id
-    from job.observe.phases import Phases, seconds_since_process_start
-    from job.observe.progress import Display
-    from job.observe.stored_logs import StoredLog
-    from job.run import peak_memory_bytes, run
-
-    config = loaded.config
-    log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
-    display, phases = Display(log_format), Phases()
-    phases.add("process", seconds_since_process_start())
-    pod = contract.pod_from_environment(os.environ)
-    status.path = choose_path(config.observe.termination_log)
-    status.run, status.attempt = make_run_id(config), make_attempt_id(pod)
-    stored_log = StoredLog(run=status.run, attempt=status.attempt)
-
-    def end() -> None:
-        _emit_end(status, display, phases=phases.to_json(), peak_memory_bytes=peak_memory_bytes())
-        stored_log.close_segment()
-
-    status.on_end = end
-    status.write()
-    logs.configure(log_format, run=status.run, attempt=status.attempt, write=display.write, also=stored_log)
-    logs.emit("run.start", store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
-    _warn_of_settings_without_effect(loaded)
-
-    def end_stalled(stacks: str) -> None:
-        """Runs on the watchdog's thread: the main one hangs."""
-        seconds = config.observe.stall_timeout_seconds
-        logs.error("training.stalled", stacks=stacks.splitlines())
-        reason = (
-            f"no step within {seconds:g} s (observe.stall_timeout_seconds); the stacks of all threads are in the log"
-        )
-        print(f"mnist-job: error {contract.ExitCode.STALLED.value}: {reason}", file=sys.stderr)
-        status.end(outcome="stalled", code=contract.ExitCode.STALLED, reason=reason)
-        sys.stdout.flush()
-        os._exit(contract.ExitCode.STALLED)
-
-    outcome = run(
-        config,
-        pod=pod,
-        environ=os.environ,
-        phases=phases,
-        stop=stop,
-        status=status,
-        display=display,
-        on_stall=end_stalled,
-        stored_log=stored_log,
-    )
-    name = "committed" if outcome.is_new else "already_committed"
-    status.end(outcome=name, code=contract.ExitCode.OK)
-    if log_format == "text":
-        from job.observe.summary import print_summary
-
-        print_summary(outcome, config=config, seconds=status.seconds)
-    return contract.ExitCode.OK
-
-
-# Sections whose features are not built yet; silence would let a user believe that they act.
-_WITHOUT_EFFECT = (
-    "run.skip_if_unchanged",
-    "promotion.",
-    "retention.",
-    "observe.metrics_port",
-    "observe.pushgateway_url",
-    "observe.report",
-)
-
-
-def _warn_of_settings_without_effect(loaded: LoadedConfig) -> None:
-    ignored = [name for name in loaded.origins if name.startswith(_WITHOUT_EFFECT)]
-    if ignored:
-        logs.warn(
-            "config.no_effect", settings=ignored, reason="this version reads and checks them, and does not use them yet"
-        )
-
-
-def _emit_end(status: Status, display: Any, **fields: Any) -> None:
-    display.stop()
-    if status.outcome == "interrupted":
-        logs.warn("run.interrupted", step=status.step, epoch=status.epoch, reason=status.reason)
-    elif status.code:
-        logs.error("error", code=status.code, reason=status.reason)
-    logs.emit(
-        "run.end",
-        outcome=status.outcome,
-        code=int(status.code or 0),
-        step=status.step,
-        accuracy=status.accuracy,
-        commit=status.commit,
-        seconds=status.seconds,
-        **fields,
-    )
 
 
 def _verify(line: CommandLine, loaded: LoadedConfig) -> int:

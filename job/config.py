@@ -1,32 +1,33 @@
-"""The one config schema: flags > environment (`MNIST_SECTION__FIELD`) > YAML file > defaults.
+"""The one config schema: every setting, its default, its check and a sentence about it.
 
-Owns every setting, its default, its check and the error that names it. Does not know facts about the machine
-(visible GPUs, dataset size); checks that need those are made where they are known. The only module besides
-`__main__` that reads the environment.
+Does not know where values come from (`config_sources.py`) nor facts about the machine, such as visible GPUs or the size of a
+dataset; checks that need those are made where they are known.
 """
 
-import difflib
-import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from job.contract import ENV_PREFIX, RUN_ID_MAX_CHARACTERS, is_run_id
-from job.errors import ConfigError
 
 TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
 BUILT_IN_SOURCES = ("tfds", "idx", "digits")
 _FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | re.ASCII)
-
-# What Kubernetes sets in every pod for a Service called `mnist` or `mnist-...`; ours all have a `__`.
-_SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
 
 
 def _split_integers(value: object) -> object:
@@ -60,6 +61,17 @@ class Section(BaseModel):
     """One group of settings: unknown keys are errors, values cannot be changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_boolean(cls, value: object, info: ValidationInfo) -> object:
+        assert info.field_name
+        kind = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):  # YAML's `epochs: true` would else count as 1
+            raise PydanticCustomError(
+                "no_boolean", "must be a valid integer" if kind is int else "must not be a boolean"
+            )
+        return value
 
 
 class RunSection(Section):
@@ -282,14 +294,6 @@ class Config(BaseSettings):
         return env_settings, init_settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedConfig:
-    """A config and where each value came from (`section.field` -> flag, variable, file; absent = default)."""
-
-    config: Config
-    origins: Mapping[str, str]
-
-
 def field_names() -> list[str]:
     """Every setting as `section.field`, in the order of the schema."""
     return [
@@ -297,29 +301,6 @@ def field_names() -> list[str]:
         for section, info in Config.model_fields.items()
         for field in _section_class(info.annotation).model_fields
     ]
-
-
-def load_config(flags: Sequence[str], *, config_file: Path | None = None) -> LoadedConfig:
-    """Read all sources.
-
-    Args:
-        flags: `--section.field=VALUE` or `--section.field VALUE`, as given on the command line.
-        config_file: YAML file with the sections as top-level keys.
-
-    Raises:
-        ConfigError: one line per bad setting, with its name, the rule, what was received and the nearest name.
-    """
-    from_flags = _flag_origins(flags)
-    from_environment = _environment_origins(os.environ)
-    from_file = _read_yaml(config_file) if config_file else {}
-    origins = {name: str(config_file) for name in _leaf_names(from_file)} | from_environment | from_flags
-    try:
-        config = Config(_cli_parse_args=list(flags), **from_file)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe_all(error, origins))) from error
-    except SettingsError as error:
-        raise ConfigError(_one_line(error)) from error
-    return LoadedConfig(config=config, origins=origins)
 
 
 def describe_fields() -> list[tuple[str, str, str]]:
@@ -337,96 +318,6 @@ def to_text(value: object) -> str:
     return str(yaml.safe_dump(plain, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean X?`, or nothing when no known name is close."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]}?" if matches else ""
-
-
 def _section_class(annotation: object) -> type[Section]:
     assert isinstance(annotation, type) and issubclass(annotation, Section)
     return annotation
-
-
-def _flag_origins(flags: Sequence[str]) -> dict[str, str]:
-    """Check the flags' names before pydantic does: it knows no nearest name."""
-    known = field_names()
-    origins: dict[str, str] = {}
-    expects_value = False
-    for argument in flags:
-        if not argument.startswith("--"):
-            if not expects_value:
-                raise ConfigError(f"{argument}: must be --section.field=VALUE; see mnist-job run --help")
-            expects_value = False
-            continue
-        name, separator, _ = argument[2:].partition("=")
-        if name not in known:
-            hint = nearest(name.replace("-", "_"), known)
-            raise ConfigError(f"--{name}: unknown flag{hint.replace('mean ', 'mean --')}; see mnist-job run --help")
-        origins[name] = f"--{name}"
-        expects_value = not separator
-    return origins
-
-
-def _environment_origins(environ: Mapping[str, str]) -> dict[str, str]:
-    """Check our variables' names: pydantic ignores an unknown one without a word."""
-    known = {ENV_PREFIX + name.upper().replace(".", "__"): name for name in field_names()}
-    origins: dict[str, str] = {}
-    for variable in environ:
-        upper = variable.upper()
-        if not upper.startswith(ENV_PREFIX):
-            continue
-        if upper in known:
-            origins[known[upper]] = variable
-        elif "__" in upper or not _SERVICE_LINK.search(upper):
-            raise ConfigError(f"{variable}: unknown variable{nearest(upper, list(known))}; see mnist-job run --help")
-    return origins
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: {path} cannot be read: {_one_line(error)}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
-        raise ConfigError(f"--config: {path} is not YAML: {_one_line(error)}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"--config: {path} must hold sections such as 'train:', received {type(content).__name__}")
-    for key, value in content.items():
-        if key not in Config.model_fields:
-            sections = list(Config.model_fields)
-            raise ConfigError(f"{key}: unknown section in {path}{nearest(key, sections)}; known: {', '.join(sections)}")
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {value!r}")
-    return content
-
-
-def _leaf_names(content: Mapping[str, Any]) -> list[str]:
-    return [f"{section}.{field}" for section, fields in content.items() for field in fields]
-
-
-def _describe_all(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
-    """One line per setting: a value that fits none of several types is reported once."""
-    lines: dict[tuple[object, ...], str] = {}
-    for detail in error.errors():
-        lines.setdefault(detail["loc"][:2], _describe(detail, origins))
-    return list(lines.values())
-
-
-def _describe(detail: Any, origins: Mapping[str, str]) -> str:
-    """One validation error as one line: name, rule, received, origin, and the nearest name for an unknown one."""
-    parts = [str(part) for part in detail["loc"]]
-    name = ".".join(parts[:2])
-    if detail["type"] == "extra_forbidden":
-        return f"{name}: unknown setting{nearest(name, field_names())} [{origins.get(name, 'config')}]"
-    rule = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("String ", "")
-    if len(parts) == 1:  # a contradiction between fields of a section: the text names them
-        return f"{name}: {rule}"
-    received = re.sub(r"//[^/@\s]*@", "//***@", repr(detail["input"]))  # never print a password
-    return f"{name}: {rule}, received {received[:80]} [{origins.get(name, 'default')}]"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

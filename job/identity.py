@@ -38,7 +38,8 @@ def make_run_id(config: Config) -> str:
         "suffix": config.run.suffix,
         "workers": config.cluster.workers,
     }
-    base = re.sub(r"[^a-z0-9]+", "-", config.data.name.lower()).strip("-")[:_MAX_BASE_CHARACTERS].rstrip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", config.data.name.lower()).strip("-")
+    base = words[:_MAX_BASE_CHARACTERS].rstrip("-") or "data"
     return f"local.{base}-{sha256_hex(canonical_json(decides))[:_DIGEST_CHARACTERS_IN_ID]}"
 
 

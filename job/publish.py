@@ -120,17 +120,27 @@ def read_files(store: Store, commit_record: Mapping[str, Any]) -> dict[str, byte
     """
     prefix = attempt_prefix(str(commit_record["run"]), attempt_id=str(commit_record["attempt"]))
     files = {}
-    for entry in commit_record["files"]:
-        if not entry["key"].startswith(prefix) or ".." in entry["key"].split("/"):
-            raise IntegrityError(f"store {store.uri}: the COMMIT names {entry['key']}, outside {prefix}")
-        data = store.get(entry["key"])
+    for file in _stored_files(commit_record):
+        if not file.key.startswith(prefix) or ".." in file.key.split("/"):
+            raise IntegrityError(f"store {store.uri}: the COMMIT names {file.key}, outside {prefix}")
+        data = store.get(file.key)
         if data is None:
-            raise IntegrityError(f"store {store.uri}: {entry['key']} is named by the COMMIT and does not exist")
-        if len(data) != entry["num_bytes"] or sha256_hex(data) != entry["sha256"]:
+            raise IntegrityError(f"store {store.uri}: {file.key} is named by the COMMIT and does not exist")
+        if len(data) != file.num_bytes or sha256_hex(data) != file.sha256:
             raise IntegrityError(
-                f"store {store.uri}: {entry['key']} is not the object that was committed (size or SHA-256)"
+                f"store {store.uri}: {file.key} is not the object that was committed (size or SHA-256)"
             )
-        files[entry["key"].removeprefix(prefix)] = data
+        files[file.key.removeprefix(prefix)] = data
+    return files
+
+
+def _stored_files(commit_record: Mapping[str, Any]) -> list[StoredFile]:
+    try:
+        files = [StoredFile(**entry) for entry in commit_record["files"]]
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(f"the COMMIT does not say which files it consists of: {error}") from error
+    if not all(isinstance(file.key, str) for file in files):
+        raise IntegrityError("the COMMIT names a file by something that is no key")
     return files
 
 

@@ -44,110 +44,88 @@ class Outcome:
     """URI of the SavedModel."""
 
 
-def run(
-    config: Config,
-    *,
-    pod: contract.Pod,
-    environ: MutableMapping[str, str],
-    phases: Phases,
-    stop: StopSignal,
-    status: Status,
-    display: Display,
-    on_stall: Callable[[str], None],
-    stored_log: StoredLog,
-) -> Outcome:
-    """Train, evaluate, export and commit, unless the run is committed already.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What an attempt is given from outside: facts about its place, and the ways to be stopped and seen.
 
-    Args:
+    Attributes:
         stored_log: gets the store, and a segment is written with every checkpoint.
         on_stall: is given the stacks of all threads when training makes no more steps; has to end the process.
+    """
+
+    pod: contract.Pod
+    environ: MutableMapping[str, str]
+    phases: Phases
+    stop: StopSignal
+    status: Status
+    display: Display
+    stored_log: StoredLog
+    on_stall: Callable[[str], None]
+
+
+def run(config: Config, around: Surroundings) -> Outcome:
+    """Train, evaluate, export and commit, unless the run is committed already.
 
     Raises:
         JobError: typed, with its exit code; readers see nothing half-done then.
         StopRequested: SIGTERM or SIGINT.
     """
-    run_id, attempt_id = status.run, status.attempt
+    phases, status = around.phases, around.status
     with phases("store"):
-        store = open_configured_store(config, environ=environ)
-        store.list_objects(f"{contract.RUNS_PREFIX}{run_id}/")  # a missing bucket or a wrong key is known at once
-    stored_log.attach(store)
-    with phases(
-        "start_up"
-    ):  # before the data: tensorflow-datasets and own sources may use TensorFlow, which fixes its threads
-        cluster.prepare_process(environ)
+        store = open_configured_store(config, environ=around.environ)
+        store.list_objects(f"{contract.RUNS_PREFIX}{status.run}/")  # a missing bucket or a wrong key is known at once
+    around.stored_log.attach(store)
+    # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
+    with phases("start_up"):
+        cluster.prepare_process(around.environ)
         strategy = cluster.make_strategy(config.cluster)
     with phases("data"):
-        data = _load_data(config, environ=environ)
+        data = _load_data(config, environ=around.environ)
     compile_with = _check_batch_and_resolve_compile(config, strategy, data)
-    seed = identity.resolve_seed(config, run_id=run_id)
+    seed = identity.resolve_seed(config, run_id=status.run)
     inputs = identity.result_inputs(config, seed=seed, compile_with=compile_with, dataset_digest=data.digest)
     with phases("store"):
-        result_digest = publish.claim_run(store, run_id, inputs=inputs, config=config.model_dump(mode="json"))
-        committed = publish.read_commit(store, run_id)
+        result_digest = publish.claim_run(store, status.run, inputs=inputs, config=config.model_dump(mode="json"))
+        committed = publish.read_commit(store, status.run)
         if committed:
-            publish.check_same_result(committed, run_id=run_id, result_digest=result_digest)
+            publish.check_same_result(committed, run_id=status.run, result_digest=result_digest)
             publish.clean_up(store, committed)
-            return _outcome(store, committed, status=status, is_new=False)
+            return _outcome(store, committed, status=status)
         attempt = describe_attempt(
-            pod,
-            run_id=run_id,
-            attempt_id=attempt_id,
+            around.pod,
+            run_id=status.run,
+            attempt_id=status.attempt,
             devices=list(strategy.extended.worker_devices),
             threads=cluster.threads(config.cluster),
             compile_with=compile_with,
         )
-        publish.upload(store, run_id, attempt_id=attempt_id, files={"attempt.json": identity.canonical_json(attempt)})
+        files = {"attempt.json": identity.canonical_json(attempt)}
+        publish.upload(store, status.run, attempt_id=status.attempt, files=files)
 
     with phases("build"):
         training = Training(
             config, strategy, data=data, seed=seed, compile_with=compile_with, result_digest=result_digest
         )
     _emit_train_start(config, training, compile_with=compile_with, seed=seed, strategy=strategy)
-    with phases("restore"):
-        checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest)
-        if checkpoint:
-            training.restore(checkpoint)
-            status.step = checkpoint.step
-            emit("checkpoint.restored", step=checkpoint.step, of=training.total_steps)
-    writer = CheckpointWriter(
-        open_configured_store(config, environ=environ),
-        run_id=run_id,
-        schedule=Schedule(**config.checkpoint.model_dump()),
-        after_save=stored_log.write_segment,
-    )
-    training.run(
-        writer=writer,
-        watchdog=Watchdog(timeout_seconds=config.observe.stall_timeout_seconds, on_stall=on_stall),
-        phases=phases,
-        stop=stop,
-        status=status,
-        display=display,
-    )
+    _train(config, training, store, around=around, result_digest=result_digest)
 
     with phases("evaluate"):
         probabilities = training.predict()
         scores = evaluation.score(probabilities, data.dataset.test_labels, class_names=data.dataset.class_names)
-        status.accuracy = scores.accuracy
         emit("evaluate.end", test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
     with phases("export"):
         files, weights_digest = _export(config, training.model, data, seed=seed, probabilities=probabilities)
     with phases("publish"):
         files["predictions.safetensors"] = _to_predictions_file(data, probabilities)
-        files["metrics.json"] = identity.canonical_json(
-            {
-                "test": scores.to_json(),
-                "history": [asdict(record) for record in training.history],
-                "phases_seconds": phases.to_json(),
-            }
-        )
-        stored = publish.upload(store, run_id, attempt_id=attempt_id, files=files)
+        files["metrics.json"] = _to_metrics_file(scores, training=training, phases=phases)
+        stored = publish.upload(store, status.run, attempt_id=status.attempt, files=files)
         standing = publish.commit(
             store,
-            run_id,
+            status.run,
             content={
                 "format": publish.FORMAT,
-                "run": run_id,
-                "attempt": attempt_id,
+                "run": status.run,
+                "attempt": status.attempt,
                 "committed": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "result_digest": result_digest,
                 "weights_digest": weights_digest,
@@ -162,11 +140,10 @@ def run(
                 "lineage": attempt,
             },
         )
-    is_new = standing["attempt"] == attempt_id
-    with phases("publish"):
         publish.clean_up(store, standing)
-    emit("commit.done", key=contract.commit_key(run_id), weights_digest=standing["weights_digest"], is_new=is_new)
-    return _outcome(store, standing, status=status, is_new=is_new)
+    outcome = _outcome(store, standing, status=status)
+    emit("commit.done", key=status.commit, weights_digest=standing["weights_digest"], is_new=outcome.is_new)
+    return outcome
 
 
 def open_configured_store(config: Config, *, environ: MutableMapping[str, str], uri: str | None = None) -> Store:
@@ -251,6 +228,30 @@ def _emit_train_start(config: Config, training: Training, *, compile_with: str, 
     )
 
 
+def _train(config: Config, training: Training, store: Store, *, around: Surroundings, result_digest: str) -> None:
+    """Go on from the newest good checkpoint, or from the start, to the last step."""
+    with around.phases("restore"):
+        checkpoint = checkpoints.load_newest(store, around.status.run, result_digest=result_digest)
+        if checkpoint:
+            training.restore(checkpoint)
+            around.status.step = checkpoint.step
+            emit("checkpoint.restored", step=checkpoint.step, of=training.total_steps)
+    writer = CheckpointWriter(
+        open_configured_store(config, environ=around.environ),
+        run_id=around.status.run,
+        schedule=Schedule(**config.checkpoint.model_dump()),
+        after_save=around.stored_log.write_segment,
+    )
+    training.run(
+        writer=writer,
+        watchdog=Watchdog(timeout_seconds=config.observe.stall_timeout_seconds, on_stall=around.on_stall),
+        phases=around.phases,
+        stop=around.stop,
+        status=around.status,
+        display=around.display,
+    )
+
+
 def _export(
     config: Config, model: Any, data: LoadedDataset, *, seed: int, probabilities: evaluation.Probabilities
 ) -> tuple[dict[str, bytes], str]:
@@ -299,9 +300,19 @@ def _to_predictions_file(data: LoadedDataset, probabilities: evaluation.Probabil
     return save(arrays, {"predictions": json.dumps(meta, sort_keys=True)})
 
 
-def _outcome(store: Store, standing: dict[str, Any], *, status: Status, is_new: bool) -> Outcome:
+def _to_metrics_file(scores: evaluation.Scores, *, training: Training, phases: Phases) -> bytes:
+    return identity.canonical_json(
+        {
+            "test": scores.to_json(),
+            "history": [asdict(record) for record in training.history],
+            "phases_seconds": phases.to_json(),
+        }
+    )
+
+
+def _outcome(store: Store, standing: dict[str, Any], *, status: Status) -> Outcome:
     run_id, attempt_id = standing["run"], standing["attempt"]
     status.commit = contract.commit_key(run_id)
     status.accuracy = standing["metrics"]["test_accuracy"]
     model_location = store.location(contract.attempt_prefix(run_id, attempt_id=attempt_id) + "model")
-    return Outcome(commit=standing, is_new=is_new, model_location=model_location)
+    return Outcome(commit=standing, is_new=attempt_id == status.attempt, model_location=model_location)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from job.datasets import Dataset, plain_copy_path
+from job.datasets import Dataset, plain_copy_path, read_plain_copy
 from job.errors import AccessDeniedError, IntegrityError, JobError, NotFoundError, UnavailableError
 from job.observe.logs import emit
 
@@ -40,12 +40,14 @@ def load_tfds(name: str, *, cache_dir: Path, manual_dir: str | None) -> Dataset:
         AccessDeniedError: the cache cannot be written.
     """
     data_dir = cache_dir / "tfds"
-    if not is_prepared(name, cache_dir=cache_dir):
+    if not _is_in_tfds_cache(name, cache_dir=cache_dir):
         if manual_dir is None:
             probe(name, seconds=PROBE_SECONDS)
         else:
             _check_manual_dir(name, Path(manual_dir))
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.downloader import DownloadError
 
     tfds.disable_progress_bar()
     try:
@@ -54,15 +56,21 @@ def load_tfds(name: str, *, cache_dir: Path, manual_dir: str | None) -> Dataset:
             emit("data.prepare", dataset=name, to=str(data_dir))
             _prepare(builder, tfds, manual_dir=manual_dir)
         return _read(builder, tfds)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, NonMatchingChecksumError, DownloadError) as error:
         raise _translate(error, name=name, data_dir=data_dir) from error
 
 
 def is_prepared(name: str, *, cache_dir: Path) -> bool:
     """Whether the cache already holds the dataset, told without importing tensorflow-datasets."""
-    if plain_copy_path(cache_dir, name=name).exists():
-        return True
-    return any((cache_dir / "tfds" / name).glob("*/dataset_info.json"))
+    has_copy = read_plain_copy(plain_copy_path(cache_dir, name=name)) is not None
+    return has_copy or _is_in_tfds_cache(name, cache_dir=cache_dir)
+
+
+def _is_in_tfds_cache(name: str, *, cache_dir: Path) -> bool:
+    try:
+        return any((cache_dir / "tfds" / name).glob("*/dataset_info.json"))
+    except OSError:  # a folder that may not be entered; who writes there later says so
+        return False
 
 
 def probe(name: str, *, seconds: float) -> None:

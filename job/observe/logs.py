@@ -5,10 +5,11 @@ Owns the format and the keys that every event carries. Native TensorFlow noise g
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 LOGGER_NAME = "job"
 
@@ -93,7 +94,19 @@ class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         head = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
-        return json.dumps(head | self._fixed | _fields(record), default=str, ensure_ascii=False, allow_nan=True)
+        line = json.dumps(
+            _finite(head | self._fixed | _fields(record)), default=str, ensure_ascii=False, allow_nan=False
+        )
+        return line.encode(errors="replace").decode()
+
+
+def _finite(value: Any) -> Any:
+    """The same value with null for the numbers that JSON does not have: readers of logs refuse a bare NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _TextFormatter(logging.Formatter):
@@ -108,4 +121,4 @@ def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return text if " " not in text else json.dumps(text, ensure_ascii=False)
+    return text if " " not in text and text.isprintable() else json.dumps(text, ensure_ascii=not text.isprintable())

@@ -48,12 +48,12 @@ class Status:
         if self.path is None:
             return
         content = {name: getattr(self, name) for name in _FIELDS}
-        data = json.dumps(content, ensure_ascii=False).encode()
+        data = json.dumps(content, ensure_ascii=False).encode(errors="replace")
         if len(data) > TERMINATION_MESSAGE_MAX_BYTES:
             excess = len(data) - TERMINATION_MESSAGE_MAX_BYTES
-            reason = self.reason.encode()
+            reason = self.reason.encode(errors="replace")
             content["reason"] = reason[: max(0, len(reason) - 2 * excess - 16)].decode(errors="ignore") + " ..."
-            data = json.dumps(content, ensure_ascii=False).encode()[:TERMINATION_MESSAGE_MAX_BYTES]
+            data = json.dumps(content, ensure_ascii=False).encode(errors="replace")[:TERMINATION_MESSAGE_MAX_BYTES]
         with contextlib.suppress(OSError):
             self.path.write_bytes(data)
 

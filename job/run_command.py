@@ -1,0 +1,108 @@
+"""The `run` command: sets up what an attempt is given from outside, and says how it ended."""
+
+import os
+import sys
+from typing import Any
+
+from job import contract
+from job.attempt import make_attempt_id
+from job.config_sources import LoadedConfig
+from job.identity import make_run_id
+from job.observe import logs
+from job.observe.phases import Phases, seconds_since_process_start
+from job.observe.progress import Display
+from job.observe.stored_logs import StoredLog
+from job.observe.summary import print_summary
+from job.observe.termination import Status, choose_path
+from job.run import Surroundings, peak_memory_bytes, run
+from job.signals import StopSignal
+
+# Sections whose features are not built yet; silence would let a user believe that they act.
+_WITHOUT_EFFECT = (
+    "run.skip_if_unchanged",
+    "promotion.",
+    "retention.",
+    "observe.metrics_port",
+    "observe.pushgateway_url",
+    "observe.report",
+)
+
+
+def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
+    """Make one attempt at a run; returns exit code 0.
+
+    Raises:
+        JobError, StopRequested: for `__main__` to report.
+    """
+    config = loaded.config
+    log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
+    display, phases = Display(log_format), Phases()
+    phases.add("process", seconds_since_process_start())
+    pod = contract.pod_from_environment(os.environ)
+    status.path = choose_path(config.observe.termination_log)
+    status.run, status.attempt = make_run_id(config), make_attempt_id(pod)
+    stored_log = StoredLog(run=status.run, attempt=status.attempt)
+
+    def end() -> None:
+        _emit_end(status, display, phases=phases.to_json(), peak_memory_bytes=peak_memory_bytes())
+        stored_log.close_segment()
+
+    status.on_end = end
+    status.write()
+    logs.configure(log_format, run=status.run, attempt=status.attempt, write=display.write, also=stored_log)
+    logs.emit("run.start", store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
+    _warn_of_settings_without_effect(loaded)
+
+    around = Surroundings(
+        pod=pod,
+        environ=os.environ,
+        phases=phases,
+        stop=stop,
+        status=status,
+        display=display,
+        stored_log=stored_log,
+        on_stall=lambda stacks: _end_stalled(stacks, status=status, seconds=config.observe.stall_timeout_seconds),
+    )
+    outcome = run(config, around)
+    name = "committed" if outcome.is_new else "already_committed"
+    status.end(outcome=name, code=contract.ExitCode.OK)
+    if log_format == "text":
+        print_summary(outcome, config=config, seconds=status.seconds)
+    return contract.ExitCode.OK
+
+
+def _warn_of_settings_without_effect(loaded: LoadedConfig) -> None:
+    ignored = [name for name in loaded.origins if name.startswith(_WITHOUT_EFFECT)]
+    if ignored:
+        logs.warn(
+            "config.no_effect", settings=ignored, reason="this version reads and checks them, and does not use them yet"
+        )
+
+
+def _end_stalled(stacks: str, *, status: Status, seconds: float) -> None:
+    """End the process from the watchdog's thread: the main one hangs."""
+    code = contract.ExitCode.STALLED
+    reason = f"no step within {seconds:g} s (observe.stall_timeout_seconds); the stacks of all threads are in the log"
+    logs.error("training.stalled", stacks=stacks.splitlines())
+    print(f"mnist-job: error {code.value}: {reason}", file=sys.stderr)
+    status.end(outcome="stalled", code=code, reason=reason)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _emit_end(status: Status, display: Display, **fields: Any) -> None:
+    display.stop()
+    if status.outcome == "interrupted":
+        logs.warn("run.interrupted", step=status.step, epoch=status.epoch, reason=status.reason)
+    elif status.code:
+        logs.error("error", code=status.code, reason=status.reason)
+    logs.emit(
+        "run.end",
+        outcome=status.outcome,
+        code=int(status.code or 0),
+        step=status.step,
+        accuracy=status.accuracy,
+        commit=status.commit,
+        seconds=status.seconds,
+        **fields,
+    )

@@ -1,0 +1,371 @@
+"""The config schema: order of its sources, everything it refuses, and what it prints."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from job.config import Config, field_names
+from job.config_sources import LoadedConfig, load_config
+from job.errors import ConfigError
+
+# Valid values of every setting, as text: in the YAML file, in the environment, as a flag. Neighbours differ.
+SAMPLES = {
+    "run.id": ("file", "environment", "flag"),
+    "run.seed": ("1", "random", "3"),
+    "data.source": ("digits", "tfds", "my.data:load"),
+    "data.uri": ("folder", "s3://bucket/data", "file:./data"),
+    "data.dataset": ("fashion_mnist", "kmnist", "emnist/digits"),
+    "model.build": ("a.b:c", "d:e", "f.g.h:i"),
+    "model.hidden_units": ("[8, 16]", "32,64", "[128, 256, 512]"),
+    "model.activation": ("relu", "tanh", "gelu"),
+    "model.dropout": ("0.1", "0.2", "0.3"),
+    "train.optimizer": ("adam", "momentum", "sgd"),
+    "train.learning_rate": ("0.1", "1e-3", "3"),
+    "train.precision": ("bfloat16", "float32", "bfloat16"),
+    "train.compile": ("xla", "graph", "auto"),
+    "cluster.workers": ("1", "1", "1"),
+    "cluster.expected_gpus": ("1", "0", "8"),
+    "checkpoint.interval_seconds": ("0.5", "2", "3"),
+    "checkpoint.final_save_seconds": ("1", "2.5", "3"),
+    "store.uri": ("file:./a", "s3://bucket/prefix", "gs://bucket"),
+    "store.endpoint": ("http://a", "https://b:9000", "http://c/"),
+    "promotion.model_name": ("a", "b.c", "d-e"),
+    "promotion.max_accuracy_drop": ("0.1", "0", "1"),
+    "observe.metrics_port": ("0", "1", "65535"),
+    "observe.pushgateway_url": ("http://a", "http://b", "http://c"),
+    "observe.log_format": ("json", "text", "auto"),
+    **dict.fromkeys(("run.suffix", "store.region"), ("a", "b", "c")),
+    **dict.fromkeys(("data.cache_dir", "observe.termination_log"), ("a", "/b", "./c")),
+    **dict.fromkeys(("data.train_examples", "data.test_examples"), ("1", "2", "3")),
+    **dict.fromkeys(("train.epochs", "train.global_batch_size"), ("1", "2", "3")),
+    **dict.fromkeys(
+        [f"cluster.{name}" for name in ("cpu_replicas", "intra_op_threads", "inter_op_threads")], ("1", "2", "3")
+    ),
+    **dict.fromkeys(("checkpoint.keep", "retention.keep_runs", "retention.keep_versions"), ("1", "2", "3")),
+    **dict.fromkeys(("store.timeout_seconds", "store.deadline_seconds"), ("1", "2", "3")),
+    **dict.fromkeys(
+        [f"promotion.{name}" for name in ("min_accuracy", "min_class_recall", "significance")], ("0", "0.1", "1")
+    ),
+    **dict.fromkeys(
+        ("run.skip_if_unchanged", "store.path_style", "promotion.refused_is_failure"), ("true", "false", "true")
+    ),
+    **dict.fromkeys(("promotion.enabled", "observe.report"), ("false", "true", "false")),
+    "observe.stall_timeout_seconds": ("1", "2", "3"),
+}
+ONE_VALUE = ("cluster.workers",)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("MNIST_")]:
+        monkeypatch.delenv(name)
+
+
+def variable_of(name: str) -> str:
+    return "MNIST_" + name.upper().replace(".", "__")
+
+
+def value_of(loaded: LoadedConfig, name: str) -> Any:
+    section, field = name.split(".")
+    return getattr(getattr(loaded.config, section), field)
+
+
+def write_yaml(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal_of(flags: list[str], *, config_file: Path | None = None) -> str:
+    """The message of a refusal, empty when the config loads; anything else is raised."""
+    try:
+        load_config(flags, config_file=config_file)
+    except ConfigError as refused:
+        return str(refused)
+    return ""
+
+
+class TestOrderOfSources:
+    def test_every_setting_has_a_sample(self) -> None:
+        assert sorted(SAMPLES) == sorted(field_names())
+
+    @pytest.mark.parametrize("name", SAMPLES)
+    def test_flag_beats_environment_beats_file_beats_default(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        in_file, in_environment, as_flag = SAMPLES[name]
+        section, field = name.split(".")
+        path = write_yaml(tmp_path, f"{section}:\n  {field}: {in_file}\n")
+
+        default = load_config([])
+        from_file = load_config([], config_file=path)
+        monkeypatch.setenv(variable_of(name), in_environment)
+        from_environment = load_config([], config_file=path)
+        from_flag = load_config([f"--{name}={as_flag}"], config_file=path)
+        monkeypatch.delenv(variable_of(name))
+
+        layers = (from_file, from_environment, from_flag)
+        assert [layer.origins[name] for layer in layers] == [str(path), variable_of(name), f"--{name}"]
+        assert name not in default.origins
+        expected = [load_config([f"--{name}={text}"]) for text in SAMPLES[name]]
+        assert [value_of(layer, name) for layer in layers] == [value_of(layer, name) for layer in expected]
+        if name not in ONE_VALUE:
+            assert value_of(from_file, name) != value_of(from_environment, name) != value_of(from_flag, name)
+
+    def test_sources_are_merged_field_by_field(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = write_yaml(tmp_path, "train: {epochs: 5, optimizer: adam}\nmodel: {dropout: 0.5}\n")
+        monkeypatch.setenv("MNIST_TRAIN__LEARNING_RATE", "0.25")
+        loaded = load_config(["--train.global_batch_size", "64"], config_file=path).config
+        train = loaded.train
+        assert (train.epochs, train.optimizer, train.learning_rate, train.global_batch_size) == (5, "adam", 0.25, 64)
+        assert train.precision == "float32"
+        assert loaded.model.dropout == 0.5
+
+    def test_defaults_are_the_reference_model(self) -> None:
+        config = load_config([]).config
+        assert config.model.model_dump() == {
+            "build": None,
+            "hidden_units": (512, 512),
+            "activation": "sigmoid",
+            "dropout": 0.0,
+        }
+        assert config.train.model_dump() == {
+            "epochs": 20,
+            "global_batch_size": 128,
+            "optimizer": "sgd",
+            "learning_rate": 0.01,
+            "precision": "float32",
+            "compile": "auto",
+        }
+        assert (config.run.seed, config.data.source, config.data.dataset) == (1337, "tfds", "mnist")
+
+    def test_last_of_two_equal_flags_wins(self) -> None:
+        assert load_config(["--train.epochs=1", "--train.epochs=3"]).config.train.epochs == 3
+
+    @pytest.mark.parametrize("text", ["64,32", "[64,32]", "[64, 32]", " 64 , 32 "])
+    def test_lists_are_read_in_every_form(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert load_config([f"--model.hidden_units={text}"]).config.model.hidden_units == (64, 32)
+        monkeypatch.setenv("MNIST_MODEL__HIDDEN_UNITS", text)
+        assert load_config([]).config.model.hidden_units == (64, 32)
+
+    def test_config_cannot_be_changed_afterwards(self) -> None:
+        config = load_config([]).config
+        with pytest.raises(ValueError, match="frozen"):
+            config.train.epochs = 3  # type: ignore[misc]
+
+
+DNS_1123 = "must be a DNS-1123 subdomain"
+REFUSED_FLAGS = [
+    ("--train.epoch=3", r"--train\.epoch: unknown flag; did you mean --train\.epochs\?"),
+    ("--train.global-batch-size=3", r"unknown flag; did you mean --train\.global_batch_size\?"),
+    ("--zzz.qqq=3", r"--zzz\.qqq: unknown flag; see mnist-job run --help"),
+    ("--train=3", r"--train: unknown flag"),
+    ("stray", r"stray: must be --section\.field=VALUE"),
+    ("--train.epochs", r"--train\.epochs: must have a value"),
+    ("--train.epochs=three", r"train\.epochs: must be a valid integer.*received 'three' \[--train\.epochs\]"),
+    ("--train.epochs=1.5", r"train\.epochs: must be a valid integer.*received '1\.5'"),
+    ("--train.epochs=", r"train\.epochs: must be a valid integer.*received ''"),
+    ("--train.epochs=0", r"train\.epochs: must be greater than or equal to 1, received '0' \[--train\.epochs\]"),
+    ("--train.epochs=-1", r"train\.epochs: must be greater than or equal to 1, received '-1'"),
+    (f"--train.epochs={10**12}", rf"train\.epochs: must be less than or equal to 100000, received '{10**12}'"),
+    ("--train.learning_rate=nan", r"train\.learning_rate: must be a finite number, received 'nan'"),
+    ("--train.learning_rate=inf", r"train\.learning_rate: must be a finite number, received 'inf'"),
+    ("--train.learning_rate=0", r"train\.learning_rate: must be greater than 0, received '0'"),
+    ("--train.optimizer=lamb", r"train\.optimizer: must be 'sgd', 'momentum' or 'adam', received 'lamb'"),
+    ("--train.global_batch_size=0", r"train\.global_batch_size: must be greater than or equal to 1"),
+    ("--model.hidden_units=64,wide", r"model\.hidden_units: must be a valid integer.*received 'wide'"),
+    ("--model.hidden_units=64,0", r"model\.hidden_units: must be greater than or equal to 1, received '0'"),
+    ("--model.dropout=1", r"model\.dropout: must be less than 1, received '1'"),
+    ("--model.dropout=nan", r"model\.dropout: must be a finite number"),
+    ("--model.build=package.module", r"model\.build: must be package\.module:function, received 'package\.module'"),
+    ("--checkpoint.keep=0", r"checkpoint\.keep: must be greater than or equal to 1, received '0'"),
+    ("--checkpoint.interval_seconds=0", r"checkpoint\.interval_seconds: must be greater than 0, received '0'"),
+    ("--run.id=Über", rf"run\.id: {DNS_1123}.*received 'Über' \[--run\.id\]"),
+    ("--run.id=größe", rf"run\.id: {DNS_1123}.*received 'größe'"),
+    ("--run.id=../x", rf"run\.id: {DNS_1123}.*received '\.\./x'"),
+    ("--run.id=a/b", rf"run\.id: {DNS_1123}"),
+    ("--run.id=a..b", rf"run\.id: {DNS_1123}"),
+    ("--run.id=-a", rf"run\.id: {DNS_1123}"),
+    ("--run.id=a-", rf"run\.id: {DNS_1123}"),
+    ("--run.id=ABC", rf"run\.id: {DNS_1123}.*received 'ABC'"),
+    ("--run.id=", rf"run\.id: {DNS_1123}.*received ''"),
+    ("--run.id=" + "a" * 254, rf"run\.id: {DNS_1123}.*at most 253 characters, received 'aaa"),
+    ("--run.seed=-1", r"run\.seed: must be greater than or equal to 0, received '-1'"),
+    ("--run.seed=4294967296", r"run\.seed: must be less than 4294967296"),
+    ("--run.seed=dice", r"run\.seed: .*received 'dice'"),
+    ("--run.suffix=a/b", r"run\.suffix: .*received 'a/b'"),
+    ("--cluster.workers=2", r"cluster\.workers: must be 1: .*received '2' \[--cluster\.workers\]"),
+    ("--cluster.workers=0", r"cluster\.workers: must be greater than or equal to 1"),
+    ("--cluster.expected_gpus=-1", r"cluster\.expected_gpus: must be greater than or equal to 0"),
+    ("--data.source=idx", r"data: uri must be set with source=idx: a folder or store URI"),
+    ("--data.source=mnist", r"data\.source: must be tfds, idx, digits or package\.module:function, received 'mnist'"),
+    ("--data.dataset=../../etc", r"data\.dataset: must be letters and digits.*received '\.\./\.\./etc'"),
+    ("--data.dataset=cifar10", r"data: dataset must be one of mnist, fashion_mnist, kmnist, emnist/digits"),
+    ("--data.train_examples=0", r"data\.train_examples: must be greater than or equal to 1"),
+    ("--store.uri=./out", r"store\.uri: must start with file:, s3://, gs:// or az:// .*received '\./out'"),
+    ("--store.uri=s3://", r"store\.uri: must start with .* and name a folder or bucket, received 's3://'"),
+    ("--store.endpoint=minio:9000", r"store\.endpoint: must be a URL .*received 'minio:9000'"),
+    ("--store.deadline_seconds=-1", r"store\.deadline_seconds: must be greater than 0"),
+    ("--promotion.min_accuracy=1.5", r"promotion\.min_accuracy: must be less than or equal to 1"),
+    ("--promotion.model_name=../x", r"promotion\.model_name: .*received '\.\./x'"),
+    ("--observe.metrics_port=65536", r"observe\.metrics_port: must be less than or equal to 65535"),
+    ("--run.skip_if_unchanged=maybe", r"run\.skip_if_unchanged: must be a valid boolean.*received 'maybe'"),
+]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(("flag", "message"), REFUSED_FLAGS, ids=[flag[:40] for flag, _ in REFUSED_FLAGS])
+    def test_flag_is_refused_by_name_rule_and_value(self, flag: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message) as refused:
+            load_config([flag])
+        assert "\n" not in str(refused.value)
+
+    def test_uri_without_a_source_that_reads_it_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"data: uri is read only with source idx or tfds, received digits"):
+            load_config(["--data.source=digits", "--data.uri=somewhere"])
+
+    def test_every_bad_setting_is_named_at_once(self) -> None:
+        with pytest.raises(ConfigError) as refused:
+            load_config(["--train.epochs=0", "--checkpoint.keep=0"])
+        assert [line.partition(":")[0] for line in str(refused.value).splitlines()] == [
+            "train.epochs",
+            "checkpoint.keep",
+        ]
+
+    @pytest.mark.parametrize("name", ["store.uri", "data.cache_dir"])
+    def test_text_that_is_not_utf8_is_refused(self, name: str) -> None:
+        """It could neither be logged nor recorded in run.json."""
+        with pytest.raises(ConfigError, match=name):
+            load_config([f"--{name}=file:./\udcff"])
+
+    def test_long_dataset_name_is_refused_at_once(self) -> None:
+        """A pattern that backtracks would take longer than the sun lasts."""
+        with pytest.raises(ConfigError, match=r"data\.dataset: must be letters and digits"):
+            load_config(["--data.source=digits", f"--data.dataset={'a' * 60}!"])
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("tran: {epochs: 3}", r"tran: unknown section in .*config\.yaml; did you mean train\?; known: run, data"),
+            ("train: {epoch: 3}", r"train\.epoch: unknown setting; did you mean train\.epochs\? \[.*config\.yaml\]"),
+            ("train: {epochs: three}", r"train\.epochs: must be a valid integer.*'three' \[.*config\.yaml\]"),
+            ("train: {epochs: [3]}", r"train\.epochs: must be a valid integer, received \[3\]"),
+            ("train: {epochs: true}", r"train\.epochs: must be a valid integer, received True"),
+            ("train: {learning_rate: .nan}", r"train\.learning_rate: must be a finite number, received nan"),
+            ("model: {hidden_units: 64}", r"model\.hidden_units: must be a valid tuple, received 64"),
+            ("run: {id: 2024-01-01}", r"run\.id: must be a valid string, received datetime"),
+            ("run: {id: 2024-99-99}", r"--config: .* is not YAML: month must be in 1\.\.12"),
+            ("train: 3", r"train: must hold 'field: value' lines in .*config\.yaml, received 3"),
+            ("train: [epochs]", r"train: must hold 'field: value' lines .*received \['epochs'\]"),
+            ("train: {1: 2}", r"train\.1: .*received 1"),
+            ("1: 2", r"--config: .*config\.yaml must hold sections such as 'train:'"),
+            ("- train", r"--config: .*config\.yaml must hold sections .*received list"),
+            ("just text", r"--config: .*config\.yaml must hold sections .*received str"),
+            ("train: {epochs: 3", r"--config: .*config\.yaml is not YAML: "),
+            ("train: !!python/object/apply:os.getcwd []", r"--config: .*config\.yaml is not YAML: .*constructor"),
+        ],
+    )
+    def test_bad_file_is_refused(self, text: str, message: str, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=message) as refused:
+            load_config([], config_file=write_yaml(tmp_path, text))
+        assert "\n" not in str(refused.value)
+
+    def test_missing_file_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"--config: .*absent\.yaml cannot be read: .*No such file"):
+            load_config([], config_file=tmp_path / "absent.yaml")
+
+    def test_file_that_is_not_text_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "config.yaml"
+        path.write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ConfigError, match=r"--config: .*config\.yaml cannot be read"):
+            load_config([], config_file=path)
+
+    def test_empty_file_changes_nothing(self, tmp_path: Path) -> None:
+        loaded = load_config([], config_file=write_yaml(tmp_path, "# nothing yet\n"))
+        assert (loaded.config, loaded.origins) == (load_config([]).config, {})
+
+
+class TestEnvironment:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "MNIST_SERVICE_HOST",
+            "MNIST_SERVICE_PORT",
+            "MNIST_SERVICE_PORT_HTTP",
+            "MNIST_PORT",
+            "MNIST_PORT_80_TCP",
+            "MNIST_PORT_80_TCP_ADDR",
+            "MNIST_PORT_443_UDP_PROTO",
+            "MNIST_TRAIN_PORT_9090_SCTP_PORT",
+            "MNIST_TRAIN_SERVICE_HOST",
+            "MNIST_TRAIN_METRICS_SERVICE_PORT_HTTP_METRICS",
+        ],
+    )
+    def test_variables_of_a_kubernetes_service_are_ignored(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(name, "tcp://10.0.0.1:80")
+        loaded = load_config([])
+        assert (loaded.config, loaded.origins) == (Config(), {})
+
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("MNIST_TRAIN__EPOCH", "; did you mean MNIST_TRAIN__EPOCHS?"),
+            ("MNIST_TRAIN_EPOCHS", "; did you mean MNIST_TRAIN__EPOCHS?"),
+            ("MNIST_OBSERVE__METRIC_PORT", "; did you mean MNIST_OBSERVE__METRICS_PORT?"),
+            ("MNIST_TRAIN__EPOCHS__X", "; did you mean MNIST_TRAIN__EPOCHS?"),
+            ("MNIST_TRAIN", ""),
+            ("MNIST_FOO", ""),
+            ("mnist_foo__bar", ""),
+            ("MNIST_PORTS", ""),
+        ],
+    )
+    def test_unknown_variable_is_refused(self, name: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(name, "3")
+        with pytest.raises(ConfigError, match=f"^{name}: unknown variable{re.escape(hint)}"):
+            load_config([])
+
+    def test_setting_that_looks_like_a_service_variable_works(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MNIST_OBSERVE__METRICS_PORT", "1234")
+        assert load_config([]).config.observe.metrics_port == 1234
+
+    def test_bad_value_names_its_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MNIST_TRAIN__EPOCHS", "0")
+        with pytest.raises(ConfigError, match=r"train\.epochs: .*received '0' \[MNIST_TRAIN__EPOCHS\]"):
+            load_config([])
+
+
+WITHOUT_SURROGATES = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+KEYS = st.text(st.characters(categories=["L", "N", "P"]), max_size=5)
+
+
+class TestAnything:
+    @given(name=st.sampled_from(sorted(SAMPLES)), value=WITHOUT_SURROGATES)
+    @settings(max_examples=150, deadline=None)
+    @example(name="data.dataset", value="a" * 40 + "!")
+    @example(name="model.hidden_units", value='["')
+    @example(name="data.uri", value='"')
+    def test_any_value_of_any_flag_loads_or_is_refused_by_name(self, name: str, value: str) -> None:
+        refusal = refusal_of([f"--{name}={value}"])
+        assert re.match(rf"$|{re.escape(name)}: |{name.partition('.')[0]}: ", refusal)
+
+    @given(
+        content=st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.dates() | WITHOUT_SURROGATES,
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+            max_leaves=5,
+        ),
+        name=st.sampled_from([*SAMPLES, "train", "unknown", ""]),
+    )
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_any_yaml_loads_or_is_refused(self, content: object, name: str, tmp_path: Path) -> None:
+        section, _, field = name.partition(".")
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({section: {field: content} if field else content} if section else content))
+        num_settings = len(content) if isinstance(content, dict) else 1
+        assert len(refusal_of([], config_file=path).splitlines()) <= max(1, num_settings)
