@@ -3,6 +3,7 @@
 The only place that catches errors: one line on stderr, the termination message, the exit code.
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -19,8 +20,10 @@ def main() -> NoReturn:
     stop = StopSignal()
     stop.install()  # first of all: as PID 1 the kernel drops SIGTERM until a handler is there
     code = _run(sys.argv[1:], stop=stop)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    stop.ignore()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # whoever read it has gone, as in `mnist-job runs | head -1`
+            stream.flush()
     os._exit(code)  # tearing TensorFlow down takes a second, and a stuck store thread for ever
 
 
@@ -36,15 +39,19 @@ def _run(arguments: list[str], *, stop: StopSignal) -> int:
     except SystemExit as leaving:  # argparse after --help
         return leaving.code if isinstance(leaving.code, int) else 0
     except StopRequested as signal:
+        stop.ignore()
         return _report(status, ExitCode.INTERRUPTED, f"{signal} received; start the same run again")
-    except BrokenPipeError:  # the reader of our output has gone, as in `mnist-job runs | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
     except JobError as error:
+        stop.ignore()
         return _report(status, error.code, str(error))
     except Exception as error:  # noqa: BLE001 - the last net
+        stop.ignore()
+        if isinstance(error, BrokenPipeError) and (not status.run or status.code is not None):
+            return ExitCode.OK  # only what was printed is lost
         traceback.print_exc()
-        return _report(status, ExitCode.UNKNOWN, f"{type(error).__name__}: {error}")
+        is_bug = isinstance(error, AssertionError)  # of ours or of a user's own model: no retry can help
+        code = ExitCode.TRAINING_FAILED if is_bug else ExitCode.UNKNOWN
+        return _report(status, code, f"{type(error).__name__}: {error}")
 
 
 def _report(status: Status, code: ExitCode, reason: str) -> int:

@@ -6,6 +6,7 @@ and never imports TensorFlow.
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from job.store import Store
 
 FORMAT = 1
 _HASH_CHARACTERS = 16
+_MAX_LISTINGS, _LISTING_SECONDS = 1000, 0.05
 _NAME = re.compile(r"(\d{9,})-([0-9a-f]{16})\.safetensors")
 
 
@@ -100,13 +102,14 @@ def load_newest(store: Store, run_id: str, *, result_digest: str) -> Checkpoint 
         IntegrityError: there are checkpoints, and all of them are bad.
     """
     bad: set[str] = set()
-    while True:
+    for _ in range(_MAX_LISTINGS):
         names = [(step, key) for step, key in _list(store, run_id) if key not in bad]
         if not names:
             break
         step, key = names[-1]
         data = store.get(key)
         if data is None:  # a rival pruned it since it was listed: look again
+            time.sleep(_LISTING_SECONDS)
             continue
         try:
             return _verify(data, key=key, step=step, result_digest=result_digest)
@@ -124,7 +127,7 @@ def load_newest(store: Store, run_id: str, *, result_digest: str) -> Checkpoint 
 def prune(store: Store, run_id: str, *, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints (0: all of them)."""
     names = _list(store, run_id)
-    for _, key in names[: len(names) - keep]:
+    for _, key in names[: max(0, len(names) - keep)]:
         store.delete(key)
 
 

@@ -9,7 +9,10 @@ from job import checkpoint as checkpoints
 from job.checkpoint import Checkpoint
 from job.errors import JobError, UnavailableError
 from job.observe.logs import emit, warn
+from job.signals import StopSignal
 from job.store import Store
+
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +33,10 @@ class CheckpointWriter:
         self._run_id = run_id
         self._schedule = schedule
         self._after_save = after_save
-        self._thread: threading.Thread | None = None
-        self._failure: JobError | None = None
+        self._is_done = threading.Event()
+        self._is_done.set()
+        self._after_save_lock = threading.Lock()
+        self._failure: BaseException | None = None
         self._next_seconds = time.monotonic() + schedule.interval_seconds
 
     def is_due(self) -> bool:
@@ -40,53 +45,72 @@ class CheckpointWriter:
         Raises:
             JobError: the last write failed in a way that a later one cannot mend.
         """
-        if time.monotonic() < self._next_seconds or (self._thread and self._thread.is_alive()):
+        if time.monotonic() < self._next_seconds or not self._is_done.is_set():
             return False
-        self._raise_failure()
+        failure, self._failure = self._failure, None
+        if failure and not isinstance(failure, UnavailableError):
+            raise failure
         return True
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Start to write; a store that is away costs this checkpoint, not the run."""
         self._next_seconds = time.monotonic() + self._schedule.interval_seconds
-        self._start(checkpoint)
+        self._failure = None
+        self._is_done.clear()
+        threading.Thread(target=self._write, args=(checkpoint,), daemon=True, name="checkpoint").start()
 
-    def save_last(self, checkpoint: Checkpoint, *, is_interrupted: bool) -> None:
-        """Write and wait: for `final_save_seconds` after an interruption, else until the store's own deadline.
+    def save_last(self, checkpoint: Checkpoint, *, stop: StopSignal) -> None:
+        """Write and wait: until the store's own deadline, or for `final_save_seconds` once a stop is requested.
 
         Raises:
             UnavailableError: not saved in that time.
         """
-        limit = self._schedule.final_save_seconds if is_interrupted else None
-        deadline = time.monotonic() + limit if limit else None
-        if self._thread:
-            self._thread.join(limit)
-        self._failure = None
-        self._start(checkpoint)
-        assert self._thread
-        self._thread.join(max(0.0, deadline - time.monotonic()) if deadline else None)
-        if self._thread.is_alive():
+        deadline = _StopDeadline(stop, seconds=self._schedule.final_save_seconds)
+        is_done = deadline.wait(self._is_done)
+        if is_done:
+            self.save(checkpoint)
+            is_done = deadline.wait(self._is_done)
+        if not is_done:
             raise UnavailableError(
-                f"checkpoint: step {checkpoint.step} could not be saved within {limit:g} s (checkpoint.final_save_seconds); "
-                "the next attempt goes on from an older one"
+                f"checkpoint: step {checkpoint.step} could not be saved within {self._schedule.final_save_seconds:g} s "
+                "(checkpoint.final_save_seconds); the next attempt goes on from an older one"
             )
-        self._raise_failure(is_last=True)
-
-    def _start(self, checkpoint: Checkpoint) -> None:
-        self._thread = threading.Thread(target=self._write, args=(checkpoint,), daemon=True, name="checkpoint")
-        self._thread.start()
+        if self._failure:
+            raise self._failure
 
     def _write(self, checkpoint: Checkpoint) -> None:
         started = time.monotonic()
         try:
             key = checkpoints.save(self._store, self._run_id, checkpoint)
-            emit("checkpoint.saved", step=checkpoint.step, key=key, seconds=round(time.monotonic() - started, 4))
-            checkpoints.prune(self._store, self._run_id, keep=self._schedule.keep)
-            self._after_save(self._store)
-        except JobError as error:
-            warn("checkpoint.failed", step=checkpoint.step, reason=str(error))
+        except BaseException as error:  # noqa: BLE001 - raised again in the training thread
+            warn("checkpoint.failed", step=checkpoint.step, reason=f"{type(error).__name__}: {error}")
             self._failure = error
+            self._is_done.set()
+            return
+        emit("checkpoint.saved", step=checkpoint.step, key=key, seconds=round(time.monotonic() - started, 4))
+        self._is_done.set()  # what follows is not worth waiting for
+        with self._after_save_lock:
+            try:
+                checkpoints.prune(self._store, self._run_id, keep=self._schedule.keep)
+            except JobError as error:
+                warn("cleanup.failed", reason=str(error))
+            self._after_save(self._store)
 
-    def _raise_failure(self, *, is_last: bool = False) -> None:
-        failure, self._failure = self._failure, None
-        if failure and (is_last or not isinstance(failure, UnavailableError)):
-            raise failure
+
+class _StopDeadline:
+    """Waits without limit until a stop is requested, and for so many seconds from then on."""
+
+    def __init__(self, stop: StopSignal, *, seconds: float) -> None:
+        self._stop = stop
+        self._seconds = seconds
+        self._deadline: float | None = None
+
+    def wait(self, event: threading.Event) -> bool:
+        """Whether the event came in time."""
+        while not event.wait(_POLL_SECONDS):
+            now = time.monotonic()
+            if self._stop.requested and self._deadline is None:
+                self._deadline = now + self._seconds
+            if self._deadline is not None and now >= self._deadline:
+                return False
+        return True

@@ -14,9 +14,11 @@ from job.config import describe_fields, to_text
 from job.config_sources import LoadedConfig, load_config
 from job.errors import IntegrityError, NotFoundError
 from job.observe import logs
-from job.observe.termination import Status
+from job.observe.termination import Status, choose_path
 from job.signals import StopSignal
 from job.store import Store, is_store_uri
+
+_TERMINATION_LOG = "--observe.termination_log="
 
 
 def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
@@ -36,6 +38,8 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
         "config show": _show_config,
         "config schema": _print_schema,
     }
+    if line.command == "run":  # bad settings are to be found in the pod's status too
+        status.path = choose_path(_termination_log_flag(line.settings))
     loaded = load_config(line.settings, config_file=line.options.config)
     if line.command == "run":
         from job.run_command import run_command
@@ -43,6 +47,11 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
         return run_command(loaded, stop=stop, status=status)
     logs.configure(logs.choose_format(loaded.config.observe.log_format, stream=sys.stderr), write=_to_stderr)
     return commands[line.command](line, loaded)
+
+
+def _termination_log_flag(settings: list[str]) -> Path | None:
+    given = [setting for setting in settings if setting.startswith(_TERMINATION_LOG)]
+    return Path(given[-1].removeprefix(_TERMINATION_LOG)) if given else None
 
 
 def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
@@ -142,10 +151,13 @@ def _check_data(line: CommandLine, loaded: LoadedConfig) -> int:
 
     config = loaded.config
     if config.data.source == "tfds":
-        from job.tfds_source import is_prepared, probe
+        from job.tfds_source import check_manual_dir, is_prepared, probe
 
         if is_prepared(config.data.dataset, cache_dir=choose_cache_dir(config, environ=os.environ)):
             print(f"{config.data.name}: a prepared copy is in the cache")
+        elif config.data.uri is not None:
+            check_manual_dir(config.data.dataset, Path(config.data.uri))
+            print(f"{config.data.name}: the downloaded files are in {config.data.uri}")
         else:
             probe(config.data.dataset, seconds=line.options.timeout)
             print(f"{config.data.name}: the download can be reached")

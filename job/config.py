@@ -67,7 +67,10 @@ class Section(BaseModel):
     def _check_boolean(cls, value: object, info: ValidationInfo) -> object:
         assert info.field_name
         kind = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):  # YAML's `epochs: true` would else count as 1
+        if isinstance(value, bool) and bool not in (
+            kind,
+            *get_args(kind),
+        ):  # YAML's `epochs: true` would else count as 1
             raise PydanticCustomError(
                 "no_boolean", "must be a valid integer" if kind is int else "must not be a boolean"
             )

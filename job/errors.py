@@ -50,12 +50,6 @@ class ConflictError(JobError):
     code = ExitCode.CONFLICT
 
 
-class InterruptedRunError(JobError):
-    """SIGTERM or SIGINT arrived; start the same run again."""
-
-    code = ExitCode.INTERRUPTED
-
-
 class AccessDeniedError(JobError):
     """Access denied, or no credentials were found."""
 

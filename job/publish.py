@@ -10,12 +10,13 @@ from typing import Any
 
 from job.checkpoint import prune
 from job.contract import attempt_prefix, attempts_prefix, commit_key, run_key
-from job.errors import ConflictError, IntegrityError, NotFoundError
+from job.errors import ConflictError, IntegrityError, JobError, NotFoundError
 from job.identity import canonical_json, sha256_hex
 from job.observe.logs import warn
 from job.store import Store
 
 FORMAT = 1
+_COMMIT_KEYS = {"run", "attempt", "result_digest", "weights_digest", "dataset", "metrics", "files"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ def claim_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
     if recorded.get("result_digest") != digest:
         raise ConflictError(
             f"run {run_id} exists with another result digest ({_differences(recorded.get('inputs'), inputs)}); choose "
-            "another run.id or run.suffix, or repeat its settings"
+            "another run.id (or run.suffix where the id is generated), or repeat its settings"
         )
     if not store.refuses_second_create(key, standing):
         raise NotFoundError(
@@ -62,7 +63,25 @@ def read_commit(store: Store, run_id: str) -> dict[str, Any] | None:
         IntegrityError: it is there and cannot be read.
     """
     data = store.get(commit_key(run_id))
-    return None if data is None else parse_object(data, key=commit_key(run_id))
+    if data is None:
+        return None
+    record = parse_object(data, key=commit_key(run_id))
+    missing = _COMMIT_KEYS - record.keys()
+    if missing or record["run"] != run_id or "test_accuracy" not in record["metrics"]:
+        raise IntegrityError(
+            f"store: {commit_key(run_id)} is not the COMMIT of this run: "
+            + (f"it lacks {', '.join(sorted(missing))}" if missing else f"it is of run {record['run']!r}")
+        )
+    return record
+
+
+def free_attempt_id(store: Store, run_id: str, *, wanted: str) -> str:
+    """`wanted`, or with a number behind it: a container that was restarted in its pod is another attempt."""
+    number, attempt_id = 1, wanted
+    while store.get(attempt_prefix(run_id, attempt_id=attempt_id) + "attempt.json") is not None:
+        number += 1
+        attempt_id = f"{wanted}-{number}"
+    return attempt_id
 
 
 def upload(store: Store, run_id: str, *, attempt_id: str, files: Mapping[str, bytes]) -> list[StoredFile]:
@@ -145,13 +164,19 @@ def _stored_files(commit_record: Mapping[str, Any]) -> list[StoredFile]:
 
 
 def clean_up(store: Store, commit_record: Mapping[str, Any]) -> None:
-    """Delete what only an unfinished run needs: its checkpoints, and the models of attempts that did not win."""
+    """Delete what only an unfinished run needs: its checkpoints, and the models of attempts that did not win.
+
+    What cannot be deleted stays: the result stands, whoever may not delete.
+    """
     run_id = str(commit_record["run"])
-    prune(store, run_id, keep=0)
     winner = attempt_prefix(run_id, attempt_id=str(commit_record["attempt"]))
-    for entry in store.list_objects(attempts_prefix(run_id)):
-        if not entry.key.startswith(winner) and entry.key.split("/")[4] == "model":
-            store.delete(entry.key)
+    try:
+        prune(store, run_id, keep=0)
+        for entry in store.list_objects(attempts_prefix(run_id)):
+            if not entry.key.startswith(winner) and entry.key.split("/")[4] == "model":
+                store.delete(entry.key)
+    except JobError as error:
+        warn("cleanup.failed", reason=str(error))
 
 
 def parse_object(data: bytes, *, key: str) -> dict[str, Any]:

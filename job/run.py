@@ -87,10 +87,12 @@ def run(config: Config, around: Surroundings) -> Outcome:
     with phases("store"):
         result_digest = publish.claim_run(store, status.run, inputs=inputs, config=config.model_dump(mode="json"))
         committed = publish.read_commit(store, status.run)
-        if committed:
+        if committed is not None:
             publish.check_same_result(committed, run_id=status.run, result_digest=result_digest)
             publish.clean_up(store, committed)
             return _outcome(store, committed, status=status)
+        store.sweep(f"{contract.RUNS_PREFIX}{status.run}/")
+        status.attempt = publish.free_attempt_id(store, status.run, wanted=status.attempt)
         attempt = describe_attempt(
             around.pod,
             run_id=status.run,
@@ -100,7 +102,7 @@ def run(config: Config, around: Surroundings) -> Outcome:
             compile_with=compile_with,
         )
         files = {"attempt.json": identity.canonical_json(attempt)}
-        publish.upload(store, status.run, attempt_id=status.attempt, files=files)
+        stored = publish.upload(store, status.run, attempt_id=status.attempt, files=files)
 
     with phases("build"):
         training = Training(
@@ -118,7 +120,7 @@ def run(config: Config, around: Surroundings) -> Outcome:
     with phases("publish"):
         files["predictions.safetensors"] = _to_predictions_file(data, probabilities)
         files["metrics.json"] = _to_metrics_file(scores, training=training, phases=phases)
-        stored = publish.upload(store, status.run, attempt_id=status.attempt, files=files)
+        stored += publish.upload(store, status.run, attempt_id=status.attempt, files=files)
         standing = publish.commit(
             store,
             status.run,
@@ -140,9 +142,10 @@ def run(config: Config, around: Surroundings) -> Outcome:
                 "lineage": attempt,
             },
         )
-        publish.clean_up(store, standing)
     outcome = _outcome(store, standing, status=status)
     emit("commit.done", key=status.commit, weights_digest=standing["weights_digest"], is_new=outcome.is_new)
+    with phases("clean_up"):
+        publish.clean_up(store, standing)
     return outcome
 
 

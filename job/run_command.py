@@ -64,6 +64,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         on_stall=lambda stacks: _end_stalled(stacks, status=status, seconds=config.observe.stall_timeout_seconds),
     )
     outcome = run(config, around)
+    stop.ignore()  # a committed run must not be reported as interrupted
     name = "committed" if outcome.is_new else "already_committed"
     status.end(outcome=name, code=contract.ExitCode.OK)
     if log_format == "text":

@@ -21,6 +21,7 @@ class StopSignal:
         self.requested: str | None = None
         """Name of the first signal, such as SIGTERM."""
         self._is_deferred = False
+        self._is_ignored = False
 
     def install(self) -> None:
         """Take SIGTERM and SIGINT; as PID 1 the kernel drops SIGTERM until this has run."""
@@ -37,6 +38,10 @@ class StopSignal:
             self._is_deferred = False
         self.check()
 
+    def ignore(self) -> None:
+        """From now on signals change nothing: the way out is short and must keep its exit code."""
+        self._is_ignored = True
+
     def check(self) -> None:
         """Raises:
         StopRequested: a signal has come.
@@ -45,7 +50,7 @@ class StopSignal:
             raise StopRequested(self.requested)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:  # asked before: the way out must not be interrupted again
+        if self.requested or self._is_ignored:  # asked before: the way out must not be interrupted again
             return
         self.requested = signal.Signals(number).name
         if not self._is_deferred:

@@ -6,6 +6,7 @@ typed error. It knows nothing about runs.
 """
 
 import concurrent.futures
+import functools
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from job.observe.logs import warn
 
 _FIRST_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = 5.0
+_STALE_SECONDS = 3600.0
 
 T = TypeVar("T")
 
@@ -59,6 +61,9 @@ class Backend(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; absent is fine."""
+
+    def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
+        """Remove what killed writes left under a folder, where a backend leaves anything."""
 
 
 class Store:
@@ -131,6 +136,11 @@ class Store:
     def delete(self, key: str) -> None:
         """Remove an object; absent is fine."""
         self._until_deadline("delete", key, lambda: self._backend.delete(key))
+
+    def sweep(self, prefix: str) -> None:
+        """Remove what writes that were killed an hour ago or earlier left under a folder."""
+        attempt = functools.partial(self._backend.sweep, prefix, older_than_seconds=_STALE_SECONDS)
+        self._until_deadline("sweep", prefix, attempt)
 
     def location(self, key: str) -> str:
         """The full URI of a key, for people."""

@@ -144,6 +144,9 @@ class CloudBackend:
             except FileNotFoundError:
                 return
 
+    def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
+        """Nothing to do: one PUT leaves nothing behind."""
+
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
         try:

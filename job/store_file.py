@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,14 @@ class FolderBackend:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
                 _fsync_folder(path.parent)
+
+    def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
+        """Remove temporary files that nobody has touched for so long: their writer was killed."""
+        with self._translated(prefix):
+            for path in self._path(prefix).rglob(f"{TEMPORARY_PREFIX}*"):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > older_than_seconds:
+                        path.unlink()
 
     def _path(self, key: str) -> Path:
         path = self._folder / key

@@ -44,7 +44,7 @@ def load_tfds(name: str, *, cache_dir: Path, manual_dir: str | None) -> Dataset:
         if manual_dir is None:
             probe(name, seconds=PROBE_SECONDS)
         else:
-            _check_manual_dir(name, Path(manual_dir))
+            check_manual_dir(name, Path(manual_dir))
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.downloader import DownloadError
@@ -54,7 +54,7 @@ def load_tfds(name: str, *, cache_dir: Path, manual_dir: str | None) -> Dataset:
         builder = tfds.builder(name, data_dir=data_dir)
         if not builder.is_prepared():
             emit("data.prepare", dataset=name, to=str(data_dir))
-            _prepare(builder, tfds, manual_dir=manual_dir)
+            _prepare(builder, tfds, data_dir=data_dir, manual_dir=manual_dir)
         return _read(builder, tfds)
     except (OSError, ValueError, RuntimeError, NonMatchingChecksumError, DownloadError) as error:
         raise _translate(error, name=name, data_dir=data_dir) from error
@@ -107,20 +107,21 @@ def _download_urls(name: str) -> list[str]:
     return [line.split("\t")[0] for line in listing.read_text(encoding="utf-8").splitlines() if line]
 
 
-def _check_manual_dir(name: str, folder: Path) -> None:
+def check_manual_dir(name: str, folder: Path) -> None:
+    """Raises NotFoundError when a downloaded file of the dataset is missing in the folder."""
     for url in _download_urls(name):
         path = folder / url.rpartition("/")[2]
         if not path.is_file():
             raise NotFoundError(f"data.uri: {path} does not exist; put the downloaded files of {name} there")
 
 
-def _prepare(builder: Any, tfds: Any, *, manual_dir: str | None) -> None:
+def _prepare(builder: Any, tfds: Any, *, data_dir: Path, manual_dir: str | None) -> None:
     from tensorflow_datasets.core.download import downloader
 
     downloader.MAX_RETRIES = 2  # its own 10 mean minutes of silence
     with contextlib.redirect_stdout(sys.stderr):  # it prints, and our stdout is for events
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
-    shutil.rmtree(Path(builder.data_dir).parents[1] / "downloads" / "extracted", ignore_errors=True)
+    shutil.rmtree(data_dir / "downloads" / "extracted", ignore_errors=True)
 
 
 def _read(builder: Any, tfds: Any) -> Dataset:

@@ -136,9 +136,10 @@ class Training:
                         with phases("checkpoint"):
                             writer.save(self._checkpoint(step))
                         status.write()
-            with phases("checkpoint"):
-                self._num_interruptions += 1 if stop.requested else 0
-                writer.save_last(self._checkpoint(step), is_interrupted=stop.requested is not None)
+            if step > self._start_step:  # else it is the checkpoint that was restored
+                with phases("checkpoint"):
+                    self._num_interruptions += 1 if stop.requested else 0
+                    writer.save_last(self._checkpoint(step), stop=stop)
         display.stop()
 
     def _take_in(

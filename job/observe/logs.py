@@ -6,6 +6,7 @@ Owns the format and the keys that every event carries. Native TensorFlow noise g
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -53,7 +54,7 @@ def configure(
         also: a second handler, with a formatter of its own.
     """
     logger = logging.getLogger(LOGGER_NAME)
-    handler = _LineHandler(write or _write_line)
+    handler = _LineHandler(write or write_line)
     handler.setFormatter(json_formatter(run=run, attempt=attempt) if log_format == "json" else _TextFormatter())
     logger.handlers = [handler, also] if also else [handler]
     logger.propagate = False
@@ -65,9 +66,13 @@ def json_formatter(*, run: str, attempt: str) -> logging.Formatter:
     return _JsonFormatter(run=run, attempt=attempt)
 
 
-def _write_line(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def write_line(line: str) -> None:
+    """Write to stdout; a reader that has gone, such as a `tee` that died, must not end a training."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _LineHandler(logging.Handler):

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from job.observe.logs import LogFormat
+from job.observe.logs import LogFormat, write_line
 
 
 class Display:
@@ -59,5 +59,4 @@ class Display:
         if self._progress:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+            write_line(line)

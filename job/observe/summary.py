@@ -7,11 +7,12 @@ from job.run import Outcome
 def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
     """Score, where the model is, and the command to look at it."""
     metrics, run_id = outcome.commit["metrics"], outcome.commit["run"]
-    store = "" if config.store.uri == type(config.store)().uri else f" --store.uri={config.store.uri}"
+    store = "".join(f" --store.{name}={value}" for name, value in _store_settings(config).items())
     if outcome.is_new:
         print(f"\nCommitted run {run_id} after {seconds:.1f} s")
     else:
-        print(f"\nRun {run_id} is committed already; nothing was trained. To train again: --run.suffix=again")
+        other = "another --run.id" if config.run.id else "--run.suffix=again"
+        print(f"\nRun {run_id} is committed already; nothing was trained. To train again: {other}")
     print(
         f"  dataset   {outcome.commit['dataset']['name']}\n"
         f"  test      accuracy {metrics['test_accuracy']:.4f}, loss {metrics['test_loss']:.4f} "
@@ -20,3 +21,12 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         f"  look      mnist-job show {run_id}{store}\n"
         f"  verify    mnist-job verify --run {run_id}{store}"
     )
+
+
+def _store_settings(config: Config) -> dict[str, object]:
+    """What a command needs to reach the same store."""
+    default = type(config.store)()
+    names = ("uri", "endpoint", "region", "path_style")
+    return {
+        name: getattr(config.store, name) for name in names if getattr(config.store, name) != getattr(default, name)
+    }

@@ -74,6 +74,14 @@ def test_newest_stay_and_the_newest_is_loaded(store: Store, tmp_path: Path) -> N
     assert loaded.step == 100
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_as_many_stay_as_asked_when_pruned_after_every_save(store: Store, tmp_path: Path, keep: int) -> None:
+    for step in range(1, 8):
+        checkpoints.save(store, "r", make_checkpoint(step))
+        checkpoints.prune(store, "r", keep=keep)
+        assert len(files_of(store, tmp_path)) == min(step, keep)
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_any_damage_to_the_newest_is_noticed_and_the_older_one_used(

@@ -73,7 +73,7 @@ class TestClaimRun:
         before = store.get(run_key(RUN))
         with pytest.raises(
             ConflictError,
-            match=rf"^run {RUN} exists with another result digest {difference}; choose another run\.id or run\.suffix",
+            match=rf"^run {RUN} exists with another result digest {difference}; choose another run\.id \(or run\.suffix",
         ):
             claim(store, inputs)
         assert store.get(run_key(RUN)) == before
@@ -120,7 +120,15 @@ class TestUpload:
 
 
 def content(*, attempt: str = ATTEMPT, result: str = "r", weights: str = "w") -> dict[str, Any]:
-    return {"run": RUN, "attempt": attempt, "result_digest": result, "weights_digest": weights, "files": []}
+    return {
+        "run": RUN,
+        "attempt": attempt,
+        "result_digest": result,
+        "weights_digest": weights,
+        "dataset": {},
+        "metrics": {"test_accuracy": 0.5},
+        "files": [],
+    }
 
 
 class TestCommit:

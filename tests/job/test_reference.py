@@ -1,4 +1,4 @@
-"""docs/reference.md says what the schema says. `python -m tests.job.test_reference` writes its table again."""
+"""docs/reference.md and `run --help` say what the schema says. `python -m tests.job.test_reference` writes both again."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,22 @@ from job.config import describe_fields
 from job.contract import ExitCode
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
+HELP = Path(__file__).parents[2] / "job" / "settings.txt"
 _TABLE = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- /settings -->)", re.DOTALL)
 
 
 def make_table() -> str:
     rows = [f"| `{name}` | `{default}` | {description} |" for name, default, description in describe_fields()]
     return "\n".join(["| setting | default | meaning |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+def make_help() -> str:
+    lines = [f"  --{name + '=' + default:<46} {description}" for name, default, description in describe_fields()]
+    return "\n".join(["settings (flag > MNIST_SECTION__FIELD > --config FILE > default):", *lines]) + "\n"
+
+
+def test_help_of_run_is_the_schema() -> None:
+    assert HELP.read_text() == make_help()
 
 
 def test_settings_table_is_the_schema() -> None:
@@ -26,4 +36,5 @@ def test_every_exit_code_that_can_happen_is_in_the_table() -> None:
 
 
 if __name__ == "__main__":
+    HELP.write_text(make_help())
     REFERENCE.write_text(_TABLE.sub(lambda match: match[1] + make_table() + match[2], REFERENCE.read_text()))

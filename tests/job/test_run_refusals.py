@@ -178,3 +178,63 @@ def test_credentials_in_a_url_are_refused_and_not_printed(run_job: RunJob) -> No
     assert done.code == 64
     assert "holds no credentials, received 'http://***@127.0.0.1:9000'" in done.error
     assert "canary" not in done.stdout + done.stderr
+
+
+@pytest.mark.tf
+def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path: Path) -> None:
+    command = " ".join([*job_command(["run", *QUICK, "--run.id=r", "--observe.termination_log=message"]), "| true"])
+    environment = job_environment({"PYTHONPATH": str(Path.cwd())})
+    script = f"{command}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0
+    assert (tmp_path / "out" / "runs" / "r" / "COMMIT.json").exists()
+    assert json.loads((tmp_path / "message").read_text())["outcome"] == "committed"
+
+
+@pytest.mark.parametrize("arguments", ["--version", "config show", "config schema"])
+def test_output_into_a_closed_pipe_is_no_error(tmp_path: Path, arguments: str) -> None:
+    environment = job_environment({"PYTHONPATH": str(Path.cwd())})
+    environment.pop("PYTHONUNBUFFERED", None)  # it hides what happens at the last flush
+    script = f"{' '.join(job_command(arguments.split()))} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, timeout=30, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_bad_settings_are_in_the_termination_message_too(run_job: RunJob, tmp_path: Path) -> None:
+    done = run_job("run", "--train.epochs=0", f"--observe.termination_log={tmp_path / 'message'}")
+    message = json.loads((tmp_path / "message").read_text())
+
+    assert done.code == message["code"] == 64
+    assert message["reason"].startswith("train.epochs: must be greater than or equal to 1")
+
+
+@pytest.mark.tf
+def test_a_container_restarted_in_its_pod_is_another_attempt(run_job: RunJob, tmp_path: Path) -> None:
+    uid = "0b3c6d5e-8f70-4e0a-9a53-2f1f3d1c9a77"
+    earlier = tmp_path / "out" / "runs" / "r" / "attempts" / uid
+    earlier.mkdir(parents=True)
+    (earlier / "attempt.json").write_text("{}")
+    done = run_job("run", *QUICK, "--run.id=r", env={"POD_UID": uid})
+
+    assert done.code == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "runs" / "r" / "COMMIT.json").read_text())["attempt"] == f"{uid}-2"
+
+
+def test_verify_refuses_a_commit_of_another_run_and_one_that_says_nothing(run_job: RunJob, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "runs" / "r"
+    folder.mkdir(parents=True)
+    whole: dict[str, object] = {name: {} for name in ("attempt", "result_digest", "weights_digest", "dataset", "files")}
+    for content, message in (
+        ({}, "it lacks attempt, dataset, files"),
+        (whole | {"run": "other", "metrics": {"test_accuracy": 1.0}}, "it is of run 'other'"),
+    ):
+        (folder / "COMMIT.json").write_text(json.dumps(content))
+        done = run_job("verify", "--run", "r")
+        assert done.code == 65
+        assert message in done.error

@@ -85,3 +85,16 @@ def test_request_is_not_caught_by_what_catches_errors(stop: StopSignal) -> None:
             send(signal.SIGTERM)
         except Exception:  # noqa: BLE001
             pytest.fail("the request to stop was swallowed")
+
+
+def test_a_signal_on_the_way_out_changes_nothing() -> None:
+    stop = StopSignal()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop.install()
+    try:
+        stop.ignore()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested is None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -48,6 +48,9 @@ class MemoryBackend:
         rest = [key.removeprefix(prefix) for key in self.objects if key.startswith(prefix)]
         return sorted({key.partition("/")[0] for key in rest if "/" in key})
 
+    def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
+        pass
+
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
 
@@ -393,3 +396,16 @@ class TestDisk:
         assert f"store file:{folder}: checks/" in done.error
         assert "Permission denied; choose a folder that can be written: store.uri" in done.error
         assert list(folder.iterdir()) == []
+
+
+def test_temporary_files_of_killed_writes_are_swept_once_they_are_old(tmp_path: Path) -> None:
+    store = open_store(f"file:{tmp_path}", environ={})
+    store.create("runs/r/COMMIT.json", b"whole")
+    old, fresh = (tmp_path / "runs" / "r" / f".tmp-{name}" for name in ("old", "fresh"))
+    for path in (old, fresh):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+
+    store.sweep("runs/r/")
+
+    assert sorted(path.name for path in old.parent.iterdir()) == [".tmp-fresh", "COMMIT.json"]
