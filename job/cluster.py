@@ -37,8 +37,6 @@ def prepare_process(environ: MutableMapping[str, str]) -> None:
     if platform.machine() in ("x86_64", "AMD64"):
         # On older CPUs it is off by default, and without it the bits depend on the number of threads.
         environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # Up to 5 % faster with the same bits (docs/benchmarks.md). An unknown flag aborts: TensorFlow is pinned.
-    environ.setdefault("XLA_FLAGS", "--xla_cpu_enable_concurrency_optimized_scheduler=false")
     _keep_freed_memory()
 
 

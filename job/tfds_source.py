@@ -47,7 +47,7 @@ def load_tfds(name: str, *, cache_dir: Path, manual_dir: str | None) -> Dataset:
             check_manual_dir(name, Path(manual_dir))
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.downloader import DownloadError
+    from tensorflow_datasets.core.download.util import DownloadError
 
     tfds.disable_progress_bar()
     try:
@@ -138,7 +138,7 @@ def _read(builder: Any, tfds: Any) -> Dataset:
 def _translate(error: Exception, *, name: str, data_dir: Path) -> JobError:
     import requests
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.downloader import DownloadError
+    from tensorflow_datasets.core.download.util import DownloadError
 
     reason = " ".join(str(error).split())[:300]
     if isinstance(error, NonMatchingChecksumError):

@@ -44,7 +44,7 @@ FULL = Mode(
     batch_sizes=(512, 2048),
     example_counts=(15_000, 30_000),
 )
-QUICK = Mode(rounds=2, epochs=3, short_epochs=2, epoch_counts=(), batch_sizes=(), example_counts=())
+QUICK = Mode(rounds=5, epochs=3, short_epochs=2, epoch_counts=(), batch_sizes=(), example_counts=())
 
 
 def scaling_name(*, batch_size: int, examples: int, epochs: int) -> str:
