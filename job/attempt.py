@@ -3,6 +3,7 @@
 import platform
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,8 +28,17 @@ def make_attempt_id(pod: Pod) -> str:
     return pod.uid or str(uuid.uuid4())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What computes the steps: TensorFlow's devices, its thread counts, and how the step was compiled."""
+
+    names: tuple[str, ...]
+    threads: Mapping[str, int]
+    compile_with: str
+
+
 def describe_attempt(
-    pod: Pod, *, run_id: str, attempt_id: str, devices: list[str], threads: Mapping[str, int], compile_with: str
+    pod: Pod, *, run_id: str, attempt_id: str, device: Device, environ: Mapping[str, str]
 ) -> dict[str, Any]:
     """The content of attempt.json."""
     return {
@@ -44,10 +54,21 @@ def describe_attempt(
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "machine": platform.machine(),
         "instruction_sets": _instruction_sets(),
-        "devices": devices,
-        "threads": dict(threads),
-        "compile": compile_with,
+        "onednn_max_cpu_isa": environ.get("ONEDNN_MAX_CPU_ISA"),
+        "devices": list(device.names),
+        "threads": dict(device.threads),
+        "compile": device.compile_with,
     }
+
+
+def bits_depend_on(attempt: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of attempt.json that decides the bits of a step: equal in two attempts, equal bits (docs/adr/0004)."""
+    packages = attempt["packages"]
+    depends = {name: attempt[name] for name in ("machine", "instruction_sets", "onednn_max_cpu_isa", "devices")}
+    depends |= {name: packages[name] for name in ("tensorflow", "tensorflow-cpu", "keras") if name in packages}
+    if attempt["compile"] == "xla" and not any(name.startswith("avx512") for name in attempt["instruction_sets"]):
+        depends["intra_op_threads"] = attempt["threads"]["intra_op"]
+    return depends
 
 
 def _version(package: str) -> str | None:

@@ -20,7 +20,7 @@ from job.identity import sha256_hex
 from job.observe.logs import warn
 from job.store import Store
 
-FORMAT = 1
+FORMAT = 2
 _HASH_CHARACTERS = 16
 _MAX_LISTINGS, _LISTING_SECONDS = 1000, 0.05
 _NAME = re.compile(r"(\d{9,})-([0-9a-f]{16})\.safetensors")

@@ -22,6 +22,11 @@ settings:
 """
 
 
+_SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MIN_AGE_SECONDS = 3600.0
+"""Of garbage: a live attempt may be silent for minutes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
     """A parsed command line."""
@@ -107,6 +112,14 @@ def _make_parser() -> _Parser:
     store = _group(commands, "store", "check the store")
     _add(store, "check", "prove that a second create-only write is refused", prefix="store ")
 
+    gc = _add(
+        commands, "gc", "find what no result reaches, such as left-overs of killed attempts; delete it on request"
+    )
+    gc.add_argument(
+        "--older-than", type=_age, default=7 * 86400.0, metavar="AGE", help="such as 7d, 12h or 90m; at least 1h (7d)"
+    )
+    gc.add_argument("--delete", action="store_true", help="delete it; else it is only listed")
+
     config = _group(commands, "config", "the settings")
     _add(config, "show", "the effective settings, as YAML, with where each came from", prefix="config ")
     _add(config, "schema", "the settings as JSON Schema", prefix="config ")
@@ -148,6 +161,14 @@ def _seconds(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of seconds, received {text!r}")
     return value
+
+
+def _age(text: str) -> float:
+    number, unit = text[:-1], _SECONDS_PER_UNIT.get(text[-1:])
+    seconds = _seconds(number) * unit if unit else -1.0
+    if seconds < _MIN_AGE_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be an age of at least 1h, such as 7d, 12h or 90m, received {text!r}")
+    return seconds
 
 
 def _add_output(parser: _Parser) -> None:

@@ -35,6 +35,7 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
         "data prepare": _prepare_data,
         "data check": _check_data,
         "store check": _check_store,
+        "gc": _gc,
         "config show": _show_config,
         "config schema": _print_schema,
     }
@@ -72,17 +73,17 @@ def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def _runs(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.publish import read_commit
+    from job.publish import is_abandoned, read_standing
 
     store = _open_store(loaded)
     rows = []
     for run_id in store.list_folders(contract.RUNS_PREFIX):
-        record = read_commit(store, run_id) or {}
+        record = read_standing(store, run_id) or {}
         metrics = record.get("metrics", {})
         rows.append(
             {
                 "run": run_id,
-                "state": "committed" if record else "unfinished",
+                "state": "abandoned" if is_abandoned(record) else "committed" if record else "unfinished",
                 "dataset": record.get("dataset", {}).get("name"),
                 "accuracy": metrics.get("test_accuracy"),
                 "loss": metrics.get("test_loss"),
@@ -179,7 +180,7 @@ def _check_store(line: CommandLine, loaded: LoadedConfig) -> int:
     import secrets
 
     store = _open_store(loaded)
-    key, data = f"checks/{secrets.token_hex(8)}", b"mnist-job store check"
+    key, data = f"{contract.CHECKS_PREFIX}{secrets.token_hex(8)}", b"mnist-job store check"
     try:
         if store.create(key, data) != data:
             raise IntegrityError(f"store {store.uri}: {key} does not hold what was written")
@@ -190,6 +191,20 @@ def _check_store(line: CommandLine, loaded: LoadedConfig) -> int:
     finally:
         store.delete(key)
     print(f"{store.uri}: create, read and delete work; a second create-only write is refused")
+    return contract.ExitCode.OK
+
+
+def _gc(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.garbage import delete_garbage, find_garbage
+
+    store, ages = _open_store(loaded), {"older_than_seconds": line.options.older_than, "now_seconds": time.time()}
+    num_objects = num_bytes = 0
+    for garbage in find_garbage(store, **ages):
+        deleted = delete_garbage(store, garbage, **ages) if line.options.delete else len(garbage.entries)
+        print(f"{garbage.place}: {deleted} objects, {garbage.num_bytes} bytes: {garbage.reason}")
+        num_objects, num_bytes = num_objects + deleted, num_bytes + garbage.num_bytes
+    verb = "deleted" if line.options.delete else "dry run, nothing deleted; --delete would delete"
+    print(f"gc of {store.uri}: {verb} {num_objects} objects, {num_bytes} bytes")
     return contract.ExitCode.OK
 
 

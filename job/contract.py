@@ -67,6 +67,8 @@ def is_run_id(text: str) -> bool:
 
 
 RUNS_PREFIX = "runs/"
+CHECKS_PREFIX = "checks/"
+"""Where `store check` tries the store out."""
 
 
 def run_key(run_id: str) -> str:

@@ -6,6 +6,7 @@ Owns the order of the writes and what a COMMIT says. Never imports TensorFlow; m
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from job.checkpoint import prune
@@ -16,7 +17,9 @@ from job.observe.logs import warn
 from job.store import Store
 
 FORMAT = 1
+ATTEMPT_FILE = "attempt.json"
 _COMMIT_KEYS = {"run", "attempt", "result_digest", "weights_digest", "dataset", "metrics", "files"}
+_ABANDONED_KEYS = {"run", "abandoned"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +64,26 @@ def read_commit(store: Store, run_id: str) -> dict[str, Any] | None:
 
     Raises:
         IntegrityError: it is there and cannot be read.
+        ConflictError: the run was given up, and can have no result any more.
+    """
+    record = read_standing(store, run_id)
+    if record is not None:
+        _refuse_abandoned(record, run_id=run_id)
+    return record
+
+
+def read_standing(store: Store, run_id: str) -> dict[str, Any] | None:
+    """What stands in the place of the run's COMMIT: a COMMIT, the record of a run that was given up, or None.
+
+    Raises:
+        IntegrityError: it is there and is neither.
     """
     data = store.get(commit_key(run_id))
     if data is None:
         return None
     record = parse_object(data, key=commit_key(run_id))
-    missing = _COMMIT_KEYS - record.keys()
-    if missing or record["run"] != run_id or "test_accuracy" not in record["metrics"]:
+    missing = (_ABANDONED_KEYS if is_abandoned(record) else _COMMIT_KEYS) - record.keys()
+    if missing or record["run"] != run_id or not (is_abandoned(record) or "test_accuracy" in record["metrics"]):
         raise IntegrityError(
             f"store: {commit_key(run_id)} is not the COMMIT of this run: "
             + (f"it lacks {', '.join(sorted(missing))}" if missing else f"it is of run {record['run']!r}")
@@ -75,13 +91,39 @@ def read_commit(store: Store, run_id: str) -> dict[str, Any] | None:
     return record
 
 
+def is_abandoned(standing: Mapping[str, Any]) -> bool:
+    """Whether it is the record of a run that was given up."""
+    return "abandoned" in standing
+
+
+def abandon(store: Store, run_id: str) -> bool:
+    """Close a run without a result for good, so that no attempt can commit it; False when one was quicker."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    record = canonical_json({"format": FORMAT, "run": run_id, "abandoned": now})
+    return is_abandoned(parse_object(store.create(commit_key(run_id), record), key=commit_key(run_id)))
+
+
+def _refuse_abandoned(standing: Mapping[str, Any], *, run_id: str) -> None:
+    if is_abandoned(standing):
+        raise ConflictError(
+            f"run {run_id} was given up and removed by mnist-job gc at {standing['abandoned']}; choose another run.id, or "
+            "another run.suffix where the id is generated"
+        )
+
+
 def free_attempt_id(store: Store, run_id: str, *, wanted: str) -> str:
     """`wanted`, or with a number behind it: a container that was restarted in its pod is another attempt."""
     number, attempt_id = 1, wanted
-    while store.get(attempt_prefix(run_id, attempt_id=attempt_id) + "attempt.json") is not None:
+    while store.get(attempt_prefix(run_id, attempt_id=attempt_id) + ATTEMPT_FILE) is not None:
         number += 1
         attempt_id = f"{wanted}-{number}"
     return attempt_id
+
+
+def list_attempts(store: Store, run_id: str) -> list[float]:
+    """When each attempt of a run registered, in seconds since the epoch, oldest first."""
+    entries = store.list_objects(attempts_prefix(run_id))
+    return sorted(entry.modified_seconds for entry in entries if entry.key.endswith(f"/{ATTEMPT_FILE}"))
 
 
 def upload(store: Store, run_id: str, *, attempt_id: str, files: Mapping[str, bytes]) -> list[StoredFile]:
@@ -122,8 +164,9 @@ def commit(store: Store, run_id: str, *, content: Mapping[str, Any]) -> dict[str
 
 def check_same_result(standing: Mapping[str, Any], *, run_id: str, result_digest: str) -> None:
     """Raises:
-    ConflictError: a COMMIT is of another result than this attempt works on.
+    ConflictError: a COMMIT is of another result than this attempt works on, or the run was given up.
     """
+    _refuse_abandoned(standing, run_id=run_id)
     if standing.get("result_digest") != result_digest:
         raise ConflictError(
             f"run {run_id} is committed with another result digest ({str(standing.get('result_digest'))[:16]}...); its "

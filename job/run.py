@@ -1,24 +1,23 @@
-"""One attempt at a run: the phases, in their order. The only place that knows that order."""
+"""One attempt at a run: the phases, in their order. The only place that knows that order.
 
-import json
+What is trained is behind `Workload`, so that the order itself can be killed thousands of times a minute without TensorFlow.
+"""
+
 import resource
-import tempfile
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from job import checkpoint as checkpoints
-from job import cluster, contract, evaluation, export, identity, publish
-from job.attempt import describe_attempt
+from job import contract, identity, publish
+from job.attempt import Device, bits_depend_on, describe_attempt
 from job.checkpoint_writer import CheckpointWriter, Schedule
 from job.config import Config
-from job.datasets import LoadedDataset, load_dataset
-from job.model import build_model, model_input_shape
-from job.observe.logs import emit, warn
+from job.evaluation import Scores
+from job.ledger import Ledger
+from job.observe.logs import emit
 from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
@@ -28,8 +27,48 @@ from job.store import Store, is_store_uri, open_store
 from job.training import Training
 from job.watchdog import Watchdog
 
-SAMPLE_IMAGES = 64
-"""Test images kept beside the predictions, so that a model can be verified without its dataset."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What is known before anything is built.
+
+    Attributes:
+        inputs: what decides the result.
+        dataset: name and digest of the data.
+        device: what will compute the steps.
+    """
+
+    inputs: Mapping[str, Any]
+    dataset: Mapping[str, str]
+    device: Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """What training ended in.
+
+    Attributes:
+        files: to publish, name below the attempt's folder -> content.
+        weights_digest: over the values of all weights.
+        scores: on the test split.
+    """
+
+    files: Mapping[str, bytes]
+    weights_digest: str
+    scores: Scores
+
+
+class Workload(Protocol):
+    """What a run trains; called in this order."""
+
+    def prepare(self, config: Config, *, run_id: str, phases: Phases) -> Prepared:
+        """Bring devices and data; refuses what cannot work before anything is written."""
+
+    def build(self) -> Training:
+        """Build everything; nothing is trained yet."""
+
+    def finish(self, training: Training, *, phases: Phases) -> Results:
+        """Evaluate and export what was trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +102,7 @@ class Surroundings:
     on_stall: Callable[[str], None]
 
 
-def run(config: Config, around: Surroundings) -> Outcome:
+def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
     """Train, evaluate, export and commit, unless the run is committed already.
 
     Raises:
@@ -75,73 +114,53 @@ def run(config: Config, around: Surroundings) -> Outcome:
         store = open_configured_store(config, environ=around.environ)
         store.list_objects(f"{contract.RUNS_PREFIX}{status.run}/")  # a missing bucket or a wrong key is known at once
     around.stored_log.attach(store)
-    # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
-    with phases("start_up"):
-        cluster.prepare_process(around.environ)
-        strategy = cluster.make_strategy(config.cluster)
-    with phases("data"):
-        data = _load_data(config, environ=around.environ)
-    compile_with = _check_batch_and_resolve_compile(config, strategy, data)
-    seed = identity.resolve_seed(config, run_id=status.run)
-    inputs = identity.result_inputs(config, seed=seed, compile_with=compile_with, dataset_digest=data.digest)
+    prepared = workload.prepare(config, run_id=status.run, phases=phases)
     with phases("store"):
-        result_digest = publish.claim_run(store, status.run, inputs=inputs, config=config.model_dump(mode="json"))
+        result_digest = publish.claim_run(
+            store, status.run, inputs=prepared.inputs, config=config.model_dump(mode="json")
+        )
         committed = publish.read_commit(store, status.run)
         if committed is not None:
             publish.check_same_result(committed, run_id=status.run, result_digest=result_digest)
             publish.clean_up(store, committed)
             return _outcome(store, committed, status=status)
         store.sweep(f"{contract.RUNS_PREFIX}{status.run}/")
-        status.attempt = publish.free_attempt_id(store, status.run, wanted=status.attempt)
-        attempt = describe_attempt(
-            around.pod,
-            run_id=status.run,
-            attempt_id=status.attempt,
-            devices=list(strategy.extended.worker_devices),
-            threads=cluster.threads(config.cluster),
-            compile_with=compile_with,
-        )
-        files = {"attempt.json": identity.canonical_json(attempt)}
-        stored = publish.upload(store, status.run, attempt_id=status.attempt, files=files)
+        attempt, stored = _register_attempt(store, around, device=prepared.device)
+        ledger = _open_ledger(store, around, attempt=attempt)
 
     with phases("build"):
-        training = Training(
-            config, strategy, data=data, seed=seed, compile_with=compile_with, result_digest=result_digest
-        )
-    _emit_train_start(config, training, compile_with=compile_with, seed=seed, strategy=strategy)
-    _train(config, training, store, around=around, result_digest=result_digest)
+        training = workload.build()
+    _train(config, training, store, around=around, ledger=ledger, result_digest=result_digest)
+    results = workload.finish(training, phases=phases)
 
-    with phases("evaluate"):
-        probabilities = training.predict()
-        scores = evaluation.score(probabilities, data.dataset.test_labels, class_names=data.dataset.class_names)
-        emit("evaluate.end", test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
-    with phases("export"):
-        files, weights_digest = _export(config, training.model, data, seed=seed, probabilities=probabilities)
     with phases("publish"):
-        files["predictions.safetensors"] = _to_predictions_file(data, probabilities)
-        files["metrics.json"] = _to_metrics_file(scores, training=training, phases=phases)
+        record = {
+            "counters": training.counters(training.total_steps, ledger=ledger),
+            "goodput": ledger.goodput(),
+            "bit_identical": ledger.is_bit_identical,
+            "chain": ledger.chain,
+        }
+        files = {**results.files, "metrics.json": _to_metrics_file(results, training=training, record=record)}
         stored += publish.upload(store, status.run, attempt_id=status.attempt, files=files)
-        standing = publish.commit(
-            store,
-            status.run,
-            content={
-                "format": publish.FORMAT,
-                "run": status.run,
-                "attempt": status.attempt,
-                "committed": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "result_digest": result_digest,
-                "weights_digest": weights_digest,
-                "dataset": {"name": data.name, "digest": data.digest},
-                "metrics": {
-                    "test_loss": scores.loss,
-                    "test_accuracy": scores.accuracy,
-                    "test_examples": scores.num_examples,
-                },
-                "files": [asdict(file) for file in stored],
-                "inputs": inputs,
-                "lineage": attempt,
+        content = {
+            "format": publish.FORMAT,
+            "run": status.run,
+            "attempt": status.attempt,
+            "committed": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "result_digest": result_digest,
+            "weights_digest": results.weights_digest,
+            "state_digest": training.state_digest(),
+            "dataset": prepared.dataset,
+            "metrics": {
+                "test_loss": results.scores.loss,
+                "test_accuracy": results.scores.accuracy,
+                "test_examples": results.scores.num_examples,
             },
-        )
+            "files": [asdict(file) for file in stored],
+            "inputs": prepared.inputs,
+            "lineage": attempt,
+        }
+        standing = publish.commit(store, status.run, content=content | record)
     outcome = _outcome(store, standing, status=status)
     emit("commit.done", key=status.commit, weights_digest=standing["weights_digest"], is_new=outcome.is_new)
     with phases("clean_up"):
@@ -184,54 +203,35 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDataset:
-    data = load_dataset(
-        config.data,
-        cache_dir=choose_cache_dir(config, environ=environ),
-        open_folder=folder_opener(config, environ=environ),
+def _register_attempt(
+    store: Store, around: Surroundings, *, device: Device
+) -> tuple[dict[str, Any], list[publish.StoredFile]]:
+    """Write attempt.json under an id that is free; returns its content and what was stored."""
+    status = around.status
+    status.attempt = publish.free_attempt_id(store, status.run, wanted=status.attempt)
+    attempt = describe_attempt(
+        around.pod, run_id=status.run, attempt_id=status.attempt, device=device, environ=around.environ
     )
-    emit(
-        "data.ready",
-        dataset=data.name,
-        digest=data.digest,
-        train_examples=len(data.dataset.train_labels),
-        test_examples=len(data.dataset.test_labels),
-        image_shape=list(data.dataset.image_shape),
+    files = {publish.ATTEMPT_FILE: identity.canonical_json(attempt)}
+    return attempt, publish.upload(store, status.run, attempt_id=status.attempt, files=files)
+
+
+def _open_ledger(store: Store, around: Surroundings, *, attempt: Mapping[str, Any]) -> Ledger:
+    started_seconds = publish.list_attempts(store, around.status.run)
+    ledger = Ledger(
+        phases=around.phases,
+        attempt=around.status.attempt,
+        num_attempts=len(started_seconds),
+        computed_on=bits_depend_on(attempt),
+        first_started_seconds=min(started_seconds),
     )
-    if config.data.source == "digits":
-        warn("data.not_mnist", reason="these are 1,797 small digits that come with the package, not MNIST")
-    return data
+    around.status.goodput = ledger.goodput
+    return ledger
 
 
-def _check_batch_and_resolve_compile(config: Config, strategy: Any, data: LoadedDataset) -> str:
-    num_replicas = strategy.num_replicas_in_sync
-    cluster.check_batch(
-        config.train.global_batch_size, num_replicas=num_replicas, num_examples=len(data.dataset.train_labels)
-    )
-    return cluster.resolve_compile(
-        config.train,
-        dropout=config.model.dropout,
-        num_replicas=num_replicas,
-        intra_op_threads=cluster.threads(config.cluster)["intra_op"],
-    )
-
-
-def _emit_train_start(config: Config, training: Training, *, compile_with: str, seed: int, strategy: Any) -> None:
-    train, num_replicas = config.train, strategy.num_replicas_in_sync
-    emit("model.built", parameters=training.model.count_params(), precision=train.precision, optimizer=train.optimizer)
-    emit(
-        "train.start",
-        replicas=num_replicas,
-        global_batch_size=train.global_batch_size,
-        batch_size_per_replica=train.global_batch_size // num_replicas,
-        steps_per_epoch=training.steps_per_epoch,
-        epochs=train.epochs,
-        compile=compile_with,
-        seed=seed,
-    )
-
-
-def _train(config: Config, training: Training, store: Store, *, around: Surroundings, result_digest: str) -> None:
+def _train(
+    config: Config, training: Training, store: Store, *, around: Surroundings, ledger: Ledger, result_digest: str
+) -> None:
     """Go on from the newest good checkpoint, or from the start, to the last step."""
     with around.phases("restore"):
         checkpoint = checkpoints.load_newest(store, around.status.run, result_digest=result_digest)
@@ -239,6 +239,11 @@ def _train(config: Config, training: Training, store: Store, *, around: Surround
             training.restore(checkpoint)
             around.status.step = checkpoint.step
             emit("checkpoint.restored", step=checkpoint.step, of=training.total_steps)
+        ledger.start(
+            checkpoint.meta["ledger"] if checkpoint else None,
+            step=around.status.step,
+            interval_seconds=config.checkpoint.interval_seconds,
+        )
     writer = CheckpointWriter(
         open_configured_store(config, environ=around.environ),
         run_id=around.status.run,
@@ -246,71 +251,19 @@ def _train(config: Config, training: Training, store: Store, *, around: Surround
         after_save=around.stored_log.write_segment,
     )
     training.run(
+        result_digest=result_digest,
         writer=writer,
         watchdog=Watchdog(timeout_seconds=config.observe.stall_timeout_seconds, on_stall=around.on_stall),
-        phases=around.phases,
+        ledger=ledger,
         stop=around.stop,
         status=around.status,
         display=around.display,
     )
 
 
-def _export(
-    config: Config, model: Any, data: LoadedDataset, *, seed: int, probabilities: evaluation.Probabilities
-) -> tuple[dict[str, bytes], str]:
-    """Write the SavedModel, check that it predicts what was evaluated, and return its files and weights digest."""
-    dataset = data.dataset
-    # Built again outside the scope: a mirrored model would be saved with its replicas.
-    plain = build_model(
-        config.model,
-        image_shape=dataset.image_shape,
-        num_classes=len(dataset.class_names),
-        seed=seed,
-        precision=config.train.precision,
-    )
-    plain.set_weights(model.get_weights())
-    with tempfile.TemporaryDirectory(prefix="mnist-export-") as temporary:
-        folder = Path(temporary)
-        export.save_model(
-            plain,
-            folder,
-            image_shape=dataset.image_shape,
-            input_shape=model_input_shape(config.model, image_shape=dataset.image_shape),
-        )
-        received = export.predict_with_export(folder, dataset.test_images[:SAMPLE_IMAGES])
-        export.check_predictions(received, probabilities[:SAMPLE_IMAGES])
-        digest = export.weights_digest(plain.get_weights())
-        files = {
-            f"model/{path.relative_to(folder).as_posix()}": path.read_bytes()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-    emit("export.end", files=len(files), bytes=sum(map(len, files.values())), weights_digest=digest)
-    return files, digest
-
-
-def _to_predictions_file(data: LoadedDataset, probabilities: evaluation.Probabilities) -> bytes:
-    """Predictions of the whole test split, its labels, and the first images, as one safetensors file."""
-    from safetensors.numpy import save
-
-    labels = data.dataset.test_labels
-    arrays: dict[str, np.ndarray[Any, Any]] = {
-        "probabilities": np.asarray(probabilities, order="C"),
-        "labels": np.asarray(labels, order="C"),
-        "sample_images": np.asarray(data.dataset.test_images[:SAMPLE_IMAGES], order="C"),
-    }
-    meta = {"dataset": data.name, "dataset_digest": data.digest, "class_names": data.dataset.class_names}
-    return save(arrays, {"predictions": json.dumps(meta, sort_keys=True)})
-
-
-def _to_metrics_file(scores: evaluation.Scores, *, training: Training, phases: Phases) -> bytes:
-    return identity.canonical_json(
-        {
-            "test": scores.to_json(),
-            "history": [asdict(record) for record in training.history],
-            "phases_seconds": phases.to_json(),
-        }
-    )
+def _to_metrics_file(results: Results, *, training: Training, record: Mapping[str, Any]) -> bytes:
+    history = [asdict(epoch) for epoch in training.history]
+    return identity.canonical_json({"test": results.scores.to_json(), "history": history, **record})
 
 
 def _outcome(store: Store, standing: dict[str, Any], *, status: Status) -> Outcome:

@@ -9,13 +9,14 @@ from job.attempt import make_attempt_id
 from job.config_sources import LoadedConfig
 from job.identity import make_run_id
 from job.observe import logs
-from job.observe.phases import Phases, seconds_since_process_start
+from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
 from job.observe.summary import print_summary
 from job.observe.termination import Status, choose_path
 from job.run import Surroundings, peak_memory_bytes, run
 from job.signals import StopSignal
+from job.workload import KerasWorkload
 
 # Sections whose features are not built yet; silence would let a user believe that they act.
 _WITHOUT_EFFECT = (
@@ -37,14 +38,14 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     config = loaded.config
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
     display, phases = Display(log_format), Phases()
-    phases.add("process", seconds_since_process_start())
     pod = contract.pod_from_environment(os.environ)
     status.path = choose_path(config.observe.termination_log)
     status.run, status.attempt = make_run_id(config), make_attempt_id(pod)
     stored_log = StoredLog(run=status.run, attempt=status.attempt)
 
     def end() -> None:
-        _emit_end(status, display, phases=phases.to_json(), peak_memory_bytes=peak_memory_bytes())
+        goodput = status.goodput() if status.goodput else None
+        _emit_end(status, display, phases=phases.to_json(), goodput=goodput, peak_memory_bytes=peak_memory_bytes())
         stored_log.close_segment()
 
     status.on_end = end
@@ -63,7 +64,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         stored_log=stored_log,
         on_stall=lambda stacks: _end_stalled(stacks, status=status, seconds=config.observe.stall_timeout_seconds),
     )
-    outcome = run(config, around)
+    outcome = run(config, around, KerasWorkload(os.environ))
     stop.ignore()  # a committed run must not be reported as interrupted
     name = "committed" if outcome.is_new else "already_committed"
     status.end(outcome=name, code=contract.ExitCode.OK)

@@ -5,7 +5,7 @@ stores, checkpoints or signals: it yields after every chunk and `training.py` de
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,26 @@ class ChunkResult:
 class StepRunner:
     """Runs chunks of steps on a model and optimizer built in the strategy's scope."""
 
-    def __init__(self, strategy: Any, *, model: Any, optimizer: Any, compile_with: str) -> None:
-        """`compile_with` is `xla` or `graph`; model and optimizer may be mirrored over several devices."""
+    def __init__(
+        self,
+        strategy: Any,
+        *,
+        model: Any,
+        optimizer: Any,
+        compile_with: str,
+        make_chunks: Callable[[int], Any],
+        steps_per_epoch: int,
+    ) -> None:
+        """Model and optimizer may be mirrored over several devices.
+
+        Args:
+            compile_with: `xla` or `graph`.
+            make_chunks: the tf.data.Dataset of chunks from a step on, see `pipeline.make_chunks`.
+        """
         import tensorflow as tf
 
         self._strategy = strategy
+        self._make_chunks, self._steps_per_epoch = make_chunks, steps_per_epoch
         with strategy.scope():
             optimizer.build(model.trainable_variables)
             # Summed on each replica and read once a chunk: a reduction at every step would cost more than the step.
@@ -101,15 +116,15 @@ class StepRunner:
             for local in self._strategy.experimental_local_results(variable):
                 local.assign(local.dtype.as_numpy_dtype(0))
 
-    def run(self, chunks: Any, *, steps_per_epoch: int) -> Iterator[ChunkResult]:
-        """Train on every chunk of the dataset, yielding after each.
+    def run(self, *, start_step: int) -> Iterator[ChunkResult]:
+        """Train on every chunk from a step on, yielding after each.
 
         Raises:
             TrainingError: the loss is not finite, naming epoch and step; that update must not be kept.
         """
-        started = time.monotonic()
-        for images, one_hot, weights, start_step, num_steps in chunks:
-            first_step = int(start_step)
+        steps_per_epoch, started = self._steps_per_epoch, time.monotonic()
+        for images, one_hot, weights, chunk_start, num_steps in self._make_chunks(start_step):
+            first_step = int(chunk_start)
             if first_step % steps_per_epoch == 0:
                 self.start_epoch()
             bad_step = int(self._run_steps(images, one_hot, weights, num_steps))

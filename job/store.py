@@ -6,10 +6,11 @@ typed error. It knows nothing about runs.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -21,6 +22,19 @@ _MAX_BACKOFF_SECONDS = 5.0
 _STALE_SECONDS = 3600.0
 
 T = TypeVar("T")
+
+on_point: Callable[[str], None] | None = None
+"""Called before and after everything that changes what is stored, with its name; set by the tests that kill things there."""
+
+
+@contextlib.contextmanager
+def point(operation: str, where: str) -> Iterator[None]:
+    """Around every write to a store and every local rename and fsync: a crash point."""
+    if on_point:
+        on_point(f"before {operation} {where}")
+    yield
+    if on_point:
+        on_point(f"after {operation} {where}")
 
 
 class TransientError(Exception):
@@ -86,7 +100,8 @@ class Store:
 
         def attempt() -> bytes:
             try:
-                self._backend.create(key, data)
+                with point("create", key):
+                    self._backend.create(key, data)
             except AlreadyExists as refused:
                 return self._reread(key, cause=refused)
             except TransientError:
@@ -112,7 +127,8 @@ class Store:
 
     def put(self, key: str, data: bytes) -> None:
         """Write `data`, replacing what is there."""
-        self._until_deadline("put", key, lambda: self._backend.put(key, data))
+        with point("put", key):
+            self._until_deadline("put", key, lambda: self._backend.put(key, data))
 
     def get(self, key: str) -> bytes | None:
         """Read an object; None when absent."""
@@ -135,12 +151,14 @@ class Store:
 
     def delete(self, key: str) -> None:
         """Remove an object; absent is fine."""
-        self._until_deadline("delete", key, lambda: self._backend.delete(key))
+        with point("delete", key):
+            self._until_deadline("delete", key, lambda: self._backend.delete(key))
 
     def sweep(self, prefix: str) -> None:
         """Remove what writes that were killed an hour ago or earlier left under a folder."""
         attempt = functools.partial(self._backend.sweep, prefix, older_than_seconds=_STALE_SECONDS)
-        self._until_deadline("sweep", prefix, attempt)
+        with point("sweep", prefix):
+            self._until_deadline("sweep", prefix, attempt)
 
     def location(self, key: str) -> str:
         """The full URI of a key, for people."""

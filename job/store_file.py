@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from job.errors import AccessDeniedError, ConfigError, NotFoundError, UnavailableError
-from job.store import AlreadyExists, Entry, TransientError
+from job.store import AlreadyExists, Entry, TransientError, point
 
 TEMPORARY_PREFIX = ".tmp-"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -40,7 +40,8 @@ class FolderBackend:
         """Write a new file; `AlreadyExists` when the name is taken."""
         with self._temporary(key, data) as (temporary, path):
             try:
-                os.link(temporary, path)
+                with point("link", key):
+                    os.link(temporary, path)
             except FileExistsError as error:
                 raise AlreadyExists(key) from error
             _fsync_folder(path.parent)
@@ -48,7 +49,8 @@ class FolderBackend:
     def put(self, key: str, data: bytes) -> None:
         """Write a file, replacing an older one in one step."""
         with self._temporary(key, data) as (temporary, path):
-            temporary.replace(path)
+            with point("replace", key):
+                temporary.replace(path)
             _fsync_folder(path.parent)
 
     def get(self, key: str) -> bytes:
@@ -87,7 +89,8 @@ class FolderBackend:
         with self._translated(key):
             path = self._path(key)
             with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+                with point("unlink", key):
+                    path.unlink()
                 _fsync_folder(path.parent)
 
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
@@ -96,7 +99,8 @@ class FolderBackend:
             for path in self._path(prefix).rglob(f"{TEMPORARY_PREFIX}*"):
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > older_than_seconds:
-                        path.unlink()
+                        with point("unlink", path.name):
+                            path.unlink()
 
     def _path(self, key: str) -> Path:
         path = self._folder / key
@@ -112,12 +116,14 @@ class FolderBackend:
             temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
             try:
                 with open(temporary, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    with point("write", key):
+                        file.write(data)
+                        file.flush()
+                    with point("fsync", key):
+                        os.fsync(file.fileno())
                 yield temporary, path
             finally:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError), point("unlink temporary", key):
                     temporary.unlink()
 
     @contextlib.contextmanager
@@ -147,7 +153,8 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
-        folder.mkdir()
+        with point("mkdir", folder.name):
+            folder.mkdir()
         _fsync_folder(folder.parent)
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
@@ -156,7 +163,8 @@ def _make_folder(folder: Path) -> None:
 def _fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with point("fsync folder", folder.name):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

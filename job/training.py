@@ -1,28 +1,47 @@
-"""The training loop: from a step number to the last step, with metrics, progress and the stop signal between chunks."""
+"""The training loop: from a step number to the last step, with metrics, progress and the stop signal between chunks.
 
-import math
+Knows steps, epochs, checkpoints and signals; what a step computes is behind `Steps`. Never imports TensorFlow.
+"""
+
+import hashlib
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from job import evaluation, pipeline
 from job.checkpoint import Checkpoint
 from job.checkpoint_writer import CheckpointWriter
-from job.config import Config
-from job.datasets import LoadedDataset
-from job.model import build_model, build_optimizer, model_input_shape
+from job.datasets import Labels
+from job.identity import canonical_json
+from job.ledger import Ledger
 from job.observe.logs import emit
-from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.termination import Status
 from job.signals import StopSignal
-from job.steps import ChunkResult, StepRunner
+from job.steps import ChunkResult
 from job.watchdog import Watchdog
 
 PROGRESS_SECONDS = 10.0
 """Time between two train.progress events."""
 
 _SMOOTHING = 0.2
+
+
+class Steps(Protocol):
+    """What makes optimizer updates: `steps.StepRunner`, or plain numpy in the tests that kill things."""
+
+    def run(self, *, start_step: int) -> Iterator[ChunkResult]:
+        """Train from a step on, yielding after each chunk."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything that the next step depends on, and the running sums: a copy, by name."""
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Set what `state` returned; `IntegrityError` when it is of another model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,49 +63,42 @@ class EpochRecord:
     seconds: float
     examples_per_second: float
 
+    def results(self) -> dict[str, float]:
+        """What the epoch computed, without how long it took."""
+        return {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "test_loss": self.test_loss,
+            "test_accuracy": self.test_accuracy,
+        }
+
 
 class Training:
-    """Model, optimizer and data of one run on one strategy, ready to run from any step."""
+    """The steps of one run with everything around them, ready to run from any step."""
 
     def __init__(
         self,
-        config: Config,
-        strategy: Any,
+        steps: Steps,
         *,
-        data: LoadedDataset,
-        seed: int,
-        compile_with: str,
-        result_digest: str,
+        predict: Callable[[], evaluation.Probabilities],
+        test_labels: Labels,
+        num_examples: int,
+        global_batch_size: int,
+        epochs: int,
     ) -> None:
-        """Build everything; nothing is trained yet."""
-        dataset = data.dataset
-        self._config, self._data, self._seed = config, data, seed
-        self._num_examples = len(dataset.train_labels)
-        self.steps_per_epoch = pipeline.steps_per_epoch(
-            self._num_examples, global_batch_size=config.train.global_batch_size
-        )
-        self._steps_per_chunk = pipeline.choose_steps_per_chunk(
-            self.steps_per_epoch,
-            num_pixels=math.prod(dataset.image_shape),
-            global_batch_size=config.train.global_batch_size,
-        )
-        self.total_steps = self.steps_per_epoch * config.train.epochs
-        self._input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
-        with strategy.scope():
-            self.model = build_model(
-                config.model,
-                image_shape=dataset.image_shape,
-                num_classes=len(dataset.class_names),
-                seed=seed,
-                precision=config.train.precision,
-            )
-            optimizer = build_optimizer(config.train)
-        self._runner = StepRunner(strategy, model=self.model, optimizer=optimizer, compile_with=compile_with)
-        self._predictor = evaluation.Predictor(self.model, input_shape=self._input_shape)
-        self._result_digest = result_digest
+        """Nothing is trained yet.
+
+        Args:
+            predict: probabilities [M, C] of the test split, in the order of `test_labels` [M].
+            num_examples: in the training split.
+        """
+        self._steps, self._test_labels = steps, test_labels
+        self._num_examples, self._global_batch_size, self._epochs = num_examples, global_batch_size, epochs
+        self.predict = predict
+        self.steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=global_batch_size)
+        self.total_steps = self.steps_per_epoch * epochs
         self._start_step = 0
         self._epoch_seconds = 0.0
-        self._num_interruptions = 0
         self.history: list[EpochRecord] = []
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -95,18 +107,18 @@ class Training:
         Raises:
             IntegrityError: it is not of this model and optimizer.
         """
-        self._runner.restore(checkpoint.arrays)
+        self._steps.restore(checkpoint.arrays)
         self._start_step = checkpoint.step
         self._epoch_seconds = checkpoint.meta["epoch_seconds"]
-        self._num_interruptions = checkpoint.meta["interruptions"]
         self.history = [EpochRecord(**record) for record in checkpoint.meta["history"]]
 
     def run(
         self,
         *,
+        result_digest: str,
         writer: CheckpointWriter,
         watchdog: Watchdog,
-        phases: Phases,
+        ledger: Ledger,
         stop: StopSignal,
         status: Status,
         display: Display,
@@ -118,70 +130,79 @@ class Training:
             StopRequested: a signal came, and where training stood is saved.
             UnavailableError: it could not be saved.
         """
-        chunks = self._make_chunks(start_step=self._start_step)
         meter = _Meter(total_steps=self.total_steps, start_step=self._start_step)
-        display.start(num_steps=self.total_steps, done_steps=self._start_step, num_epochs=self._config.train.epochs)
-        step = self._start_step
+        display.start(num_steps=self.total_steps, done_steps=self._start_step, num_epochs=self._epochs)
+        step, phases = self._start_step, ledger.phases
+
+        def checkpoint() -> Checkpoint:
+            meta = {
+                "epoch_seconds": self._epoch_seconds,
+                "history": [asdict(record) for record in self.history],
+                "counters": self.counters(step, ledger=ledger),
+                "ledger": ledger.to_meta(is_end=bool(stop.requested)),
+            }
+            return Checkpoint(step=step, result_digest=result_digest, arrays=self._steps.state(), meta=meta)
+
         with stop.deferred():
-            with watchdog.watching():
-                for result in self._runner.run(chunks, steps_per_epoch=self.steps_per_epoch):
+            with watchdog.watching(), phases("compile"):
+                for result in self._steps.run(start_step=self._start_step):
                     step = result.step
-                    phases.add("train" if meter.has_started else "compile", result.seconds)
+                    if ledger.first_step_seconds is None:
+                        ledger.first_step_seconds = round(sum(phases.seconds.values()), 3)
+                    phases.switch("train")
                     meter.add(result)
-                    self._take_in(result, meter, phases=phases, status=status, display=display)
+                    self._take_in(result, meter, ledger=ledger, status=status, display=display)
                     watchdog.beat()
                     if stop.requested:
                         break
-                    if writer.is_due():
+                    if step < self.total_steps and writer.is_due():
                         with phases("checkpoint"):
-                            writer.save(self._checkpoint(step))
+                            writer.save(checkpoint())
                         status.write()
             if step > self._start_step:  # else it is the checkpoint that was restored
                 with phases("checkpoint"):
-                    self._num_interruptions += 1 if stop.requested else 0
-                    writer.save_last(self._checkpoint(step), stop=stop)
+                    ledger.num_interruptions += 1 if stop.requested else 0
+                    writer.save_last(checkpoint(), stop=stop)
         display.stop()
 
+    def counters(self, step: int, *, ledger: Ledger) -> dict[str, int]:
+        """What was done up to a step, each step and example counted once, whatever was done again after a kill."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        in_epoch = min(step_in_epoch * self._global_batch_size, self._num_examples)
+        return {
+            "steps": step,
+            "examples": epoch * self._num_examples + in_epoch,
+            "epochs": epoch,
+            "attempts": ledger.num_attempts,
+            "interruptions": ledger.num_interruptions,
+        }
+
+    def state_digest(self) -> str:
+        """SHA-256 over weights, optimizer and seed-generator variables, metric sums and history, times left out.
+
+        Equal in two runs when, and only when, every number that training produced is equal.
+        """
+        digest = hashlib.sha256()
+        for name, array in sorted(self._steps.state().items()):
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.asarray(array, order="C").tobytes())
+        digest.update(canonical_json([record.results() for record in self.history]))
+        return digest.hexdigest()
+
     def _take_in(
-        self, result: ChunkResult, meter: "_Meter", *, phases: Phases, status: Status, display: Display
+        self, result: ChunkResult, meter: "_Meter", *, ledger: Ledger, status: Status, display: Display
     ) -> None:
         """Keep count of a finished chunk, show it, and evaluate at the end of an epoch."""
         self._epoch_seconds += result.seconds
         status.step, status.epoch = result.step, (result.step - 1) // self.steps_per_epoch + 1
         self._show(result, meter, epoch=status.epoch, display=display)
         if result.step % self.steps_per_epoch == 0:
-            with phases("evaluate"):
+            with ledger.phases("evaluate"):
                 self._end_epoch(result, epoch=status.epoch)
             status.accuracy = self.history[-1].test_accuracy
 
-    def predict(self) -> evaluation.Probabilities:
-        """Probabilities [M, C] of the test split."""
-        return self._predictor(self._data.dataset.test_images)
-
-    def _make_chunks(self, *, start_step: int) -> Any:
-        dataset = self._data.dataset
-        return pipeline.make_chunks(
-            images=dataset.train_images,
-            labels=dataset.train_labels,
-            num_classes=len(dataset.class_names),
-            image_shape=self._input_shape,
-            global_batch_size=self._config.train.global_batch_size,
-            steps_per_chunk=self._steps_per_chunk,
-            seed=self._seed,
-            start_step=start_step,
-            stop_step=self.total_steps,
-        )
-
-    def _checkpoint(self, step: int) -> Checkpoint:
-        meta = {
-            "epoch_seconds": self._epoch_seconds,
-            "interruptions": self._num_interruptions,
-            "history": [asdict(record) for record in self.history],
-        }
-        return Checkpoint(step=step, result_digest=self._result_digest, arrays=self._runner.state(), meta=meta)
-
     def _end_epoch(self, result: ChunkResult, *, epoch: int) -> None:
-        test_loss, test_accuracy = evaluation.loss_and_accuracy(self.predict(), self._data.dataset.test_labels)
+        test_loss, test_accuracy = evaluation.loss_and_accuracy(self.predict(), self._test_labels)
         record = EpochRecord(
             epoch=epoch,
             loss=result.loss,
@@ -196,7 +217,7 @@ class Training:
         emit("epoch.end", step=result.step, **asdict(record))
 
     def _show(self, result: ChunkResult, meter: "_Meter", *, epoch: int, display: Display) -> None:
-        rate, eta_seconds = meter.steps_per_second * self._config.train.global_batch_size, meter.eta_seconds
+        rate, eta_seconds = meter.steps_per_second * self._global_batch_size, meter.eta_seconds
         display.update(
             step=result.step,
             epoch=epoch,

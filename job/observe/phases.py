@@ -1,4 +1,4 @@
-"""Where the wall time of an attempt went."""
+"""Where the wall time of an attempt goes: a clock that is always in exactly one phase, so that phases add up."""
 
 import contextlib
 import os
@@ -6,25 +6,38 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+PROCESS, START_UP = "process", "start_up"
+
 
 class Phases:
-    """Wall seconds by phase; `with phases("data"):` adds to one."""
+    """Wall seconds by phase, from the start of the process on; for the main thread only."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._name, self._since = PROCESS, time.monotonic() - seconds_since_process_start()
+        self.switch(START_UP)
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measure the block; no phase contains another."""
-        started = time.monotonic()
+        """Count the block to a phase, and what follows to the phase before."""
+        outer = self._name
+        self.switch(name)
         try:
             yield
         finally:
-            self.add(name, time.monotonic() - started)
+            self.switch(outer)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Add time measured elsewhere."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+    def switch(self, name: str) -> None:
+        """Count the time from now on to a phase."""
+        now = time.monotonic()
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, the running one included; they add up to the age of the process."""
+        self.switch(self._name)
+        return dict(self._seconds)
 
     def to_json(self) -> dict[str, float]:
         """Seconds by phase, to the millisecond."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from job.contract import TERMINATION_MESSAGE_MAX_BYTES, ExitCode
 
@@ -32,6 +33,8 @@ class Status:
     seconds: float = 0.0
     started_seconds: float = field(default_factory=time.monotonic, repr=False)
     path: Path | None = field(default=None, repr=False)
+    goodput: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
+    """Where the time of all attempts went, once the run is open."""
     on_end: Callable[[], None] | None = field(default=None, repr=False)
     """Called once the outcome is known, to log it."""
 

@@ -1,0 +1,96 @@
+"""Finds and deletes what no COMMIT reaches: left-overs of killed attempts, and runs that were given up.
+
+A run without a result that showed no sign of life for long is closed before anything of it is deleted: a record in the place
+of its COMMIT refuses every attempt that might still be asleep somewhere, so that no COMMIT can ever name a deleted object.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from job.contract import CHECKS_PREFIX, RUNS_PREFIX, attempt_prefix, attempts_prefix, checkpoint_prefix, log_prefix
+from job.errors import JobError
+from job.observe.logs import warn
+from job.publish import ATTEMPT_FILE, abandon, is_abandoned, read_standing
+from job.store import Entry, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbage:
+    """What can go from one place.
+
+    Attributes:
+        place: `runs/<run_id>/`, or the folder of left-over store checks.
+        reason: why nothing needs it.
+        run_to_close: the run that has to be closed first, where it has no result yet.
+    """
+
+    place: str
+    reason: str
+    entries: tuple[Entry, ...]
+    run_to_close: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all objects together."""
+        return sum(entry.num_bytes for entry in self.entries)
+
+
+def find_garbage(store: Store, *, older_than_seconds: float, now_seconds: float) -> Iterator[Garbage]:
+    """Everything that is older and reached by nothing, run by run; changes nothing.
+
+    Args:
+        now_seconds: seconds since the epoch.
+    """
+    before_seconds = now_seconds - older_than_seconds
+    checks = [entry for entry in store.list_objects(CHECKS_PREFIX) if entry.modified_seconds < before_seconds]
+    if checks:
+        yield Garbage(place=CHECKS_PREFIX, reason="left over from store check", entries=tuple(checks))
+    for run_id in store.list_folders(RUNS_PREFIX):
+        try:
+            garbage = _of_run(store, run_id, before_seconds=before_seconds)
+        except JobError as error:  # a COMMIT that cannot be read reaches who knows what
+            warn("gc.skipped", run_of_skipped=run_id, reason=str(error))
+            continue
+        if garbage:
+            yield garbage
+
+
+def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float, now_seconds: float) -> int:
+    """Delete one place's garbage, unless it came to life again; returns the number of deleted objects."""
+    if garbage.run_to_close:
+        found = _of_run(store, garbage.run_to_close, before_seconds=now_seconds - older_than_seconds)
+        if found is None or not found.run_to_close or not abandon(store, garbage.run_to_close):
+            return 0
+        garbage = found
+    for entry in garbage.entries:
+        store.delete(entry.key)
+    return len(garbage.entries)
+
+
+def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | None:
+    entries = store.list_objects(f"{RUNS_PREFIX}{run_id}/")
+    working = (checkpoint_prefix(run_id), attempts_prefix(run_id))
+    standing = read_standing(store, run_id)
+    if standing is None:
+        if any(entry.modified_seconds >= before_seconds for entry in entries):
+            return None
+        old = [entry for entry in entries if entry.key.startswith((*working, log_prefix(run_id)))]
+        when = datetime.fromtimestamp(max((entry.modified_seconds for entry in entries), default=0.0), UTC)
+        reason = f"no result, and no sign of life since {when:%Y-%m-%d %H:%M} UTC"
+        return Garbage(place=f"{RUNS_PREFIX}{run_id}/", reason=reason, entries=tuple(old), run_to_close=run_id)
+    if is_abandoned(standing):
+        kept: tuple[str, ...] = ()
+        reason = "left over from a run that was given up"
+    else:
+        kept = (attempt_prefix(run_id, attempt_id=str(standing["attempt"])),)
+        reason = "not part of the committed result"
+    old = [
+        entry
+        for entry in entries
+        if entry.key.startswith(working)
+        and not entry.key.startswith(kept)
+        and not (kept and entry.key.endswith(f"/{ATTEMPT_FILE}"))  # who worked on it stays known
+        and entry.modified_seconds < before_seconds
+    ]
+    return Garbage(place=f"{RUNS_PREFIX}{run_id}/", reason=reason, entries=tuple(old)) if old else None

@@ -1,0 +1,222 @@
+"""What the job trains: data, devices, the Keras model, its evaluation and its export. Imports TensorFlow late."""
+
+import json
+import math
+import tempfile
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from job import cluster, evaluation, export, identity, pipeline
+from job.attempt import Device
+from job.config import Config
+from job.datasets import LoadedDataset, load_dataset
+from job.model import build_model, build_optimizer, model_input_shape
+from job.observe.logs import emit, warn
+from job.observe.phases import Phases
+from job.run import Prepared, Results, choose_cache_dir, folder_opener
+from job.steps import StepRunner
+from job.training import Training
+
+SAMPLE_IMAGES = 64
+"""Test images kept beside the predictions, so that a model can be verified without its dataset."""
+
+
+class KerasWorkload:
+    """A Keras model under a tf.distribute strategy; a `run.Workload`."""
+
+    _config: Config
+    _strategy: Any
+    _data: LoadedDataset
+    _seed: int
+    _compile_with: str
+    _model: Any
+
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
+        """`environ` gets what TensorFlow has to find there before it starts."""
+        self._environ = environ
+
+    def prepare(self, config: Config, *, run_id: str, phases: Phases) -> Prepared:
+        """Bring devices and data, and check that batch, replicas and examples fit.
+
+        Raises:
+            JobError: data or devices are absent, corrupt, or do not fit the settings.
+        """
+        self._config = config
+        # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
+        with phases("start_up"):
+            cluster.prepare_process(self._environ)
+            self._strategy = cluster.make_strategy(config.cluster)
+        with phases("data"):
+            self._data = _load_data(config, environ=self._environ)
+        threads, num_replicas = cluster.threads(config.cluster), self._strategy.num_replicas_in_sync
+        cluster.check_batch(
+            config.train.global_batch_size,
+            num_replicas=num_replicas,
+            num_examples=len(self._data.dataset.train_labels),
+        )
+        self._compile_with = cluster.resolve_compile(
+            config.train,
+            dropout=config.model.dropout,
+            num_replicas=num_replicas,
+            intra_op_threads=threads["intra_op"],
+        )
+        self._seed = identity.resolve_seed(config, run_id=run_id)
+        return Prepared(
+            inputs=identity.result_inputs(
+                config, seed=self._seed, compile_with=self._compile_with, dataset_digest=self._data.digest
+            ),
+            dataset={"name": self._data.name, "digest": self._data.digest},
+            device=Device(
+                names=tuple(self._strategy.extended.worker_devices), threads=threads, compile_with=self._compile_with
+            ),
+        )
+
+    def build(self) -> Training:
+        """Model, optimizer and data in the strategy's scope, ready to run from any step."""
+        config, dataset = self._config, self._data.dataset
+        with self._strategy.scope():
+            self._model = self._build_model()
+            optimizer = build_optimizer(config.train)
+        num_examples = len(dataset.train_labels)
+        input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
+        steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
+        total_steps = steps_per_epoch * config.train.epochs
+        steps_per_chunk = pipeline.choose_steps_per_chunk(
+            steps_per_epoch,
+            num_pixels=math.prod(dataset.image_shape),
+            global_batch_size=config.train.global_batch_size,
+        )
+
+        def make_chunks(start_step: int) -> Any:
+            return pipeline.make_chunks(
+                images=dataset.train_images,
+                labels=dataset.train_labels,
+                num_classes=len(dataset.class_names),
+                image_shape=input_shape,
+                global_batch_size=config.train.global_batch_size,
+                steps_per_chunk=steps_per_chunk,
+                seed=self._seed,
+                start_step=start_step,
+                stop_step=total_steps,
+            )
+
+        runner = StepRunner(
+            self._strategy,
+            model=self._model,
+            optimizer=optimizer,
+            compile_with=self._compile_with,
+            make_chunks=make_chunks,
+            steps_per_epoch=steps_per_epoch,
+        )
+        predictor = evaluation.Predictor(self._model, input_shape=input_shape)
+        training = Training(
+            runner,
+            predict=lambda: predictor(dataset.test_images),
+            test_labels=dataset.test_labels,
+            num_examples=num_examples,
+            global_batch_size=config.train.global_batch_size,
+            epochs=config.train.epochs,
+        )
+        self._emit_train_start(training)
+        return training
+
+    def finish(self, training: Training, *, phases: Phases) -> Results:
+        """Score the test split, and write the SavedModel that predicts what was scored."""
+        dataset = self._data.dataset
+        with phases("evaluate"):
+            probabilities = training.predict()
+            scores = evaluation.score(probabilities, dataset.test_labels, class_names=dataset.class_names)
+            emit("evaluate.end", test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
+        with phases("export"):
+            files, weights_digest = self._export(probabilities)
+            files["predictions.safetensors"] = _to_predictions_file(self._data, probabilities)
+        return Results(files=files, weights_digest=weights_digest, scores=scores)
+
+    def _build_model(self) -> Any:
+        return build_model(
+            self._config.model,
+            image_shape=self._data.dataset.image_shape,
+            num_classes=len(self._data.dataset.class_names),
+            seed=self._seed,
+            precision=self._config.train.precision,
+        )
+
+    def _emit_train_start(self, training: Training) -> None:
+        train, num_replicas = self._config.train, self._strategy.num_replicas_in_sync
+        emit(
+            "model.built",
+            parameters=self._model.count_params(),
+            precision=train.precision,
+            optimizer=train.optimizer,
+        )
+        emit(
+            "train.start",
+            replicas=num_replicas,
+            global_batch_size=train.global_batch_size,
+            batch_size_per_replica=train.global_batch_size // num_replicas,
+            steps_per_epoch=training.steps_per_epoch,
+            epochs=train.epochs,
+            compile=self._compile_with,
+            seed=self._seed,
+        )
+
+    def _export(self, probabilities: evaluation.Probabilities) -> tuple[dict[str, bytes], str]:
+        """Write the SavedModel, check that it predicts what was evaluated, and return its files and weights digest."""
+        dataset = self._data.dataset
+        # Built again outside the scope: a mirrored model would be saved with its replicas.
+        plain = self._build_model()
+        plain.set_weights(self._model.get_weights())
+        with tempfile.TemporaryDirectory(prefix="mnist-export-") as temporary:
+            folder = Path(temporary)
+            export.save_model(
+                plain,
+                folder,
+                image_shape=dataset.image_shape,
+                input_shape=model_input_shape(self._config.model, image_shape=dataset.image_shape),
+            )
+            received = export.predict_with_export(folder, dataset.test_images[:SAMPLE_IMAGES])
+            export.check_predictions(received, probabilities[:SAMPLE_IMAGES])
+            digest = export.weights_digest(plain.get_weights())
+            files = {
+                f"model/{path.relative_to(folder).as_posix()}": path.read_bytes()
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+        emit("export.end", files=len(files), bytes=sum(map(len, files.values())), weights_digest=digest)
+        return files, digest
+
+
+def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDataset:
+    data = load_dataset(
+        config.data,
+        cache_dir=choose_cache_dir(config, environ=environ),
+        open_folder=folder_opener(config, environ=environ),
+    )
+    emit(
+        "data.ready",
+        dataset=data.name,
+        digest=data.digest,
+        train_examples=len(data.dataset.train_labels),
+        test_examples=len(data.dataset.test_labels),
+        image_shape=list(data.dataset.image_shape),
+    )
+    if config.data.source == "digits":
+        warn("data.not_mnist", reason="these are 1,797 small digits that come with the package, not MNIST")
+    return data
+
+
+def _to_predictions_file(data: LoadedDataset, probabilities: evaluation.Probabilities) -> bytes:
+    """Predictions of the whole test split, its labels, and the first images, as one safetensors file."""
+    from safetensors.numpy import save
+
+    labels = data.dataset.test_labels
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "probabilities": np.asarray(probabilities, order="C"),
+        "labels": np.asarray(labels, order="C"),
+        "sample_images": np.asarray(data.dataset.test_images[:SAMPLE_IMAGES], order="C"),
+    }
+    meta = {"dataset": data.name, "dataset_digest": data.digest, "class_names": data.dataset.class_names}
+    return save(arrays, {"predictions": json.dumps(meta, sort_keys=True)})
