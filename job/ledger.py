@@ -37,6 +37,7 @@ class Ledger:
         first_started_seconds: when the run's first attempt started, in seconds since the epoch.
         earlier_seconds: by category, of the attempts before.
         down_seconds: time in which no attempt ran.
+        overlap_seconds: time that two attempts ran at once, which a calendar counts once.
         num_interruptions: SIGTERM or SIGINT during training, where training stood was saved.
         chain: the attempts whose steps are in the weights, each with the step it took up.
         is_bit_identical: no step was computed on other hardware than the first one.
@@ -49,6 +50,7 @@ class Ledger:
     first_started_seconds: float
     earlier_seconds: dict[str, float] = field(default_factory=dict)
     down_seconds: float = 0.0
+    overlap_seconds: float = 0.0
     num_interruptions: int = 0
     chain: list[dict[str, Any]] = field(default_factory=list)
     is_bit_identical: bool = True
@@ -70,13 +72,15 @@ class Ledger:
         else:
             self.first_started_seconds = meta["first_started_seconds"]
             self.earlier_seconds = dict(meta["seconds"])
-            self.down_seconds = meta["down_seconds"]
+            self.down_seconds, self.overlap_seconds = meta["down_seconds"], meta["overlap_seconds"]
             self.num_interruptions = meta["interruptions"]
             self.chain = [dict(link) for link in meta["chain"]]
             self.is_bit_identical = meta["is_bit_identical"]
             last_seconds = meta["saved_seconds"]
             num_dead = self.num_attempts - meta["attempts"] - (1 if meta["is_end"] else 0)
-        gap_seconds = max(0.0, now - own_seconds - last_seconds)
+        gap_seconds = now - own_seconds - last_seconds
+        self.overlap_seconds += max(0.0, -gap_seconds)
+        gap_seconds = max(0.0, gap_seconds)
         # When a killed attempt died is not known; at most so long after its last sign of life.
         lost_seconds = min(gap_seconds, max(0, num_dead) * (interval_seconds + own_seconds))
         self.earlier_seconds[LOST] = self.earlier_seconds.get(LOST, 0.0) + lost_seconds
@@ -103,6 +107,7 @@ class Ledger:
             "saved_seconds": time.time(),
             "seconds": self._seconds(),
             "down_seconds": self.down_seconds,
+            "overlap_seconds": self.overlap_seconds,
             "attempts": self.num_attempts,
             "interruptions": self.num_interruptions,
             "chain": self.chain,
@@ -113,11 +118,11 @@ class Ledger:
     def goodput(self) -> dict[str, Any]:
         """Productive time over the wall time of all attempts so far, and where the rest went.
 
-        `wall_seconds` is taken from the calendar, less the time in which no attempt ran; `seconds` are measured phase by
-        phase. The two agree, which a test holds them to.
+        `wall_seconds` is taken from the calendar, less the time in which no attempt ran, and with the time of two at once
+        counted twice; `seconds` are measured phase by phase. The two agree, which tests hold them to.
         """
         seconds = self._seconds()
-        wall_seconds = time.time() - self.first_started_seconds - self.down_seconds
+        wall_seconds = time.time() - self.first_started_seconds - self.down_seconds + self.overlap_seconds
         return {
             "ratio": round(seconds.get(PRODUCTIVE, 0.0) / wall_seconds, 4) if wall_seconds > 0 else 0.0,
             "wall_seconds": round(wall_seconds, 3),

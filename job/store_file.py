@@ -43,6 +43,7 @@ class FolderBackend:
                 with point("link", key):
                     os.link(temporary, path)
             except FileExistsError as error:
+                _fsync_folder(path.parent)  # its writer may have been killed before it came to this
                 raise AlreadyExists(key) from error
             _fsync_folder(path.parent)
 

@@ -74,7 +74,7 @@ class FaultyS3:
 def serve() -> Iterator[FaultyS3]:
     """Run the server on a free port."""
     state = FaultyS3()
-    handler = type("Handler", (_Handler,), {"state": state})
+    handler = type("Handler", (Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     state.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
@@ -89,7 +89,7 @@ def serve() -> Iterator[FaultyS3]:
         thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     state: FaultyS3
@@ -103,7 +103,14 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.state.next_fault(self.command)
         if fault is None:
             self._reply(*self._serve(body))
-        elif fault.is_cut_off:
+        else:
+            self._break(body, fault)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle  # noqa: N815
+
+    def _break(self, body: bytes, fault: Fault) -> None:
+        """What happens to one request."""
+        if fault.is_cut_off:
             status, content, _ = self._serve(body)
             self._reply(status, content[: len(content) // 2], {}, promised=len(content))
             self._cut()
@@ -116,8 +123,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self._reply(fault.status, fault.body.encode(), {})
             else:
                 self._cut()
-
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle  # noqa: N815
 
     def _serve(self, body: bytes) -> tuple[int, bytes, dict[str, str]]:  # noqa: PLR0911 - one for each request
         """What a healthy S3 answers: status, body, headers."""
