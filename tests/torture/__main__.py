@@ -2,10 +2,12 @@
 
 import argparse
 import importlib
+import os
 import sys
 import time
 
 from tests.torture.campaign import Campaign, Finished, broken_limits, run_campaign, table
+from tests.torture.planted import ENVIRONMENT, PLANTED
 
 MODULES = ("corruption", "counters", "disks", "kills", "processes", "rivals", "stores")
 
@@ -27,8 +29,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="another seed, other trials (1)")
     parser.add_argument("--trial", type=int, metavar="INDEX", help="only this one: replays a failure")
     parser.add_argument("--workers", type=int, default=2, help="trials at a time (2)")
+    parser.add_argument("--plant", choices=list(PLANTED), help="put this bug into the program; a campaign has to find it")
     parser.add_argument("--list", action="store_true", help="print the campaigns and, for enumerations, their points")
     options = parser.parse_args()
+    if options.plant:
+        os.environ[ENVIRONMENT] = options.plant
     campaigns = [c for c in all_campaigns() if not options.only or c.name in options.only]
     if options.list:
         _print_list(campaigns)

@@ -29,6 +29,7 @@ from job.run import Prepared, Results
 from job.steps import ChunkResult
 from job.training import Training
 from tests.torture.checks import TrialFailed
+from tests.torture.planted import plant_chosen
 
 NUM_CLASSES, NUM_PIXELS = 4, 8
 NUM_TRAIN, NUM_TEST, BATCH, STEPS_PER_CHUNK = 70, 20, 16, 2
@@ -212,9 +213,8 @@ def start(
     *,
     hook: Hook | None = None,
     environ: Mapping[str, str] | None = None,
-    patch: Callable[[], None] | None = None,
 ) -> Attempt:
-    """Start one attempt at run `r` in a process of its own; `hook` and `patch` act inside it."""
+    """Start one attempt at run `r` in a process of its own; `hook` acts inside it."""
     number = len(list(folder.glob("attempt-*.err")))
     output = folder / f"attempt-{number}.out"
     output.with_suffix(".err").touch()
@@ -222,7 +222,7 @@ def start(
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _be_the_program(folder, [*FLAGS, *flags], output=output, hook=hook, environ=environ, patch=patch)
+        _be_the_program(folder, [*FLAGS, *flags], output=output, hook=hook, environ=environ)
     return Attempt(pid=pid, output=output)
 
 
@@ -238,7 +238,6 @@ def _be_the_program(
     output: Path,
     hook: Hook | None,
     environ: Mapping[str, str] | None,
-    patch: Callable[[], None] | None,
 ) -> NoReturn:
     try:
         for descriptor, path in ((1, output), (2, output.with_suffix(".err"))):
@@ -251,8 +250,7 @@ def _be_the_program(
         os.environ.update(environ or {})
         vars(job.run_command)["KerasWorkload"] = PlainWorkload
         store.on_point = hook
-        if patch:
-            patch()
+        plant_chosen()
         sys.argv = ["mnist-job", "run", *flags]
         job.__main__.main()
     finally:

@@ -21,7 +21,7 @@ from tests.torture.checks import Published, TrialFailed, check_same, objects_of_
 from tests.torture.rivals import Poller
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_EPOCHS = 12
+_EPOCHS = 8
 _FLAGS = (
     *QUICK,
     f"--train.epochs={_EPOCHS}",
@@ -184,7 +184,7 @@ def _kill_anywhere(trial: Trial) -> Result:
     _, life_seconds = _reference()
     attempts, instants = [], []
     with _PolledFolder(trial.folder) as poller:
-        for _ in range(trial.random.choice((1, 1, 2, 3))):
+        for _ in range(trial.random.choice((1, 1, 1, 2))):
             attempt, instant = Attempt(trial.folder), trial.random.uniform(0, life_seconds)
             time.sleep(instant)
             attempt.send(signal.SIGKILL)

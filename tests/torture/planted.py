@@ -1,0 +1,119 @@
+"""Bugs on purpose: `scripts/torture --plant NAME` puts one into the program, and a campaign has to find it."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job import checkpoint, pipeline, publish, store_file
+from job.contract import commit_key
+from job.store import Store
+
+ENVIRONMENT = "TORTURE_PLANT"
+
+
+def _commit_before_upload() -> None:
+    """COMMIT first, then the files that it names."""
+    upload, commit = publish.upload, publish.commit
+    late: list[tuple[str, Mapping[str, bytes]]] = []
+
+    def upload_later(
+        store: Store, run_id: str, *, attempt_id: str, files: Mapping[str, bytes]
+    ) -> list[publish.StoredFile]:
+        if publish.ATTEMPT_FILE in files:
+            return upload(store, run_id, attempt_id=attempt_id, files=files)
+        late.append((attempt_id, files))
+        prefix = publish.attempt_prefix(run_id, attempt_id=attempt_id)
+        return [
+            publish.StoredFile(key=prefix + name, num_bytes=len(data), sha256=publish.sha256_hex(data))
+            for name, data in files.items()
+        ]
+
+    def commit_first(store: Store, run_id: str, *, content: Mapping[str, Any]) -> dict[str, Any]:
+        standing = commit(store, run_id, content=content)
+        for attempt_id, files in late:
+            upload(store, run_id, attempt_id=attempt_id, files=files)
+        return standing
+
+    vars(publish).update(upload=upload_later, commit=commit_first)
+
+
+def _checkpoint_without_hash_check() -> None:
+    """Whatever can be decoded is taken."""
+
+    def verify(data: bytes, *, key: str, step: int, result_digest: str) -> checkpoint.Checkpoint:
+        return checkpoint.decode(data)
+
+    vars(checkpoint)["_verify"] = verify
+
+
+def _order_depends_on_attempt() -> None:
+    """Every process shuffles in its own way."""
+
+    def epoch_order(*, seed: int, epoch: int, num_examples: int) -> NDArray[np.int64]:
+        return np.random.Generator(np.random.PCG64([seed, epoch, os.getpid()])).permutation(num_examples)
+
+    vars(pipeline)["epoch_order"] = epoch_order
+
+
+def _commit_replaces() -> None:
+    """The last one to commit wins."""
+    create = store_file.FolderBackend.create
+
+    def create_or_replace(self: store_file.FolderBackend, key: str, data: bytes) -> None:
+        if key == commit_key("r"):
+            self.put(key, data)
+        else:
+            create(self, key, data)
+
+    type.__setattr__(store_file.FolderBackend, "create", create_or_replace)
+
+
+def _write_in_place() -> None:
+    """No temporary file: a kill in the middle leaves half an object under its final name."""
+
+    def create(self: store_file.FolderBackend, key: str, data: bytes) -> None:
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(path, "xb") as file:
+                file.write(data[: len(data) // 2])
+                file.flush()
+                with store_file.point("write", key):
+                    file.write(data[len(data) // 2 :])
+        except FileExistsError as error:
+            raise store_file.AlreadyExists(key) from error
+
+    type.__setattr__(store_file.FolderBackend, "create", create)
+
+
+def _interruptions_forgotten() -> None:
+    """The counters start again with every attempt."""
+    from job.ledger import Ledger
+
+    start = Ledger.start
+
+    def forget(self: Ledger, meta: Mapping[str, Any] | None, *, step: int, interval_seconds: float) -> None:
+        start(self, meta, step=step, interval_seconds=interval_seconds)
+        self.num_interruptions = 0
+
+    type.__setattr__(Ledger, "start", forget)
+
+
+PLANTED: Mapping[str, Callable[[], None]] = {
+    "commit-before-upload": _commit_before_upload,
+    "checkpoint-without-hash-check": _checkpoint_without_hash_check,
+    "order-depends-on-attempt": _order_depends_on_attempt,
+    "commit-replaces": _commit_replaces,
+    "write-in-place": _write_in_place,
+    "interruptions-forgotten": _interruptions_forgotten,
+}
+
+
+def plant_chosen() -> None:
+    """Put the bug that the environment names into this process."""
+    name = os.environ.get(ENVIRONMENT)
+    if name:
+        PLANTED[name]()

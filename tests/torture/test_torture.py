@@ -1,0 +1,150 @@
+"""The short version of every campaign, the bugs that they must find, and that no write can be forgotten."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import QUICK, job_environment
+from tests.torture.planted import PLANTED
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_WRITES = ("fsync", "link", "symlink", "rename", "renames", "replace", "unlink", "rmdir", "mkdir", "write_bytes", "write_text")
+# What is no object of a store: a message that the kubelet reads, and a model unpacked in a temporary folder to look at it.
+_NOT_STORED = {"observe/termination.py", "verify.py", "tfds_source.py"}
+
+# The real program is started in these; the others drive it with a plain workload.
+_WITH_TENSORFLOW = ("R1", "R5", "R23")
+_PLAIN = ("R2", "R3", "R7", "R8", "R9", "R10", "R11", "R12", "R24")
+
+
+def torture(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which has to be single-threaded."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.torture", *arguments],
+        cwd=_REPOSITORY,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("name", _WITH_TENSORFLOW)
+def test_promise_holds_for_the_real_program(name: str) -> None:
+    done = torture("--quick", "--only", name)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", _PLAIN)
+def test_promise_holds(name: str) -> None:
+    done = torture("--quick", "--only", name)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("bug", "name"),
+    [
+        ("commit-before-upload", "R12"),
+        ("checkpoint-without-hash-check", "R8"),
+        ("order-depends-on-attempt", "R3"),
+        ("commit-replaces", "R12"),
+        ("write-in-place", "R2"),
+        ("interruptions-forgotten", "R24"),
+    ],
+)
+def test_planted_bug_is_found(bug: str, name: str) -> None:
+    done = torture("--plant", bug, "--only", name, "--trials", "24")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "BROKEN" in done.stdout
+
+
+def test_every_planted_bug_has_a_test() -> None:
+    [mark] = test_planted_bug_is_found.pytestmark  # type: ignore[attr-defined]
+    assert {bug for bug, _ in mark.args[1]} == set(PLANTED)
+
+
+def test_failure_is_replayed_by_its_seed_and_number() -> None:
+    bug = ("--plant", "checkpoint-without-hash-check", "--only", "R8", "--seed", "3")
+    done = torture(*bug, "--trials", "8")
+    broken = [line for line in done.stdout.splitlines() if ": BROKEN: " in line]
+    number = broken[0].split(" trial ")[1].partition(":")[0]
+    again = torture(*bug, "--trial", number)
+    [line] = [line for line in again.stdout.splitlines() if ": BROKEN: " in line]
+    assert line.partition(" (left in")[0] == broken[0].partition(" (left in")[0]
+
+
+@pytest.mark.tf
+def test_real_run_has_no_point_that_is_never_killed_at(tmp_path: Path) -> None:
+    script = (
+        "import sys, job.store\n"
+        "log = open('points', 'a', buffering=1)\n"
+        "job.store.on_point = lambda point: log.write(point + chr(10))\n"
+        "sys.argv[0] = 'mnist-job'\n"
+        "import job.__main__\n"
+        "job.__main__.main()\n"
+    )
+    flags = (*QUICK, "--run.id=r", "--checkpoint.interval_seconds=0.2", "--store.uri=file:./store")
+    done = subprocess.run(
+        [sys.executable, "-c", script, "run", *flags],
+        cwd=tmp_path,
+        env=job_environment({"PYTHONPATH": str(_REPOSITORY)}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    kinds = set(map(_kind_of, (tmp_path / "points").read_text().splitlines()))
+    killed_at = {_kind_of(point.rpartition(" #")[0]) for point in _list_points()}
+    assert "after create COMMIT.json" in kinds
+    assert kinds <= killed_at, kinds - killed_at
+
+
+def _list_points() -> list[str]:
+    listed = torture("--list", "--only", "R2")
+    return [line.strip() for line in listed.stdout.splitlines() if line.startswith("  ")]
+
+
+def _kind_of(point: str) -> str:
+    """Operation and kind of object, without steps, hashes, numbers and names of folders."""
+    when, *operation, where = point.split(" ")
+    parts = where.split("/")
+    known = {"checkpoints", "logs", "model", "COMMIT.json", "run.json", "attempt.json"} & set(parts)
+    kind = next(iter(known), parts[-1] if "." in parts[-1] else "folder")
+    return " ".join([when, *operation, kind])
+
+
+def test_every_local_write_is_a_point() -> None:
+    outside = [f"{path}:{line}" for path, line in _writes_outside_points()]
+    assert outside == [], "wrap these in store.point, so that R2 kills before and after them"
+
+
+def test_search_for_writes_outside_points_finds_one() -> None:
+    tree = ast.parse("with point('a', 'b'):\n    os.fsync(1)\nos.replace('a', 'b')\nif x:\n    path.unlink()\n")
+    assert [node.lineno for node in _calls_outside_points(tree)] == [3, 5]
+
+
+def _writes_outside_points() -> Iterator[tuple[str, int]]:
+    for path in sorted((_REPOSITORY / "job").rglob("*.py")):
+        name = path.relative_to(_REPOSITORY / "job").as_posix()
+        if name not in _NOT_STORED:
+            for node in _calls_outside_points(ast.parse(path.read_text())):
+                yield name, node.lineno
+
+
+def _calls_outside_points(node: ast.AST) -> Iterator[ast.Call]:
+    if isinstance(node, ast.With) and any("point(" in ast.unparse(item.context_expr) for item in node.items):
+        return
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _WRITES:
+        is_of_a_string = node.func.attr == "replace" and len(node.args) == 2 and ast.unparse(node.func.value) != "os"
+        if not is_of_a_string:
+            yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _calls_outside_points(child)
