@@ -13,6 +13,8 @@ from job.observe.phases import PROCESS, START_UP, Phases
 
 LOST, PRODUCTIVE = "lost", "train"
 
+_MAX_READS, _READ_SECONDS = 100, 0.001
+
 _CATEGORY_OF_PHASE = {
     PROCESS: "start_up",
     START_UP: "start_up",
@@ -65,7 +67,8 @@ class Ledger:
             step: where it was made.
             interval_seconds: between checkpoints; an attempt that died without one lived no longer than its start and this.
         """
-        now, own_seconds = time.time(), sum(self.phases.seconds.values())
+        now, own_phases = self._read_clocks()
+        own_seconds = sum(own_phases.values())
         last_seconds, num_dead = min(self.first_started_seconds, now - own_seconds), self.num_attempts - 1
         if meta is None:
             self.first_started_seconds = last_seconds
@@ -102,10 +105,11 @@ class Ledger:
 
     def to_meta(self, *, is_end: bool) -> dict[str, Any]:
         """What the next attempt has to know, as plain JSON; `is_end`: this attempt makes no steps after this checkpoint."""
+        now, own_phases = self._read_clocks()
         return {
             "first_started_seconds": self.first_started_seconds,
-            "saved_seconds": time.time(),
-            "seconds": self._seconds(),
+            "saved_seconds": now,
+            "seconds": self._by_category(own_phases),
             "down_seconds": self.down_seconds,
             "overlap_seconds": self.overlap_seconds,
             "attempts": self.num_attempts,
@@ -121,8 +125,9 @@ class Ledger:
         `wall_seconds` is taken from the calendar, less the time in which no attempt ran, and with the time of two at once
         counted twice; `seconds` are measured phase by phase. The two agree, which tests hold them to.
         """
-        seconds = self._seconds()
-        wall_seconds = time.time() - self.first_started_seconds - self.down_seconds + self.overlap_seconds
+        now, own_phases = self._read_clocks()
+        seconds = self._by_category(own_phases)
+        wall_seconds = now - self.first_started_seconds - self.down_seconds + self.overlap_seconds
         return {
             "ratio": round(seconds.get(PRODUCTIVE, 0.0) / wall_seconds, 4) if wall_seconds > 0 else 0.0,
             "wall_seconds": round(wall_seconds, 3),
@@ -131,9 +136,18 @@ class Ledger:
             "first_step_seconds": self.first_step_seconds,
         }
 
-    def _seconds(self) -> dict[str, float]:
+    def _read_clocks(self) -> tuple[float, dict[str, float]]:
+        """Calendar and phases at one instant; again when the process was held up between the two."""
+        for _ in range(_MAX_READS):
+            before = time.monotonic()
+            phases, now = self.phases.seconds, time.time()
+            if time.monotonic() - before < _READ_SECONDS:
+                break
+        return now, phases
+
+    def _by_category(self, phases: Mapping[str, float]) -> dict[str, float]:
         seconds = dict(self.earlier_seconds)
-        for phase, value in self.phases.seconds.items():
+        for phase, value in phases.items():
             category = _CATEGORY_OF_PHASE.get(phase, phase)
             seconds[category] = seconds.get(category, 0.0) + value
         return seconds

@@ -35,6 +35,7 @@ class FolderBackend:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._safe_folders: set[Path] = set()
 
     def create(self, key: str, data: bytes) -> None:
         """Write a new file; `AlreadyExists` when the name is taken."""
@@ -108,12 +109,29 @@ class FolderBackend:
         assert ".." not in path.parts and path.is_relative_to(self._folder), key
         return path
 
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder and its parents, each of them durable before anything is written inside.
+
+        One that is there already may have been made by a process that was killed before it came to the fsync.
+        """
+        if folder in self._safe_folders:
+            return
+        if folder == self._folder.parent and folder.is_dir():  # not ours, from here on up
+            return
+        self._make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError), point("mkdir", folder.name):
+            folder.mkdir()
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        _fsync_folder(folder.parent)
+        self._safe_folders.add(folder)
+
     @contextlib.contextmanager
     def _temporary(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
         """A finished, synced temporary file next to the final path; gone afterwards."""
         with self._translated(key):
             path = self._path(key)
-            _make_folder(path.parent)
+            self._make_folder(path.parent)
             temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
             try:
                 with open(temporary, "xb") as file:
@@ -146,19 +164,6 @@ class FolderBackend:
             if error.errno in (errno.ENOTDIR, errno.EEXIST):
                 raise NotFoundError(f"{where}: {reason}; a file stands where store.uri needs a folder") from error
             raise TransientError(f"{key}: {reason}") from error
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and its parents, each of them durable before anything is written inside."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    with contextlib.suppress(FileExistsError):
-        with point("mkdir", folder.name):
-            folder.mkdir()
-        _fsync_folder(folder.parent)
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
 
 
 def _fsync_folder(folder: Path) -> None:

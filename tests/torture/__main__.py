@@ -9,7 +9,7 @@ import time
 from tests.torture.campaign import Campaign, Finished, broken_limits, run_campaign, table
 from tests.torture.planted import ENVIRONMENT, PLANTED
 
-MODULES = ("corruption", "counters", "disks", "kills", "processes", "rivals", "stores")
+MODULES = ("corruption", "counters", "disks", "kills", "power", "processes", "rivals", "stores")
 
 
 def all_campaigns() -> list[Campaign]:
@@ -29,7 +29,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="another seed, other trials (1)")
     parser.add_argument("--trial", type=int, metavar="INDEX", help="only this one: replays a failure")
     parser.add_argument("--workers", type=int, default=2, help="trials at a time (2)")
-    parser.add_argument("--plant", choices=list(PLANTED), help="put this bug into the program; a campaign has to find it")
+    parser.add_argument(
+        "--plant", choices=list(PLANTED), help="put this bug into the program; a campaign has to find it"
+    )
     parser.add_argument("--list", action="store_true", help="print the campaigns and, for enumerations, their points")
     options = parser.parse_args()
     if options.plant:

@@ -96,6 +96,8 @@ def run_trial(campaign: Campaign, seed: int, index: int) -> Finished:
         )
     except TrialFailed as failure:
         error = f"{failure} (left in {folder})"
+    except Exception as failure:  # noqa: BLE001 - what was left could not even be read
+        error = f"{type(failure).__name__}: {failure} (left in {folder})"
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return Finished(

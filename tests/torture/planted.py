@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from job import checkpoint, pipeline, publish, store_file
-from job.contract import commit_key
-from job.store import Store
+from job.contract import attempt_prefix, commit_key
+from job.identity import sha256_hex
+from job.store import AlreadyExists, Store, point
 
 ENVIRONMENT = "TORTURE_PLANT"
 
@@ -25,9 +28,9 @@ def _commit_before_upload() -> None:
         if publish.ATTEMPT_FILE in files:
             return upload(store, run_id, attempt_id=attempt_id, files=files)
         late.append((attempt_id, files))
-        prefix = publish.attempt_prefix(run_id, attempt_id=attempt_id)
+        prefix = attempt_prefix(run_id, attempt_id=attempt_id)
         return [
-            publish.StoredFile(key=prefix + name, num_bytes=len(data), sha256=publish.sha256_hex(data))
+            publish.StoredFile(key=prefix + name, num_bytes=len(data), sha256=sha256_hex(data))
             for name, data in files.items()
         ]
 
@@ -81,10 +84,10 @@ def _write_in_place() -> None:
             with open(path, "xb") as file:
                 file.write(data[: len(data) // 2])
                 file.flush()
-                with store_file.point("write", key):
+                with point("write", key):
                     file.write(data[len(data) // 2 :])
         except FileExistsError as error:
-            raise store_file.AlreadyExists(key) from error
+            raise AlreadyExists(key) from error
 
     type.__setattr__(store_file.FolderBackend, "create", create)
 
@@ -102,12 +105,29 @@ def _interruptions_forgotten() -> None:
     type.__setattr__(Ledger, "start", forget)
 
 
+def _folders_not_synced() -> None:
+    """New names are left to the file system."""
+    vars(store_file)["_fsync_folder"] = lambda folder: None
+
+
+def _files_not_synced() -> None:
+    """New bytes are left to the file system; the names are synced."""
+
+    def fsync_folders_only(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").is_dir():
+            os.fsync(descriptor)
+
+    vars(store_file)["os"] = SimpleNamespace(**{**vars(os), "fsync": fsync_folders_only})
+
+
 PLANTED: Mapping[str, Callable[[], None]] = {
     "commit-before-upload": _commit_before_upload,
     "checkpoint-without-hash-check": _checkpoint_without_hash_check,
     "order-depends-on-attempt": _order_depends_on_attempt,
     "commit-replaces": _commit_replaces,
     "write-in-place": _write_in_place,
+    "folders-not-synced": _folders_not_synced,
+    "files-not-synced": _files_not_synced,
     "interruptions-forgotten": _interruptions_forgotten,
 }
 

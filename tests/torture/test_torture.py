@@ -13,13 +13,25 @@ from tests.conftest import QUICK, job_environment
 from tests.torture.planted import PLANTED
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_WRITES = ("fsync", "link", "symlink", "rename", "renames", "replace", "unlink", "rmdir", "mkdir", "write_bytes", "write_text")
+_WRITES = (
+    "fsync",
+    "link",
+    "symlink",
+    "rename",
+    "renames",
+    "replace",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "write_bytes",
+    "write_text",
+)
 # What is no object of a store: a message that the kubelet reads, and a model unpacked in a temporary folder to look at it.
 _NOT_STORED = {"observe/termination.py", "verify.py", "tfds_source.py"}
 
 # The real program is started in these; the others drive it with a plain workload.
 _WITH_TENSORFLOW = ("R1", "R5", "R23")
-_PLAIN = ("R2", "R3", "R7", "R8", "R9", "R10", "R11", "R12", "R24")
+_PLAIN = ("R2", "R3", "R4", "R7", "R8", "R9", "R10", "R11", "R12", "R24")
 
 
 def torture(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,6 +69,8 @@ def test_promise_holds(name: str) -> None:
         ("commit-replaces", "R12"),
         ("write-in-place", "R2"),
         ("interruptions-forgotten", "R24"),
+        ("folders-not-synced", "R4"),
+        ("files-not-synced", "R4"),
     ],
 )
 def test_planted_bug_is_found(bug: str, name: str) -> None:
