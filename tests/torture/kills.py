@@ -16,6 +16,7 @@ _MAX_ATTEMPTS = 8
 _VARIABLE = (
     (re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "ATTEMPT"),
     (re.compile(r"-[0-9a-f]{16}(?=\.safetensors)"), "-HASH"),
+    (re.compile(r"(?<=fsync folder )(tmp|torture)[-\w]+"), "FOLDER"),  # that of the trial
 )
 
 
