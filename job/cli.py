@@ -164,9 +164,11 @@ def _seconds(text: str) -> float:
 
 
 def _age(text: str) -> float:
-    number, unit = text[:-1], _SECONDS_PER_UNIT.get(text[-1:])
-    seconds = _seconds(number) * unit if unit else -1.0
-    if seconds < _MIN_AGE_SECONDS:
+    try:
+        seconds = float(text[:-1]) * _SECONDS_PER_UNIT[text[-1:]]
+    except (ValueError, KeyError):
+        seconds = -1.0
+    if not _MIN_AGE_SECONDS <= seconds < math.inf:
         raise argparse.ArgumentTypeError(f"must be an age of at least 1h, such as 7d, 12h or 90m, received {text!r}")
     return seconds
 

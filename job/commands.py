@@ -78,12 +78,21 @@ def _runs(line: CommandLine, loaded: LoadedConfig) -> int:
     store = _open_store(loaded)
     rows = []
     for run_id in store.list_folders(contract.RUNS_PREFIX):
-        record = read_standing(store, run_id) or {}
+        state = "unfinished"
+        record: dict[str, Any] = {}
+        try:
+            standing = read_standing(store, run_id)
+        except IntegrityError as error:
+            state = "damaged"
+            logs.warn("commit.damaged", run_of_commit=run_id, reason=str(error))
+        else:
+            if standing is not None:
+                record, state = standing, "abandoned" if is_abandoned(standing) else "committed"
         metrics = record.get("metrics", {})
         rows.append(
             {
                 "run": run_id,
-                "state": "abandoned" if is_abandoned(record) else "committed" if record else "unfinished",
+                "state": state,
                 "dataset": record.get("dataset", {}).get("name"),
                 "accuracy": metrics.get("test_accuracy"),
                 "loss": metrics.get("test_loss"),
@@ -200,9 +209,14 @@ def _gc(line: CommandLine, loaded: LoadedConfig) -> int:
     store, ages = _open_store(loaded), {"older_than_seconds": line.options.older_than, "now_seconds": time.time()}
     num_objects = num_bytes = 0
     for garbage in find_garbage(store, **ages):
-        deleted = delete_garbage(store, garbage, **ages) if line.options.delete else len(garbage.entries)
-        print(f"{garbage.place}: {deleted} objects, {garbage.num_bytes} bytes: {garbage.reason}")
-        num_objects, num_bytes = num_objects + deleted, num_bytes + garbage.num_bytes
+        gone = delete_garbage(store, garbage, **ages) if line.options.delete else garbage
+        if gone is None:
+            print(f"{garbage.place}: kept: it came to life, or was committed, since it was found")
+            continue
+        print(f"{gone.place}: {len(gone.entries)} objects, {gone.num_bytes} bytes: {gone.reason}")
+        num_objects, num_bytes = num_objects + len(gone.entries), num_bytes + gone.num_bytes
+    if line.options.delete:
+        store.sweep(contract.RUNS_PREFIX)
     verb = "deleted" if line.options.delete else "dry run, nothing deleted; --delete would delete"
     print(f"gc of {store.uri}: {verb} {num_objects} objects, {num_bytes} bytes")
     return contract.ExitCode.OK

@@ -8,8 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from job.contract import CHECKS_PREFIX, RUNS_PREFIX, attempt_prefix, attempts_prefix, checkpoint_prefix, log_prefix
-from job.errors import JobError
+from job.contract import (
+    CHECKS_PREFIX,
+    RUNS_PREFIX,
+    attempt_prefix,
+    attempts_prefix,
+    checkpoint_prefix,
+    log_prefix,
+    run_key,
+)
+from job.errors import IntegrityError
 from job.observe.logs import warn
 from job.publish import ATTEMPT_FILE, abandon, is_abandoned, read_standing
 from job.store import Entry, Store
@@ -49,41 +57,49 @@ def find_garbage(store: Store, *, older_than_seconds: float, now_seconds: float)
     for run_id in store.list_folders(RUNS_PREFIX):
         try:
             garbage = _of_run(store, run_id, before_seconds=before_seconds)
-        except JobError as error:  # a COMMIT that cannot be read reaches who knows what
+        except IntegrityError as error:  # a COMMIT that cannot be read reaches who knows what
             warn("gc.skipped", run_of_skipped=run_id, reason=str(error))
             continue
         if garbage:
             yield garbage
 
 
-def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float, now_seconds: float) -> int:
-    """Delete one place's garbage, unless it came to life again; returns the number of deleted objects."""
+def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float, now_seconds: float) -> Garbage | None:
+    """Delete one place's garbage and return what was deleted; None when it came to life again."""
     if garbage.run_to_close:
         found = _of_run(store, garbage.run_to_close, before_seconds=now_seconds - older_than_seconds)
         if found is None or not found.run_to_close or not abandon(store, garbage.run_to_close):
-            return 0
+            return None
         garbage = found
     for entry in garbage.entries:
         store.delete(entry.key)
-    return len(garbage.entries)
+    return garbage
 
 
 def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | None:
     entries = store.list_objects(f"{RUNS_PREFIX}{run_id}/")
-    working = (checkpoint_prefix(run_id), attempts_prefix(run_id))
+    working: tuple[str, ...] = (checkpoint_prefix(run_id), attempts_prefix(run_id))
     standing = read_standing(store, run_id)
     if standing is None:
-        if any(entry.modified_seconds >= before_seconds for entry in entries):
+        # A folder without an object is a run whose first write is under way, or was killed: it holds nothing to delete.
+        if not entries or any(entry.modified_seconds >= before_seconds for entry in entries):
             return None
         old = [entry for entry in entries if entry.key.startswith((*working, log_prefix(run_id)))]
-        when = datetime.fromtimestamp(max((entry.modified_seconds for entry in entries), default=0.0), UTC)
+        if run_key(run_id) not in {entry.key for entry in entries}:  # never claimed: nobody can commit it
+            return Garbage(
+                place=f"{RUNS_PREFIX}{run_id}/", reason="log of a start that was refused", entries=tuple(old)
+            )
+        when = datetime.fromtimestamp(max(entry.modified_seconds for entry in entries), UTC)
         reason = f"no result, and no sign of life since {when:%Y-%m-%d %H:%M} UTC"
         return Garbage(place=f"{RUNS_PREFIX}{run_id}/", reason=reason, entries=tuple(old), run_to_close=run_id)
     if is_abandoned(standing):
         kept: tuple[str, ...] = ()
+        working = (*working, log_prefix(run_id))
         reason = "left over from a run that was given up"
     else:
         kept = (attempt_prefix(run_id, attempt_id=str(standing["attempt"])),)
+        if not any(entry.key.startswith(kept) for entry in entries):  # a flipped bit must not cost the result
+            raise IntegrityError(f"store {store.uri}: the COMMIT of run {run_id} names an attempt that is not there")
         reason = "not part of the committed result"
     old = [
         entry

@@ -59,12 +59,12 @@ class Ledger:
     first_step_seconds: float | None = None
     """From the start of this process to its first new step."""
 
-    def start(self, meta: Mapping[str, Any] | None, *, step: int, interval_seconds: float) -> None:
+    def start(self, meta: Mapping[str, Any] | None, *, step: int, total_steps: int, interval_seconds: float) -> None:
         """Take up what a checkpoint says, or nothing when the run starts at step 0.
 
         Args:
             meta: what `to_meta` returned for the checkpoint that was restored.
-            step: where it was made.
+            step: where it was made; an attempt that finds no step left to make does not join the chain.
             interval_seconds: between checkpoints; an attempt that died without one lived no longer than its start and this.
         """
         now, own_phases = self._read_clocks()
@@ -88,7 +88,8 @@ class Ledger:
         lost_seconds = min(gap_seconds, max(0, num_dead) * (interval_seconds + own_seconds))
         self.earlier_seconds[LOST] = self.earlier_seconds.get(LOST, 0.0) + lost_seconds
         self.down_seconds += gap_seconds - lost_seconds
-        self._join_chain(step)
+        if step < total_steps:
+            self._join_chain(step)
 
     def _join_chain(self, step: int) -> None:
         if self.chain and self.chain[-1]["computed_on"] != self.computed_on:

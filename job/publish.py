@@ -83,12 +83,24 @@ def read_standing(store: Store, run_id: str) -> dict[str, Any] | None:
         return None
     record = parse_object(data, key=commit_key(run_id))
     missing = (_ABANDONED_KEYS if is_abandoned(record) else _COMMIT_KEYS) - record.keys()
-    if missing or record["run"] != run_id or not (is_abandoned(record) or "test_accuracy" in record["metrics"]):
-        raise IntegrityError(
-            f"store: {commit_key(run_id)} is not the COMMIT of this run: "
-            + (f"it lacks {', '.join(sorted(missing))}" if missing else f"it is of run {record['run']!r}")
-        )
-    return record
+    if missing:
+        reason = f"it lacks {', '.join(sorted(missing))}"
+    elif record["run"] != run_id:
+        reason = f"it is of run {record['run']!r}"
+    elif is_abandoned(record):
+        return record
+    elif not isinstance(record["metrics"], dict) or "test_accuracy" not in record["metrics"]:
+        reason = "it lacks metrics.test_accuracy"
+    elif not _lies_below(record, attempt_prefix(run_id, attempt_id=str(record["attempt"]))):
+        reason = f"its files are not those of its attempt {record['attempt']!r}"
+    else:
+        return record
+    raise IntegrityError(f"store: {commit_key(run_id)} is not the COMMIT of this run: {reason}")
+
+
+def _lies_below(commit_record: Mapping[str, Any], prefix: str) -> bool:
+    keys = (file.key for file in _stored_files(commit_record))
+    return all(key.startswith(prefix) and ".." not in key.split("/") for key in keys)
 
 
 def is_abandoned(standing: Mapping[str, Any]) -> bool:

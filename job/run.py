@@ -242,6 +242,7 @@ def _train(
         ledger.start(
             checkpoint.meta["ledger"] if checkpoint else None,
             step=around.status.step,
+            total_steps=training.total_steps,
             interval_seconds=config.checkpoint.interval_seconds,
         )
     writer = CheckpointWriter(

@@ -168,10 +168,9 @@ class Training:
     def counters(self, step: int, *, ledger: Ledger) -> dict[str, int]:
         """What was done up to a step, each step and example counted once, whatever was done again after a kill."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        in_epoch = min(step_in_epoch * self._global_batch_size, self._num_examples)
         return {
             "steps": step,
-            "examples": epoch * self._num_examples + in_epoch,
+            "examples": epoch * self._num_examples + step_in_epoch * self._global_batch_size,
             "epochs": epoch,
             "attempts": ledger.num_attempts,
             "interruptions": ledger.num_interruptions,

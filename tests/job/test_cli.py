@@ -26,6 +26,7 @@ COMMANDS = {
     "data prepare": ("--to=x",),
     "data check": (),
     "store check": (),
+    "gc": ("--delete",),
     "config show": (),
     "config schema": (),
 }

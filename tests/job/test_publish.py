@@ -157,6 +157,25 @@ class TestCommit:
             commit(store, RUN, content=content(result="s"))
         assert read_commit(store, RUN) == content()
 
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"metrics": None}, "it lacks metrics.test_accuracy"),
+            ({"metrics": 3}, "it lacks metrics.test_accuracy"),
+            ({"run": "another"}, "it is of run 'another'"),
+            (
+                {"files": [{"key": f"runs/{RUN}/attempts/attempt-3/a", "num_bytes": 1, "sha256": "x"}]},
+                "its files are not",
+            ),
+            ({"files": [{"key": f"runs/{RUN}/attempts/attempt-1/../a", "num_bytes": 1, "sha256": "x"}]}, "its files"),
+            ({"files": None}, "does not say which files"),
+        ],
+    )
+    def test_damaged_commit_is_refused(self, change: dict[str, Any], reason: str, store: Store) -> None:
+        store.create(f"runs/{RUN}/COMMIT.json", json.dumps(content() | change).encode())
+        with pytest.raises(IntegrityError, match=reason):
+            read_commit(store, RUN)
+
     @pytest.mark.parametrize("results", [("r", "r"), ("r", "s")])
     def test_two_commits_at_once_leave_one(self, results: tuple[str, str], tmp_path: Path) -> None:
         outcomes: dict[str, dict[str, Any] | ConflictError] = {}
@@ -184,7 +203,7 @@ class TestCommit:
         else:
             assert isinstance(loser, ConflictError)
 
-    def test_damaged_commit_is_refused(self, store: Store) -> None:
+    def test_commit_that_is_no_json_is_refused(self, store: Store) -> None:
         store.put(commit_key(RUN), b"\x00\xff")
         with pytest.raises(IntegrityError, match=rf"store: {commit_key(RUN)} is not JSON"):
             read_commit(store, RUN)

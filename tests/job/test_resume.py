@@ -6,7 +6,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from tests.conftest import QUICK, RunJob, job_command, job_environment
 pytestmark = pytest.mark.tf
 
 FLAGS = (*QUICK, "--train.epochs=30", "--model.dropout=0.1", "--run.id=r", "--checkpoint.interval_seconds=0.2")
-Event = dict[str, object]
+Event = dict[str, Any]
 
 
 def run_until(
@@ -141,3 +143,84 @@ def test_corrupt_checkpoints_are_skipped_and_all_corrupt_is_65(run_job: RunJob, 
     done = run_job("run", *FLAGS)
     assert done.code == 65
     assert "checkpoints is intact" in done.error
+
+
+def commit_of(folder: Path) -> dict[str, Any]:
+    commit: dict[str, Any] = json.loads((folder / "out" / "runs" / "r" / "COMMIT.json").read_text())
+    return commit
+
+
+def test_goodput_and_counters_add_up_over_a_kill_and_a_stop(tmp_path: Path) -> None:
+    pause_seconds = 1.5
+    started = time.time()
+    killed, _ = run_until(tmp_path, after_checkpoints(2), flags=FLAGS, signals=[signal.SIGKILL])
+    interrupted, stopped = run_until(
+        tmp_path, lambda event: event["event"] == "epoch.end", flags=FLAGS, signals=[signal.SIGTERM]
+    )
+    time.sleep(pause_seconds)
+    resumed = time.time()
+    finished, events = run_until(tmp_path, lambda _: False, flags=FLAGS, signals=[])
+    elapsed_seconds = time.time() - started
+
+    assert (killed, interrupted, finished) == (-signal.SIGKILL, 75, 0)
+    commit, end = commit_of(tmp_path), events[-1]
+    assert end["event"] == "run.end"
+    saved = [event for event in stopped if event["event"] == "checkpoint.saved"][-1]
+    down_seconds = resumed - datetime.fromisoformat(saved["time"]).timestamp() + saved["seconds"]
+    for goodput in (commit["goodput"], end["goodput"]):
+        assert isinstance(goodput, dict)
+        wall_seconds = goodput["wall_seconds"]
+        assert sum(goodput["seconds"].values()) == pytest.approx(wall_seconds, rel=0.005)
+        assert goodput["ratio"] == pytest.approx(goodput["seconds"]["train"] / wall_seconds, abs=0.001)
+        assert goodput["down_seconds"] >= pause_seconds
+        assert goodput["down_seconds"] == pytest.approx(down_seconds, abs=2.0)
+        assert wall_seconds + goodput["down_seconds"] <= elapsed_seconds
+        seconds = goodput["seconds"]
+        assert 0 < seconds["lost"] < resumed - started  # since the last checkpoint of the killed attempt
+        for category in ("start_up", "data", "compile", "train", "evaluate", "checkpoint"):
+            assert 0 < seconds[category] < elapsed_seconds, category
+        assert 0 < goodput["first_step_seconds"] < elapsed_seconds
+    # Not in it: how the last process leaves.
+    assert end["goodput"]["wall_seconds"] + end["goodput"]["down_seconds"] == pytest.approx(elapsed_seconds, abs=3.0)
+    assert end["goodput"]["wall_seconds"] > commit["goodput"]["wall_seconds"]  # the upload is not over yet there
+    assert end["goodput"]["seconds"]["train"] == commit["goodput"]["seconds"]["train"]
+
+    steps = 30 * 45
+    expected = {"steps": steps, "examples": 30 * 1437, "epochs": 30, "attempts": 3, "interruptions": 1}
+    assert commit["counters"] == expected
+    [metrics] = (tmp_path / "out").rglob("metrics.json")
+    stored = json.loads(metrics.read_text())
+    assert {name: stored[name] for name in ("counters", "goodput", "chain")} == {
+        name: commit[name] for name in ("counters", "goodput", "chain")
+    }
+    assert commit["bit_identical"] is True
+    from_steps = [link["from_step"] for link in commit["chain"]]
+    assert len(from_steps) == 3
+    assert 0 == from_steps[0] < from_steps[1] < from_steps[2] < steps
+    assert commit["chain"][-1]["attempt"] == commit["attempt"]
+
+
+def test_resume_with_other_instructions_is_said_and_recorded(
+    run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    interrupted, events = run_until(
+        tmp_path, lambda event: event["event"] == "epoch.end", flags=FLAGS, signals=[signal.SIGTERM]
+    )
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    finished, last = run_until(tmp_path, lambda _: False, flags=FLAGS, signals=[])
+
+    assert (interrupted, finished) == (75, 0)
+    assert "run.not_bit_identical" not in [event["event"] for event in events]
+    [warning] = [event for event in last if event["event"] == "run.not_bit_identical"]
+    assert (warning["level"], warning["changed"]) == ("warning", {"onednn_max_cpu_isa": [None, "AVX2"]})
+    commit = commit_of(tmp_path)
+    assert commit["bit_identical"] is False
+    first, second = commit["chain"]
+    stopped = next(event for event in events if event["event"] == "run.interrupted")
+    assert (first["attempt"], first["from_step"]) == (events[0]["attempt"], 0)
+    assert (second["attempt"], second["from_step"]) == (last[0]["attempt"], stopped["step"])
+    limits = [link["computed_on"].pop("onednn_max_cpu_isa") for link in commit["chain"]]
+    assert limits == [None, "AVX2"]
+    assert first["computed_on"] == second["computed_on"]
+    assert run_job("verify", "--run", "r").code == 0

@@ -98,8 +98,8 @@ def _interruptions_forgotten() -> None:
 
     start = Ledger.start
 
-    def forget(self: Ledger, meta: Mapping[str, Any] | None, *, step: int, interval_seconds: float) -> None:
-        start(self, meta, step=step, interval_seconds=interval_seconds)
+    def forget(self: Ledger, meta: Mapping[str, Any] | None, **where: Any) -> None:
+        start(self, meta, **where)
         self.num_interruptions = 0
 
     type.__setattr__(Ledger, "start", forget)

@@ -1,0 +1,118 @@
+"""What an attempt says of itself, and which part of that decides the bits of its steps."""
+
+from typing import Any
+
+import pytest
+
+from job import attempt
+from job.attempt import Device, bits_depend_on, describe_attempt, make_attempt_id
+from job.contract import Pod
+from job.errors import ConfigError
+
+AVX2, AVX512 = ["avx", "avx2", "fma"], ["avx", "avx2", "fma", "avx512f"]
+POD = Pod(uid="u-1", name="pod-1", job_name="job-1", release="release-1", image="image:1", chart_version="1.0.0")
+
+
+@pytest.fixture(autouse=True)
+def instruction_sets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of the CPU that the test runs on, as it believes; a test may change the list."""
+    names = list(AVX2)
+    monkeypatch.setattr(attempt, "_instruction_sets", lambda: list(names))
+    return names
+
+
+def describe(
+    pod: Pod = POD,
+    *,
+    attempt_id: str = "a",
+    environ: dict[str, str] | None = None,
+    names: tuple[str, ...] = ("/cpu:0",),
+    threads: int = 4,
+    compile_with: str = "xla",
+) -> dict[str, Any]:
+    device = Device(names=names, threads={"intra_op": threads, "inter_op": 2}, compile_with=compile_with)
+    return describe_attempt(pod, run_id="r", attempt_id=attempt_id, device=device, environ=environ or {})
+
+
+class TestDescription:
+    def test_attempt_is_described_with_its_place_and_its_devices(self) -> None:
+        described = describe(environ={"ONEDNN_MAX_CPU_ISA": "AVX2", "SECRET": "canary"})
+        assert {name: described[name] for name in ("format", "run", "attempt", "pod", "image", "chart_version")} == {
+            "format": 1,
+            "run": "r",
+            "attempt": "a",
+            "pod": {"name": "pod-1", "job": "job-1", "release": "release-1"},
+            "image": "image:1",
+            "chart_version": "1.0.0",
+        }
+        assert described["devices"] == ["/cpu:0"]
+        assert described["threads"] == {"intra_op": 4, "inter_op": 2}
+        assert (described["compile"], described["onednn_max_cpu_isa"]) == ("xla", "AVX2")
+        assert described["packages"]["keras"]
+        assert "canary" not in str(described)
+
+    def test_id_is_the_uid_of_the_pod_or_random(self) -> None:
+        assert make_attempt_id(POD) == "u-1"
+        assert make_attempt_id(Pod()) != make_attempt_id(Pod())
+        with pytest.raises(ConfigError, match=r"^POD_UID: must be the pod's UID"):
+            make_attempt_id(Pod(uid="../up"))
+
+
+class TestBits:
+    def test_place_time_and_name_do_not_decide(self) -> None:
+        other_pod = Pod(uid="u-2", name="on-other-node", job_name="j", release="r", image="image:2", chart_version="2")
+        other = describe(other_pod, attempt_id="b", environ={"NODE_NAME": "node-2", "HOSTNAME": "other"})
+        assert bits_depend_on(other) == bits_depend_on(describe())
+
+    @pytest.mark.parametrize(
+        ("before", "after"), [(None, "AVX2"), ("AVX2", None), ("AVX512_CORE", "AVX2")], ids=["set", "unset", "changed"]
+    )
+    def test_limit_of_onednn_decides(self, before: str | None, after: str | None) -> None:
+        first, second = (
+            bits_depend_on(describe(environ={"ONEDNN_MAX_CPU_ISA": value} if value else {}))
+            for value in (before, after)
+        )
+        assert (first["onednn_max_cpu_isa"], second["onednn_max_cpu_isa"]) == (before, after)
+        assert {name for name in first if first[name] != second[name]} == {"onednn_max_cpu_isa"}
+
+    def test_instruction_sets_decide(self, instruction_sets: list[str]) -> None:
+        before = bits_depend_on(describe(compile_with="graph"))
+        instruction_sets.append("avx512f")
+        after = bits_depend_on(describe(compile_with="graph"))
+        assert {name for name in before if before[name] != after[name]} == {"instruction_sets"}
+
+    def test_devices_decide(self) -> None:
+        assert bits_depend_on(describe(names=("/cpu:0", "/cpu:1"))) != bits_depend_on(describe())
+
+    @pytest.mark.parametrize("name", ["tensorflow", "tensorflow-cpu", "keras", "machine"])
+    def test_versions_and_architecture_decide(self, name: str) -> None:
+        described = describe()
+        changed: dict[str, Any] = {"machine": "riscv64"}
+        if name != "machine":
+            changed = {"packages": described["packages"] | {name: "99.0"}}
+        assert bits_depend_on(described | changed) != bits_depend_on(described)
+
+    @pytest.mark.parametrize("name", ["numpy", "obstore", "safetensors", "tensorflow-datasets"])
+    def test_packages_that_compute_no_step_do_not_decide(self, name: str) -> None:
+        described = describe()
+        changed = described | {"packages": described["packages"] | {name: "99.0"}}
+        assert bits_depend_on(changed) == bits_depend_on(described)
+
+    @pytest.mark.parametrize(
+        ("compile_with", "found", "decides"),
+        [
+            ("xla", AVX2, True),
+            ("xla", [], True),
+            ("xla", AVX512, False),
+            ("xla", ["avx512_bf16"], False),
+            ("graph", AVX2, False),
+            ("graph", AVX512, False),
+        ],
+    )
+    def test_number_of_threads_decides_only_for_xla_without_avx512(
+        self, compile_with: str, found: list[str], decides: bool, instruction_sets: list[str]
+    ) -> None:
+        instruction_sets[:] = found
+        four, two = (bits_depend_on(describe(compile_with=compile_with, threads=number)) for number in (4, 2))
+        assert (four != two) is decides
+        assert ("intra_op_threads" in four) is decides
