@@ -28,6 +28,9 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=1, help="another seed, other trials (1)")
     parser.add_argument("--trial", type=int, metavar="INDEX", help="only this one: replays a failure")
+    parser.add_argument(
+        "--first", type=int, default=0, metavar="INDEX", help="go on with a long campaign from there (0)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="trials at a time (2)")
     parser.add_argument(
         "--plant", choices=list(PLANTED), help="put this bug into the program; a campaign has to find it"
@@ -69,7 +72,7 @@ def _indices(campaign: Campaign, options: argparse.Namespace) -> list[int]:
         return [options.trial]
     wanted = options.trials or (campaign.num_quick if options.quick else campaign.num_full)
     if campaign.count is None:
-        return list(range(wanted))
+        return list(range(options.first, wanted))
     total = campaign.count()
     wanted = min(wanted or total, total)
     # Spread over the whole run, and shifted by the seed: short versions with other seeds visit other points.
