@@ -180,6 +180,7 @@ class Store:
         """Run `attempt` until it succeeds, fails for good, or the deadline has passed."""
         deadline = time.monotonic() + self._deadline_seconds
         backoff = _FIRST_BACKOFF_SECONDS
+        reasons: dict[str, None] = {}  # a set in order: the last try may only have run out of time
         while True:
             try:
                 return self._in_worker(attempt, deadline=deadline)
@@ -187,10 +188,12 @@ class Store:
                 raise NotFoundError(f"store {self.uri}: {error}; correct store.uri or store.endpoint") from error
             except TransientError as error:
                 wait = backoff * random.uniform(0.5, 1.5)
+                reasons[str(error)] = None
                 if time.monotonic() + wait >= deadline:
                     raise UnavailableError(
                         f"store {self.uri}: {verb} {key or '(root)'} failed for {self._deadline_seconds:g} s "
-                        f"(store.deadline_seconds): {error}; check the endpoint and the network, then start again"
+                        f"(store.deadline_seconds): {', then: '.join([*reasons][-2:])}; check the endpoint and the network, "
+                        "then start again"
                     ) from error
                 warn("store.retry", verb=verb, key=key, wait_seconds=round(wait, 2), reason=str(error))
                 time.sleep(wait)

@@ -123,7 +123,9 @@ class FolderBackend:
             folder.mkdir()
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-        _fsync_folder(folder.parent)
+        # What is above the store may be closed to us, such as the mount point of a volume.
+        with contextlib.suppress(*([PermissionError] if folder == self._folder else [])):
+            _fsync_folder(folder.parent)
         self._safe_folders.add(folder)
 
     @contextlib.contextmanager

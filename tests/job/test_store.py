@@ -17,6 +17,9 @@ from tests.conftest import S3, RunJob, skip_or_fail
 
 _REPOSITORY = Path(__file__).parent.parent.parent
 
+WITHOUT_OVERRIDE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.getuid() == 0 else ()
+"""Root passes every permission; without these capabilities it does not."""
+
 
 class MemoryBackend:
     """The protocol in its shortest form; what others fake when they test against `Store`."""
@@ -219,7 +222,7 @@ class TestFolder:
         monkeypatch.setattr(os, "link", record_link)
         monkeypatch.setattr(Path, "replace", record_replace)
         getattr(FolderBackend(folder), verb)("key", b"data")
-        assert calls == ["fsync file", "name", "fsync folder"]
+        assert calls == ["fsync folder", "fsync file", "name", "fsync folder"]  # the first: the store's own name
 
     def test_reader_never_sees_half_an_object(self, file_store: Store) -> None:
         versions = [bytes([index]) * 300_000 for index in range(4)]
@@ -326,6 +329,16 @@ class TestRetries:
             ("get", "key", "second"),
         ]
 
+    def test_reason_of_an_earlier_try_is_told_when_the_last_one_only_ran_out_of_time(self) -> None:
+        backend = FlakyBackend(_fails_and_then_hangs())
+        with pytest.raises(UnavailableError, match=r"Input/output error, then: no answer before the deadline; check"):
+            Store(backend, uri="memory:", deadline_seconds=0.6).get("key")
+
+
+def _fails_and_then_hangs() -> Iterator[Exception]:
+    yield TransientError("Input/output error")
+    threading.Event().wait(1.0)
+
 
 # Prints, for each step, the error's class and text; then what lies in the folder.
 ON_A_DISK = """
@@ -390,12 +403,19 @@ class TestDisk:
     def test_folder_without_rights_exits_77(self, tmp_path: Path, run_job: RunJob) -> None:
         folder = tmp_path / "store"
         folder.mkdir(mode=0o555)
-        as_owner = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.getuid() == 0 else ()
-        done = run_job("store", "check", f"--store.uri=file:{folder}", prefix=as_owner)
+        done = run_job("store", "check", f"--store.uri=file:{folder}", prefix=WITHOUT_OVERRIDE)
         assert done.code == 77
         assert f"store file:{folder}: checks/" in done.error
         assert "Permission denied; choose a folder that can be written: store.uri" in done.error
         assert list(folder.iterdir()) == []
+
+    def test_folder_below_one_that_is_closed_to_us_works(self, tmp_path: Path, run_job: RunJob) -> None:
+        folder = tmp_path / "mounts" / "store"
+        folder.mkdir(parents=True)
+        folder.parent.chmod(0o311)  # may be passed through, not read: it cannot be fsynced
+        done = run_job("store", "check", f"--store.uri=file:{folder}", prefix=WITHOUT_OVERRIDE)
+        folder.parent.chmod(0o755)
+        assert (done.code, done.error) == (0, "")
 
 
 def test_temporary_files_of_killed_writes_are_swept_once_they_are_old(tmp_path: Path) -> None:
