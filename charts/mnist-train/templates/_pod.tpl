@@ -1,0 +1,157 @@
+{{/*
+The one description of a pod: Job, CronJob and the test all use it. Takes (dict "root" $ "arguments" LIST).
+*/}}
+{{- define "mnist-train.podSpec" -}}
+{{- $root := .root -}}
+{{- $values := $root.Values -}}
+restartPolicy: Never
+serviceAccountName: {{ include "mnist-train.serviceAccountName" $root | toJson }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds | toJson }}
+securityContext:
+  runAsNonRoot: true
+  {{- if not (kindIs "invalid" $values.runAsUser) }}
+  runAsUser: {{ toJson $values.runAsUser }}
+  runAsGroup: {{ toJson $values.runAsUser }}
+  fsGroup: {{ toJson $values.runAsUser }}
+  fsGroupChangePolicy: OnRootMismatch
+  {{- end }}
+  seccompProfile:
+    type: RuntimeDefault
+containers:
+  - name: train
+    image: {{ include "mnist-train.image" $root | toJson }}
+    imagePullPolicy: {{ $values.image.pullPolicy }}
+    args: {{ toJson .arguments }}
+    env:
+      - name: POD_UID
+        valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.uid}}
+      - name: POD_NAME
+        valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.name}}
+      - name: JOB_NAME
+        valueFrom: {fieldRef: {apiVersion: v1, fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
+      - name: RELEASE
+        value: {{ toJson $root.Release.Name }}
+      - name: IMAGE
+        value: {{ include "mnist-train.image" $root | toJson }}
+      - name: CHART_VERSION
+        value: {{ toJson $root.Chart.Version }}
+      {{- range $values.extraEnv }}
+      - {{ toJson . }}
+      {{- end }}
+    {{- with $values.credentials.existingSecret }}
+    envFrom:
+      - secretRef:
+          name: {{ toJson . }}
+    {{- end }}
+    resources: {{ toJson $values.resources }}
+    securityContext:
+      allowPrivilegeEscalation: false
+      readOnlyRootFilesystem: true
+      capabilities:
+        drop: [ALL]
+    terminationMessagePath: /dev/termination-log
+    terminationMessagePolicy: File
+    volumeMounts:
+      - name: tmp
+        mountPath: /tmp
+      - name: work
+        mountPath: /work
+      {{- if include "mnist-train.hasVolume" $root }}
+      - name: data
+        mountPath: /data
+      {{- end }}
+      {{- range $values.extraVolumeMounts }}
+      - {{ toJson . }}
+      {{- end }}
+volumes:
+  - name: tmp
+    emptyDir: {}
+  - name: work
+    emptyDir: {}
+  {{- if include "mnist-train.hasVolume" $root }}
+  - name: data
+    persistentVolumeClaim:
+      claimName: {{ include "mnist-train.claimName" $root | toJson }}
+  {{- end }}
+  {{- range $values.extraVolumes }}
+  - {{ toJson . }}
+  {{- end }}
+{{- with $values.imagePullSecrets }}
+imagePullSecrets: {{ toJson . }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector: {{ toJson . }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations: {{ toJson . }}
+{{- end }}
+{{- with $values.affinity }}
+affinity: {{ toJson . }}
+{{- end }}
+{{- with $values.topologySpreadConstraints }}
+topologySpreadConstraints: {{ toJson . }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ toJson . }}
+{{- end }}
+{{- with $values.runtimeClassName }}
+runtimeClassName: {{ toJson . }}
+{{- end }}
+{{- end -}}
+
+{{- /* Labels and annotations of every pod. */ -}}
+{{- define "mnist-train.podMetadata" -}}
+labels: {{ mergeOverwrite (deepCopy .Values.podLabels) (include "mnist-train.selectorLabels" . | fromYaml) | toJson }}
+{{- with .Values.podAnnotations }}
+annotations: {{ toJson . }}
+{{- end }}
+{{- end -}}
+
+{{- /*
+The spec of the Job, also of those that the CronJob makes. Takes (dict "root" $ "runId" ID).
+The exit codes are those of job/contract.py; what is not named here counts against backoffLimit.
+*/ -}}
+{{- define "mnist-train.jobSpec" -}}
+{{- $values := .root.Values -}}
+backoffLimit: {{ toJson $values.backoffLimit }}
+podReplacementPolicy: Failed
+podFailurePolicy:
+  rules:
+    - action: Ignore
+      onPodConditions:
+        - type: DisruptionTarget
+          status: "True"
+    - action: FailJob
+      onExitCodes:
+        containerName: train
+        operator: In
+        values: [64, 65, 66, 70, 73, 77, 78]
+{{- with $values.activeDeadlineSeconds }}
+activeDeadlineSeconds: {{ toJson . }}
+{{- end }}
+{{- if not (kindIs "invalid" $values.ttlSecondsAfterFinished) }}
+ttlSecondsAfterFinished: {{ toJson $values.ttlSecondsAfterFinished }}
+{{- end }}
+template:
+  metadata:
+    {{- include "mnist-train.podMetadata" .root | nindent 4 }}
+  spec:
+    {{- $arguments := concat (list "run" (printf "--run.id=%s" .runId)) (include "mnist-train.settings" .root | fromJsonArray) }}
+    {{- include "mnist-train.podSpec" (dict "root" .root "arguments" $arguments) | nindent 4 }}
+{{- end -}}
+
+{{- /* Labels of a Job, for Kueue. */ -}}
+{{- define "mnist-train.jobLabels" -}}
+{{ include "mnist-train.labels" . }}
+{{- with .Values.queueName }}
+kueue.x-k8s.io/queue-name: {{ toJson . }}
+{{- end }}
+{{- end -}}
+
+{{- /* The Job's name follows its whole spec, which cannot be changed in place: other memory is another Job of the same run. */ -}}
+{{- define "mnist-train.jobName" -}}
+{{- $spec := include "mnist-train.jobSpec" (dict "root" . "runId" (include "mnist-train.runId" .)) -}}
+{{ include "mnist-train.base" . }}-{{ printf "%s retry %s" (fromYaml $spec | toJson) (toJson .Values.retry) | sha256sum | trunc 8 }}
+{{- end -}}

@@ -1,0 +1,115 @@
+{{/*
+Which run it is, and with which settings. files/defaults.json is made of job/config.py, so that a value that equals its
+default neither becomes an argument nor another run.
+*/}}
+
+{{- /* [clusterName.]namespace, in front of each run id. */ -}}
+{{- define "mnist-train.runPrefix" -}}
+{{ with .Values.clusterName }}{{ . }}.{{ end }}{{ .Release.Namespace }}
+{{- end -}}
+
+{{- /* The id of the one run of a release without a schedule: what decides the result, and run.suffix. */ -}}
+{{- define "mnist-train.runId" -}}
+{{- if .Values.run.id -}}
+{{ .Values.run.id }}
+{{- else -}}
+{{- $defaults := .Files.Get "files/defaults.json" | fromJson -}}
+{{- $decides := dict -}}
+{{- range $section, $fields := dict "data" .Values.data "model" .Values.model "train" .Values.train "run" .Values.run "cluster" .Values.cluster -}}
+{{- range $field, $default := get $defaults $section -}}
+{{- if or (has $section (list "model" "train")) (and (eq $section "data") (ne $field "cache_dir")) (has (printf "%s.%s" $section $field) (list "run.seed" "run.suffix" "cluster.workers")) -}}
+{{- $value := get $fields $field -}}
+{{- if or (not (hasKey $fields $field)) (kindIs "invalid" $value) -}}
+{{- $value = $default -}}
+{{- end -}}
+{{- $_ := set $decides (printf "%s.%s" $section $field) (toJson $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{ include "mnist-train.runPrefix" . }}.{{ include "mnist-train.base" . }}-{{ toJson $decides | sha256sum | trunc 8 }}
+{{- end -}}
+{{- end -}}
+
+{{- /* Settings that differ from their defaults, as a JSON list of arguments. Kubernetes would expand $(NAME): $ is doubled. */ -}}
+{{- define "mnist-train.settings" -}}
+{{- $defaults := .Files.Get "files/defaults.json" | fromJson -}}
+{{- $settings := include "mnist-train.effective" . | fromJson -}}
+{{- $arguments := list -}}
+{{- range $section := keys $settings | sortAlpha -}}
+{{- $fields := get $settings $section -}}
+{{- range $field := keys $fields | sortAlpha -}}
+{{- $value := get $fields $field -}}
+{{- $default := get (get $defaults $section) $field -}}
+{{- if not (or (kindIs "invalid" $value) (eq (toJson $value) (toJson $default))) -}}
+{{- $text := kindIs "string" $value | ternary $value (toJson $value) -}}
+{{- $arguments = append $arguments (printf "--%s.%s=%s" $section $field ($text | toString | replace "$" "$$")) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{ toJson $arguments }}
+{{- end -}}
+
+{{- /* The settings of the values, with what the chart knows better: where the volume is, how many GPUs. run.id is given apart. */ -}}
+{{- define "mnist-train.effective" -}}
+{{- $settings := dict -}}
+{{- range $section, $_ := $.Files.Get "files/defaults.json" | fromJson -}}
+{{- $_ := set $settings $section (deepCopy (get $.Values $section)) -}}
+{{- end -}}
+{{- $_ := unset $settings.run "id" -}}
+{{- if not .Values.store.uri -}}
+{{- $_ := set $settings.store "uri" "file:/data/store" -}}
+{{- end -}}
+{{- if and (include "mnist-train.hasVolume" .) (not .Values.data.cache_dir) -}}
+{{- $_ := set $settings.data "cache_dir" "/data/cache" -}}
+{{- end -}}
+{{- with index (.Values.resources.limits | default dict) "nvidia.com/gpu" -}}
+{{- $_ := set $settings.cluster "expected_gpus" (int .) -}}
+{{- end -}}
+{{ toJson $settings }}
+{{- end -}}
+
+{{- define "mnist-train.hasVolume" -}}
+{{- if or (not .Values.store.uri) .Values.persistence.cache -}}true{{- end -}}
+{{- end -}}
+
+{{- /* Values that contradict each other, with the way out. */ -}}
+{{- define "mnist-train.check" -}}
+{{- $values := .Values -}}
+{{- if hasPrefix "file:" ($values.store.uri | default "") -}}
+{{- fail "store.uri must not be a folder inside the pod, which is gone with it: leave store.uri out to use a PVC (persistence.*), or name s3://, gs:// or az://" -}}
+{{- end -}}
+{{- if not (include "mnist-train.isSchedule" $values.schedule) -}}
+{{- fail (printf "schedule must be five fields (minute, hour, day, month, weekday) such as \"0 3 * * *\", or a name such as @daily; received %q; a time zone goes into timeZone" $values.schedule) -}}
+{{- end -}}
+{{- if and $values.schedule (not $values.activeDeadlineSeconds) -}}
+{{- fail "activeDeadlineSeconds must be set with a schedule, or one run that hangs blocks all later ones; for example --set activeDeadlineSeconds=7200" -}}
+{{- end -}}
+{{- if and $values.schedule $values.run.id -}}
+{{- fail "run.id must not be set with a schedule: each of its runs gets its own id; leave run.id out" -}}
+{{- end -}}
+{{- if and $values.persistence.existingClaim $values.store.uri (not $values.persistence.cache) -}}
+{{- fail "persistence.existingClaim is not used with store.uri: set persistence.cache=true to keep prepared data there, or leave one of them out" -}}
+{{- end -}}
+{{- $final := $values.checkpoint.final_save_seconds | default (get (get ($.Files.Get "files/defaults.json" | fromJson) "checkpoint") "final_save_seconds") -}}
+{{- if lt (float64 $values.terminationGracePeriodSeconds) (addf $final 10) -}}
+{{- fail (printf "terminationGracePeriodSeconds must be at least 10 s more than checkpoint.final_save_seconds (%v), received %v; set it to %v" $final $values.terminationGracePeriodSeconds (addf $final 10)) -}}
+{{- end -}}
+{{- $gpus := index ($values.resources.limits | default dict) "nvidia.com/gpu" -}}
+{{- $expected := $values.cluster.expected_gpus -}}
+{{- if and $gpus (not (kindIs "invalid" $expected)) (ne (int $gpus) (int $expected)) -}}
+{{- fail (printf "cluster.expected_gpus (%v) must equal the limit nvidia.com/gpu (%v); leave it out, the chart sets it" $expected $gpus) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* "true" for what Kubernetes reads as a schedule, or nothing. Takes the text. */ -}}
+{{- define "mnist-train.isSchedule" -}}
+{{- $month := "(0?[1-9]|1[0-2]|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)" -}}
+{{- $day := "(0?[0-6]|sun|mon|tue|wed|thu|fri|sat)" -}}
+{{- $fields := list -}}
+{{- range list "[0-5]?[0-9]" "([01]?[0-9]|2[0-3])" "(0?[1-9]|[12][0-9]|3[01])" $month $day -}}
+{{- $item := printf "([*?]|%s(-%s)?)(/[1-9][0-9]*)?" . . -}}
+{{- $fields = append $fields (printf "%s(,%s)*" $item $item) -}}
+{{- end -}}
+{{- $names := "@(yearly|annually|monthly|weekly|daily|midnight|hourly)" -}}
+{{- if regexMatch (printf "^(|%s|%s)$" $names (join " +" $fields)) (lower .) -}}true{{- end -}}
+{{- end -}}

@@ -1,0 +1,104 @@
+"""Renders the chart with the helm on PATH, in a real process."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.conftest import skip_or_fail
+
+CHART = Path(__file__).parents[2] / "charts" / "mnist-train"
+IMAGE = {"repository": "registry.example/mnist-train"}
+
+Manifest = dict[str, Any]
+
+
+class RenderError(Exception):
+    """What helm says about values that it refuses."""
+
+
+def render_text(
+    values: Mapping[str, Any] | None = None, *, files: tuple[Path, ...] = (), name: str = "train", namespace: str = "ml"
+) -> str:
+    """The manifests as helm prints them; `values` come on top of an image and of `files`.
+
+    Raises:
+        RenderError: the schema or the chart refuses the values.
+    """
+    helm = shutil.which("helm")
+    if helm is None:
+        skip_or_fail("no helm on PATH")
+    assert helm
+    given = {"image": IMAGE} if not files else {}
+    done = subprocess.run(
+        [
+            helm,
+            "template",
+            name,
+            str(CHART),
+            "--namespace",
+            namespace,
+            *(f"--values={file}" for file in files),
+            "-f",
+            "-",
+        ],
+        input=_to_yaml({**given, **(values or {})}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode:
+        raise RenderError(done.stderr.strip())
+    return done.stdout
+
+
+def render(
+    values: Mapping[str, Any] | None = None, *, files: tuple[Path, ...] = (), name: str = "train", namespace: str = "ml"
+) -> list[Manifest]:
+    """The same, parsed."""
+    text = render_text(values, files=files, name=name, namespace=namespace)
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def _to_yaml(values: Mapping[str, Any]) -> str:
+    """JSON that YAML reads as the same text: no surrogate pairs, nothing raw that YAML does not allow."""
+    text = json.dumps(values, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def find(manifests: list[Manifest], kind: str) -> Manifest:
+    """The one manifest of that kind."""
+    found = [manifest for manifest in manifests if manifest["kind"] == kind]
+    assert len(found) == 1, f"{len(found)} of kind {kind}"
+    return found[0]
+
+
+def job_spec(manifest: Manifest) -> Manifest:
+    """The spec of a Job, or of those that a CronJob makes."""
+    spec: Manifest = manifest["spec"]
+    return spec["jobTemplate"]["spec"] if manifest["kind"] == "CronJob" else spec
+
+
+def pod_spec(manifest: Manifest) -> Manifest:
+    """The pod that a Job, CronJob or Pod describes."""
+    spec: Manifest = manifest["spec"] if manifest["kind"] == "Pod" else job_spec(manifest)["template"]["spec"]
+    return spec
+
+
+def arguments(manifest: Manifest) -> list[str]:
+    """The arguments of the job's container."""
+    found: list[str] = pod_spec(manifest)["containers"][0]["args"]
+    return found
+
+
+def run_id(manifests: list[Manifest]) -> str:
+    """The id that the Job gives to its run."""
+    return next(
+        argument.partition("=")[2] for argument in arguments(find(manifests, "Job")) if argument.startswith("--run.id=")
+    )

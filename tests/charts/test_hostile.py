@@ -1,0 +1,118 @@
+"""S1: whatever text a value holds, it changes its own leaf of the manifests and nothing else."""
+
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.charts.helm import CHART, RenderError, render
+
+_CRAFTED = (
+    "{{ .Release.Name }}",
+    '{{ fail "executed" }}',
+    "{{- range $i := until 5 }}x{{ end -}}",
+    "$(POD_NAME)",
+    "$$(JOB_NAME) $ $$ $$$(A)",
+    "`id` $(id) ; rm -rf / | cat && true",
+    '"', "'", '"]', '", "--store.uri=s3://evil', "\\", '\\"', "\\n", "\\u0022",
+    ": ", "a: b", "- a", "# comment", " #", "&a", "*a", "!!python/object:os.system", "!tag", "|", ">", "?", "%YAML 1.1",
+    "@at", "[a", "{a", "a}", "]]", "<<", "~", "null", "true", "yes", "no", "0x1F", "1e3", "1_000", "0o17", "12:30:45", ".inf",
+    "2026-01-01", "---", "...", "--- !!map", "  leading", "trailing  ", "--", "--train.epochs=1", "-x", "=",
+    "<script>", "&amp;", "\u00e4\u6f22\U0001f600", "\u202e reversed", "\u00a0", "x" * 90,
+)  # fmt: skip
+_MULTILINE = ("a\nb", "a\n---\nkind: ClusterRole\n", "\n", "\ta", "a\r\nb", "a\n  privileged: true", "'\n\"\n")
+_REFUSED = ("a\x00b", "\x1b[31m", "\x7f", "a\x85b", "a\u2028b", "\ufeffa")
+_SETTINGS = (
+    "data.source", "data.uri", "data.dataset", "data.cache_dir", "model.build", "store.uri", "store.endpoint", "store.region",
+    "observe.pushgateway_url", "observe.termination_log",
+)  # fmt: skip
+_HASH = re.compile(r"-[0-9a-f]{8}(?![0-9a-f])")
+
+
+def _strings() -> list[str]:
+    source = random.Random(20261124)
+    alphabet = "".join(_CRAFTED[:52]) + " \u00e9\u4e2d"
+    return [*_CRAFTED, *("".join(source.choices(alphabet, k=source.randint(1, 40))) for _ in range(100))]
+
+
+def _values(texts: list[str], free: list[str]) -> dict[str, Any]:
+    """One text for each setting, and all of `free` for each place that takes many."""
+    values: dict[str, Any] = {}
+    for name, text in zip(_SETTINGS, texts, strict=True):
+        section, field = name.split(".")
+        values.setdefault(section, {})[field] = text
+    values["extraEnv"] = [{"name": f"V{index}", "value": text} for index, text in enumerate(free)]
+    for section in ("podAnnotations", "serviceAccount"):
+        annotations = {f"key-{index}": text for index, text in enumerate(free)}
+        values[section] = annotations if section == "podAnnotations" else {"annotations": annotations}
+    return values
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}/{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _leaves(value, f"{path}/{index}")
+    else:
+        yield path, node
+
+
+def test_hostile_text_changes_its_own_leaf_only() -> None:
+    strings = _strings()
+    num_settings = len(_SETTINGS)
+    benign_texts = [f"benign{index}x" for index in range(num_settings)]
+    benign_free = [f"free{index}x" for index in range(len(strings + list(_MULTILINE)))]
+    before = dict(_leaves(render(_values(benign_texts, benign_free))))
+    for shift in range(0, len(strings), 3):
+        texts = [strings[(shift + 7 * index) % len(strings)] for index in range(num_settings)]
+        free = [*strings, *_MULTILINE]
+        meaning = dict(zip(benign_texts, texts, strict=True)) | dict(zip(benign_free, free, strict=True))
+        after = dict(_leaves(render(_values(texts, free))))
+        assert after.keys() == before.keys()
+        for path, leaf in before.items():
+            expected = leaf
+            if isinstance(leaf, str):
+                name = re.search(r"(benign|free)\d+x", leaf)
+                if name:
+                    text = meaning[name[0]]
+                    expected = leaf.replace(name[0], text.replace("$", "$$") if "/args/" in path else text)
+            if isinstance(expected, str) and not re.search(r"(benign|free)\d+x", str(leaf)):
+                assert _HASH.sub("", str(after[path])) == _HASH.sub("", expected), path
+            else:
+                assert after[path] == expected, path
+
+
+@pytest.mark.parametrize("text", _REFUSED)
+@pytest.mark.parametrize("name", [*_SETTINGS, "extraEnv", "podAnnotations"])
+def test_text_that_yaml_would_change_is_refused(name: str, text: str) -> None:
+    section, _, field = name.partition(".")
+    values: dict[str, Any] = {section: {field or "key": text}}
+    if name == "extraEnv":
+        values = {"extraEnv": [{"name": "A", "value": text}]}
+    with pytest.raises(RenderError, match="does not match pattern"):
+        render(values)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "image.repository", "image.tag", "image.digest", "clusterName", "fullnameOverride", "timeZone",
+        "credentials.existingSecret", "serviceAccount.name", "queueName", "priorityClassName", "runtimeClassName",
+        "persistence.existingClaim", "persistence.size", "persistence.storageClassName", "run.suffix", "promotion.model_name",
+    ],
+)  # fmt: skip
+def test_names_take_names_only(path: str) -> None:
+    for text in ("{{ .Release.Name }}", 'a"b', "a\nb", "a: b", "$(POD_NAME)", "a b"):
+        section, _, field = path.partition(".")
+        with pytest.raises(RenderError, match="don't meet the specifications of the schema"):
+            render({section: {field: text}} if field else {section: text})
+
+
+def test_no_value_is_a_template() -> None:
+    templates = [path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file()]
+    assert templates
+    assert not [text for text in templates if re.search(r"\btpl\b", text)]

@@ -1,0 +1,188 @@
+"""What the chart renders: valid for Kubernetes, without rights, the same each time, and one pod for Job, CronJob and test."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from job.contract import ExitCode
+from tests.charts.helm import IMAGE, Manifest, arguments, find, job_spec, pod_spec, render, render_text
+from tests.conftest import skip_or_fail
+
+CHART = Path(__file__).parents[2] / "charts" / "mnist-train"
+GOLDEN = Path(__file__).parent / "golden" / "defaults.yaml"
+CI_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
+_NEVER_RETRIED = {
+    ExitCode.CONFIG,
+    ExitCode.INTEGRITY,
+    ExitCode.NOT_FOUND,
+    ExitCode.TRAINING_FAILED,
+    ExitCode.CONFLICT,
+    ExitCode.ACCESS_DENIED,
+    ExitCode.GATE_REFUSED,
+}
+
+every_ci_file = pytest.mark.parametrize("file", CI_FILES, ids=lambda file: file.name.removesuffix("-values.yaml"))
+
+
+def _with_pods(manifests: list[Manifest]) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] in ("Job", "CronJob", "Pod")]
+
+
+@every_ci_file
+def test_kubernetes_knows_every_field(file: Path) -> None:
+    for manifest in render(files=(file,)):
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+def test_a_misspelt_field_would_be_found() -> None:
+    job = find(render(), "Job")
+    job["spec"]["backofLimit"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="backofLimit"):
+        kubernetes_validate.validate(job, "1.37", strict=True)
+
+
+@every_ci_file
+def test_lint_is_clean(file: Path) -> None:
+    helm = shutil.which("helm")
+    if helm is None:
+        skip_or_fail("no helm on PATH")
+    done = subprocess.run(
+        [str(helm), "lint", "--strict", str(CHART), "--values", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@every_ci_file
+def test_pods_ask_for_no_rights(file: Path) -> None:
+    """The restricted Pod Security standard, a read-only root, and no token of the Kubernetes API (S7)."""
+    manifests = render(files=(file,))
+    assert {manifest["kind"] for manifest in manifests}.isdisjoint({"Role", "ClusterRole", "RoleBinding", "Secret"})
+    for manifest in _with_pods(manifests):
+        pod = pod_spec(manifest)
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"} & set(pod)
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["securityContext"].get("runAsUser", 65532) != 0
+        assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
+        [container] = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+    for manifest in manifests:
+        if manifest["kind"] == "ServiceAccount":
+            assert manifest["automountServiceAccountToken"] is False
+
+
+@every_ci_file
+def test_job_and_cronjob_describe_one_pod(file: Path) -> None:
+    """They differ in the run's id, which a schedule takes from the Job's name; the test in what it does."""
+
+    def without_arguments(manifest: Manifest) -> dict[str, Any]:
+        pod: dict[str, Any] = json.loads(json.dumps(pod_spec(manifest)))
+        del pod["containers"][0]["args"]
+        return pod
+
+    manifests = render(files=(file,))
+    described = [without_arguments(manifest) for manifest in _with_pods(manifests)]
+    assert all(pod == described[0] for pod in described)
+    jobs = [manifest for manifest in manifests if manifest["kind"] == "Job"]
+    for job in jobs:
+        cron = find(manifests, "CronJob")
+        assert arguments(job)[2:] == arguments(cron)[2:]
+        assert job_spec(job)["podFailurePolicy"] == job_spec(cron)["podFailurePolicy"]
+
+
+@every_ci_file
+def test_two_renders_are_equal(file: Path) -> None:
+    assert render_text(files=(file,)) == render_text(files=(file,))
+
+
+def test_defaults_render_as_reviewed() -> None:
+    """`python -m tests.charts.test_render` writes the reviewed text again."""
+    assert render_text(name="train", namespace="ml") == GOLDEN.read_text()
+
+
+def test_exit_codes_that_no_retry_can_help_fail_the_job() -> None:
+    disruption, codes = job_spec(find(render(), "Job"))["podFailurePolicy"]["rules"]
+    assert disruption == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert codes["action"] == "FailJob"
+    assert codes["onExitCodes"]["containerName"] == "train"
+    assert codes["onExitCodes"]["values"] == sorted(_NEVER_RETRIED)
+
+
+def test_the_gpu_limit_is_what_the_job_expects() -> None:
+    manifests = render({"resources": {"limits": {"nvidia.com/gpu": 2}}})
+    assert "--cluster.expected_gpus=2" in arguments(find(manifests, "Job"))
+
+
+def test_large_numbers_and_lists_stay_what_they_are() -> None:
+    values = {
+        "data": {"train_examples": 1_000_000},
+        "model": {"hidden_units": [8, 16]},
+        "train": {"learning_rate": 1e-7},
+        "run": {"seed": 4294967295},
+        "store": {"uri": "s3://bucket", "path_style": False},
+    }
+    given = arguments(find(render(values), "Job"))
+    assert {
+        "--data.train_examples=1000000",
+        "--model.hidden_units=[8,16]",
+        "--train.learning_rate=1e-7",
+        "--run.seed=4294967295",
+        "--store.path_style=false",
+    } <= set(given)
+
+
+def test_every_rendered_argument_is_accepted_by_the_job(tmp_path: Path) -> None:
+    from job.config_sources import load_config
+
+    for file in CI_FILES:
+        manifests = render(files=(file,))
+        settings = [argument.replace("$(JOB_NAME)", "job") for argument in arguments(find(manifests, "CronJob"))[1:]]
+        loaded = load_config([setting.replace("$$", "$") for setting in settings], config_file=None)
+        assert loaded.config.store.uri == (yaml.safe_load(file.read_text()).get("store") or {}).get(
+            "uri", "file:/data/store"
+        )
+
+
+def test_the_store_is_a_volume_that_stays_unless_a_uri_is_given() -> None:
+    manifests = render()
+    claim = find(manifests, "PersistentVolumeClaim")
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert "--store.uri=file:/data/store" in arguments(find(manifests, "Job"))
+    assert not [m for m in render({"store": {"uri": "s3://b"}}) if m["kind"] == "PersistentVolumeClaim"]
+
+
+def test_without_a_schedule_the_cronjob_never_fires() -> None:
+    spec = find(render(), "CronJob")["spec"]
+    assert (spec["suspend"], spec["schedule"]) == (True, "0 0 31 2 *")
+
+
+def test_a_test_of_a_run_verifies_it_and_of_a_schedule_checks_the_store() -> None:
+    run = arguments(find(render(), "Pod"))
+    assert run[0] == "verify"
+    assert run[1].startswith("--run=ml.train-")
+    schedule = arguments(find(render({"schedule": "0 3 * * *", "activeDeadlineSeconds": 60}), "Pod"))
+    assert schedule[:2] == ["store", "check"]
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(render_text({"image": IMAGE}, name="train", namespace="ml"))
+    print(f"wrote {os.path.relpath(GOLDEN)}")
