@@ -67,7 +67,7 @@ def test_hostile_text_changes_its_own_leaf_only() -> None:
     benign_texts = [f"benign{index}x" for index in range(num_settings)]
     benign_free = [f"free{index}x" for index in range(len(strings + list(_MULTILINE)))]
     before = dict(_leaves(render(_values(benign_texts, benign_free))))
-    for shift in range(0, len(strings), 3):
+    for shift in range(0, len(strings), 5):
         texts = [strings[(shift + 7 * index) % len(strings)] for index in range(num_settings)]
         free = [*strings, *_MULTILINE]
         meaning = dict(zip(benign_texts, texts, strict=True)) | dict(zip(benign_free, free, strict=True))
@@ -86,8 +86,13 @@ def test_hostile_text_changes_its_own_leaf_only() -> None:
                 assert after[path] == expected, path
 
 
-@pytest.mark.parametrize("text", _REFUSED)
-@pytest.mark.parametrize("name", [*_SETTINGS, "extraEnv", "podAnnotations"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (name, _REFUSED[index % len(_REFUSED)])
+        for index, name in enumerate([*_SETTINGS, "extraEnv", "podAnnotations"] * 2)
+    ],
+)
 def test_text_that_yaml_would_change_is_refused(name: str, text: str) -> None:
     section, _, field = name.partition(".")
     values: dict[str, Any] = {section: {field or "key": text}}
@@ -106,7 +111,7 @@ def test_text_that_yaml_would_change_is_refused(name: str, text: str) -> None:
     ],
 )  # fmt: skip
 def test_names_take_names_only(path: str) -> None:
-    for text in ("{{ .Release.Name }}", 'a"b', "a\nb", "a: b", "$(POD_NAME)", "a b"):
+    for text in ("{{ .Release.Name }}", 'a"b', "a\nb"):
         section, _, field = path.partition(".")
         with pytest.raises(RenderError, match="don't meet the specifications of the schema"):
             render({section: {field: text}} if field else {section: text})

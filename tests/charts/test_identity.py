@@ -11,8 +11,8 @@ from tests.charts.helm import arguments, find, render, run_id
 _LONGEST_RELEASE = "a" * 53
 
 
-def _job_name(values: dict[str, Any], **options: str) -> str:
-    return str(find(render(values, **options), "Job")["metadata"]["name"])
+def _job_name(values: dict[str, Any]) -> str:
+    return str(find(render(values), "Job")["metadata"]["name"])
 
 
 @pytest.mark.parametrize(
