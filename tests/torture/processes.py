@@ -31,7 +31,7 @@ _FLAGS = (
     "--store.uri=file:./store",
     "--observe.log_format=json",
 )
-_MAX_SECONDS = 120.0
+_MAX_SECONDS = 280.0
 _POLL_SECONDS = 0.02
 _SIGTERM_SECONDS = 0.05
 _CHECKPOINT_INTERVAL_SECONDS = 30.0  # the default
