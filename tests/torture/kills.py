@@ -137,7 +137,7 @@ CAMPAIGNS = (
         promise="killed before and after every store write, rename and fsync: same result, one COMMIT",
         trial=_kill_at_every_point,
         num_full=0,
-        num_quick=60,
+        num_quick=50,
         count=_num_points,
     ),
     Campaign(

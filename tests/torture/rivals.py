@@ -112,6 +112,6 @@ CAMPAIGNS = (
         promise="2 to 8 processes with one run id, one asleep until its rivals finished: one COMMIT that never changes",
         trial=_race,
         num_full=1000,
-        num_quick=30,
+        num_quick=20,
     ),
 )

@@ -189,13 +189,13 @@ CAMPAIGNS = (
         promise="store faults on every verb: transient ones pass, permanent ones get their exit code in time, nothing is lost",
         trial=_fail_store,
         num_full=500,
-        num_quick=30,
+        num_quick=20,
     ),
     Campaign(
         name="R11",
         promise="the store keeps COMMIT and its reply is lost: exit 0, one COMMIT",
         trial=_lose_reply_of_commit,
         num_full=200,
-        num_quick=15,
+        num_quick=10,
     ),
 )
