@@ -71,19 +71,24 @@ CHECKS_PREFIX = "checks/"
 """Where `store check` tries the store out."""
 
 
+def run_prefix(run_id: str) -> str:
+    """Where everything of a run lies."""
+    return f"{RUNS_PREFIX}{run_id}/"
+
+
 def run_key(run_id: str) -> str:
     """What decides the run's result: create-only."""
-    return f"{RUNS_PREFIX}{run_id}/run.json"
+    return f"{run_prefix(run_id)}run.json"
 
 
 def commit_key(run_id: str) -> str:
     """The one object whose existence means that the run has a result: create-only."""
-    return f"{RUNS_PREFIX}{run_id}/COMMIT.json"
+    return f"{run_prefix(run_id)}COMMIT.json"
 
 
 def attempts_prefix(run_id: str) -> str:
     """Where all attempts of a run lie, one folder each."""
-    return f"{RUNS_PREFIX}{run_id}/attempts/"
+    return f"{run_prefix(run_id)}attempts/"
 
 
 def attempt_prefix(run_id: str, *, attempt_id: str) -> str:
@@ -93,9 +98,9 @@ def attempt_prefix(run_id: str, *, attempt_id: str) -> str:
 
 def log_prefix(run_id: str) -> str:
     """Where the log segments of all attempts lie: create-only, outside COMMIT."""
-    return f"{RUNS_PREFIX}{run_id}/logs/"
+    return f"{run_prefix(run_id)}logs/"
 
 
 def checkpoint_prefix(run_id: str) -> str:
     """Where a run's checkpoints lie, named by step and content."""
-    return f"{RUNS_PREFIX}{run_id}/checkpoints/"
+    return f"{run_prefix(run_id)}checkpoints/"

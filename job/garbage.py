@@ -16,6 +16,7 @@ from job.contract import (
     checkpoint_prefix,
     log_prefix,
     run_key,
+    run_prefix,
 )
 from job.errors import IntegrityError
 from job.observe.logs import warn
@@ -77,7 +78,7 @@ def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float,
 
 
 def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | None:
-    entries = store.list_objects(f"{RUNS_PREFIX}{run_id}/")
+    entries = store.list_objects(run_prefix(run_id))
     working: tuple[str, ...] = (checkpoint_prefix(run_id), attempts_prefix(run_id))
     standing = read_standing(store, run_id)
     if standing is None:
@@ -86,12 +87,10 @@ def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | No
             return None
         old = [entry for entry in entries if entry.key.startswith((*working, log_prefix(run_id)))]
         if run_key(run_id) not in {entry.key for entry in entries}:  # never claimed: nobody can commit it
-            return Garbage(
-                place=f"{RUNS_PREFIX}{run_id}/", reason="log of a start that was refused", entries=tuple(old)
-            )
+            return Garbage(place=run_prefix(run_id), reason="log of a start that was refused", entries=tuple(old))
         when = datetime.fromtimestamp(max(entry.modified_seconds for entry in entries), UTC)
         reason = f"no result, and no sign of life since {when:%Y-%m-%d %H:%M} UTC"
-        return Garbage(place=f"{RUNS_PREFIX}{run_id}/", reason=reason, entries=tuple(old), run_to_close=run_id)
+        return Garbage(place=run_prefix(run_id), reason=reason, entries=tuple(old), run_to_close=run_id)
     if is_abandoned(standing):
         kept: tuple[str, ...] = ()
         working = (*working, log_prefix(run_id))
@@ -109,4 +108,4 @@ def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | No
         and not (kept and entry.key.endswith(f"/{ATTEMPT_FILE}"))  # who worked on it stays known
         and entry.modified_seconds < before_seconds
     ]
-    return Garbage(place=f"{RUNS_PREFIX}{run_id}/", reason=reason, entries=tuple(old)) if old else None
+    return Garbage(place=run_prefix(run_id), reason=reason, entries=tuple(old)) if old else None

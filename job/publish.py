@@ -91,16 +91,19 @@ def read_standing(store: Store, run_id: str) -> dict[str, Any] | None:
         return record
     elif not isinstance(record["metrics"], dict) or "test_accuracy" not in record["metrics"]:
         reason = "it lacks metrics.test_accuracy"
-    elif not _lies_below(record, attempt_prefix(run_id, attempt_id=str(record["attempt"]))):
+    elif not _has_own_files(record, attempt_prefix(run_id, attempt_id=str(record["attempt"]))):
         reason = f"its files are not those of its attempt {record['attempt']!r}"
     else:
         return record
     raise IntegrityError(f"store: {commit_key(run_id)} is not the COMMIT of this run: {reason}")
 
 
-def _lies_below(commit_record: Mapping[str, Any], prefix: str) -> bool:
-    keys = (file.key for file in _stored_files(commit_record))
-    return all(key.startswith(prefix) and ".." not in key.split("/") for key in keys)
+def _has_own_files(commit_record: Mapping[str, Any], prefix: str) -> bool:
+    return all(_is_below(file.key, prefix) for file in _stored_files(commit_record))
+
+
+def _is_below(key: str, prefix: str) -> bool:
+    return key.startswith(prefix) and ".." not in key.split("/")
 
 
 def is_abandoned(standing: Mapping[str, Any]) -> bool:
@@ -195,7 +198,7 @@ def read_files(store: Store, commit_record: Mapping[str, Any]) -> dict[str, byte
     prefix = attempt_prefix(str(commit_record["run"]), attempt_id=str(commit_record["attempt"]))
     files = {}
     for file in _stored_files(commit_record):
-        if not file.key.startswith(prefix) or ".." in file.key.split("/"):
+        if not _is_below(file.key, prefix):
             raise IntegrityError(f"store {store.uri}: the COMMIT names {file.key}, outside {prefix}")
         data = store.get(file.key)
         if data is None:

@@ -112,7 +112,7 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
     phases, status = around.phases, around.status
     with phases("store"):
         store = open_configured_store(config, environ=around.environ)
-        store.list_objects(f"{contract.RUNS_PREFIX}{status.run}/")  # a missing bucket or a wrong key is known at once
+        store.list_objects(contract.run_prefix(status.run))  # a missing bucket or a wrong key is known at once
     around.stored_log.attach(store)
     prepared = workload.prepare(config, run_id=status.run, phases=phases)
     with phases("store"):
@@ -124,7 +124,7 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
             publish.check_same_result(committed, run_id=status.run, result_digest=result_digest)
             publish.clean_up(store, committed)
             return _outcome(store, committed, status=status)
-        store.sweep(f"{contract.RUNS_PREFIX}{status.run}/")
+        store.sweep(contract.run_prefix(status.run))
         attempt, stored = _register_attempt(store, around, device=prepared.device)
         ledger = _open_ledger(store, around, attempt=attempt)
 

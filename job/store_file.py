@@ -123,9 +123,11 @@ class FolderBackend:
             folder.mkdir()
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-        # What is above the store may be closed to us, such as the mount point of a volume.
-        with contextlib.suppress(*([PermissionError] if folder == self._folder else [])):
+        try:
             _fsync_folder(folder.parent)
+        except PermissionError:  # what is above the store may be closed to us, such as the mount point of a volume
+            if folder != self._folder:
+                raise
         self._safe_folders.add(folder)
 
     @contextlib.contextmanager

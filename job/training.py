@@ -248,11 +248,6 @@ class _Meter:
         self._next_report = time.monotonic() + PROGRESS_SECONDS
 
     @property
-    def has_started(self) -> bool:
-        """Whether the first chunk is done."""
-        return self._num_chunks > 0
-
-    @property
     def steps_per_second(self) -> float:
         """Optimizer updates a second; 0 until two chunks are done."""
         return 1 / self._seconds_per_step if self._seconds_per_step else 0.0

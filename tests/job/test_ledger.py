@@ -302,6 +302,17 @@ class NoSteps:
         raise NotImplementedError
 
 
+def make_training(*, num_examples: int, epochs: int) -> Training:
+    return Training(
+        NoSteps(),
+        predict=lambda: np.zeros((0, 10), np.float32),
+        test_labels=np.zeros(0, np.int64),
+        num_examples=num_examples,
+        global_batch_size=16,
+        epochs=epochs,
+    )
+
+
 @pytest.mark.parametrize(
     ("step", "examples", "epochs"),
     [
@@ -316,14 +327,7 @@ class NoSteps:
     ],
 )
 def test_counters_follow_from_the_step(step: int, examples: int, epochs: int, world: World) -> None:
-    training = Training(
-        NoSteps(),
-        predict=lambda: np.zeros((0, 10), np.float32),
-        test_labels=np.zeros(0, np.int64),
-        num_examples=70,
-        global_batch_size=16,
-        epochs=3,
-    )
+    training = make_training(num_examples=70, epochs=3)
     ledger = world.begin()
     ledger.num_attempts, ledger.num_interruptions = 4, 2
     assert (training.steps_per_epoch, training.total_steps) == (5, 15)
@@ -337,13 +341,6 @@ def test_counters_follow_from_the_step(step: int, examples: int, epochs: int, wo
 
 
 def test_counters_without_a_remainder(world: World) -> None:
-    training = Training(
-        NoSteps(),
-        predict=lambda: np.zeros((0, 10), np.float32),
-        test_labels=np.zeros(0, np.int64),
-        num_examples=64,
-        global_batch_size=16,
-        epochs=2,
-    )
+    training = make_training(num_examples=64, epochs=2)
     ledger = world.begin()
     assert [training.counters(step, ledger=ledger)["examples"] for step in range(9)] == [16 * step for step in range(9)]

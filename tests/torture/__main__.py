@@ -61,8 +61,8 @@ def main() -> int:
         for text in broken_limits(campaign, finished):
             broken += 1
             print(f"{campaign.name}: BROKEN: {text}")
-    started = time.strftime("%Y-%m-%d")
-    print(f"\n{started}, seed {options.seed}\n{table(rows)}")
+    today = time.strftime("%Y-%m-%d")
+    print(f"\n{today}, seed {options.seed}\n{table(rows)}")
     print(f"scripts/torture: {'every promise held' if not broken else f'{broken} BROKEN'}")
     return 1 if broken else 0
 

@@ -118,7 +118,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def figures_of(finished: Sequence[Finished]) -> dict[str, float]:
-    """Median, 99th percentile or sum of the trials' figures, as their names ask for (`_p50`, `_p99`, `_total`, `_max`)."""
+    """Median and 99th percentile of the trials' times, which end in `_seconds`, and the sum of every other figure."""
     values: dict[str, list[float]] = {}
     for trial in finished:
         for name, value in trial.figures.items():
