@@ -27,12 +27,26 @@ class Schedule:
 class CheckpointWriter:
     """One write at a time; the caller owns the thread's end through `save_last`."""
 
-    def __init__(self, store: Store, *, run_id: str, schedule: Schedule, after_save: Callable[[Store], None]) -> None:
-        """`store` must be the writer's own: its requests run beside the main thread's, `after_save` included."""
+    def __init__(
+        self,
+        store: Store,
+        *,
+        run_id: str,
+        schedule: Schedule,
+        on_saved: Callable[[int, float], None],
+        after_save: Callable[[Store], None],
+    ) -> None:
+        """Nothing is written yet.
+
+        Args:
+            store: must be the writer's own: its requests run beside the main thread's.
+            on_saved: is told the step and the seconds of each checkpoint that was written.
+            after_save: has time with the store after each, on the writer's thread.
+        """
         self._store = store
         self._run_id = run_id
         self._schedule = schedule
-        self._after_save = after_save
+        self._on_saved, self._after_save = on_saved, after_save
         self._is_done = threading.Event()
         self._is_done.set()
         self._after_save_lock = threading.Lock()
@@ -87,7 +101,9 @@ class CheckpointWriter:
             self._failure = error
             self._is_done.set()
             return
-        emit("checkpoint.saved", step=checkpoint.step, key=key, seconds=round(time.monotonic() - started, 4))
+        seconds = round(time.monotonic() - started, 4)
+        emit("checkpoint.saved", step=checkpoint.step, key=key, seconds=seconds)
+        self._on_saved(checkpoint.step, seconds)
         self._is_done.set()  # what follows is not worth waiting for
         with self._after_save_lock:
             try:

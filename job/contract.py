@@ -43,6 +43,7 @@ class Pod:
 
     uid: str = ""
     name: str = ""
+    namespace: str = ""
     job_name: str = ""
     release: str = ""
     image: str = ""
@@ -54,6 +55,7 @@ def pod_from_environment(environ: Mapping[str, str]) -> Pod:
     return Pod(
         uid=environ.get("POD_UID", ""),
         name=environ.get("POD_NAME", ""),
+        namespace=environ.get("POD_NAMESPACE", ""),
         job_name=environ.get("JOB_NAME", ""),
         release=environ.get("RELEASE", ""),
         image=environ.get("IMAGE", ""),
@@ -97,8 +99,12 @@ def attempt_prefix(run_id: str, *, attempt_id: str) -> str:
 
 
 def log_prefix(run_id: str) -> str:
-    """Where the log segments of all attempts lie: create-only, outside COMMIT."""
+    """Where the log segments of all attempts lie, create-only, and `metrics.prom` beside them: outside COMMIT."""
     return f"{run_prefix(run_id)}logs/"
+
+
+LOG_SUFFIX = ".jsonl"
+"""Of a log segment."""
 
 
 def checkpoint_prefix(run_id: str) -> str:

@@ -18,12 +18,13 @@ from job.config import Config
 from job.evaluation import Scores
 from job.ledger import Ledger
 from job.observe.logs import emit
+from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status
 from job.signals import StopSignal
-from job.store import Store, is_store_uri, open_store
+from job.store import Store, Traffic, is_store_uri, open_store
 from job.training import Training
 from job.watchdog import Watchdog
 
@@ -98,6 +99,7 @@ class Surroundings:
     stop: StopSignal
     status: Status
     display: Display
+    metrics: Metrics
     stored_log: StoredLog
     on_stall: Callable[[str], None]
 
@@ -111,10 +113,11 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
     """
     phases, status = around.phases, around.status
     with phases("store"):
-        store = open_configured_store(config, environ=around.environ)
+        store = open_configured_store(config, environ=around.environ, traffic=around.metrics.traffic)
         store.list_objects(contract.run_prefix(status.run))  # a missing bucket or a wrong key is known at once
     around.stored_log.attach(store)
     prepared = workload.prepare(config, run_id=status.run, phases=phases)
+    around.metrics.describe(dataset=prepared.dataset["name"], replicas=len(prepared.device.names))
     with phases("store"):
         result_digest = publish.claim_run(
             store, status.run, inputs=prepared.inputs, config=config.model_dump(mode="json")
@@ -132,6 +135,7 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
         training = workload.build()
     _train(config, training, store, around=around, ledger=ledger, result_digest=result_digest)
     results = workload.finish(training, phases=phases)
+    around.metrics.set_recalls({of_class.name: of_class.recall for of_class in results.scores.classes})
 
     with phases("publish"):
         record = {
@@ -168,7 +172,9 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
     return outcome
 
 
-def open_configured_store(config: Config, *, environ: MutableMapping[str, str], uri: str | None = None) -> Store:
+def open_configured_store(
+    config: Config, *, environ: MutableMapping[str, str], uri: str | None = None, traffic: Traffic | None = None
+) -> Store:
     """The store of the `store` section, or another one reached with the same settings."""
     return open_store(
         uri or config.store.uri,
@@ -178,6 +184,7 @@ def open_configured_store(config: Config, *, environ: MutableMapping[str, str], 
         path_style=config.store.path_style,
         timeout_seconds=config.store.timeout_seconds,
         deadline_seconds=config.store.deadline_seconds,
+        traffic=traffic,
     )
 
 
@@ -245,10 +252,12 @@ def _train(
             total_steps=training.total_steps,
             interval_seconds=config.checkpoint.interval_seconds,
         )
+        around.metrics.count(training.counters(around.status.step, ledger=ledger))
     writer = CheckpointWriter(
-        open_configured_store(config, environ=around.environ),
+        open_configured_store(config, environ=around.environ, traffic=around.metrics.traffic),
         run_id=around.status.run,
         schedule=Schedule(**config.checkpoint.model_dump()),
+        on_saved=around.metrics.checkpoint_saved,
         after_save=around.stored_log.write_segment,
     )
     training.run(
@@ -259,6 +268,7 @@ def _train(
         stop=around.stop,
         status=around.status,
         display=around.display,
+        metrics=around.metrics,
     )
 
 

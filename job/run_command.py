@@ -4,11 +4,13 @@ import os
 import sys
 from typing import Any
 
-from job import contract
+from job import __version__, contract
 from job.attempt import make_attempt_id
+from job.config import Config
 from job.config_sources import LoadedConfig
 from job.identity import make_run_id
-from job.observe import logs
+from job.observe import exposition, logs
+from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
@@ -18,13 +20,14 @@ from job.run import Surroundings, peak_memory_bytes, run
 from job.signals import StopSignal
 from job.workload import KerasWorkload
 
+METRICS_FILE = "metrics.prom"
+"""Beside the stored log: all series at the end of the attempt."""
+
 # Sections whose features are not built yet; silence would let a user believe that they act.
 _WITHOUT_EFFECT = (
     "run.skip_if_unchanged",
     "promotion.",
     "retention.",
-    "observe.metrics_port",
-    "observe.pushgateway_url",
     "observe.report",
 )
 
@@ -42,17 +45,22 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     status.path = choose_path(config.observe.termination_log)
     status.run, status.attempt = make_run_id(config), make_attempt_id(pod)
     stored_log = StoredLog(run=status.run, attempt=status.attempt)
+    metrics = _make_metrics(config, pod, status=status, phases=phases)
 
     def end() -> None:
+        if config.observe.pushgateway_url:
+            exposition.push(config.observe.pushgateway_url, metrics.outcome, group=_push_group(config, pod))
         goodput = status.goodput() if status.goodput else None
         _emit_end(status, display, phases=phases.to_json(), goodput=goodput, peak_memory_bytes=peak_memory_bytes())
-        stored_log.close_segment()
+        stored_log.finish({METRICS_FILE: exposition.to_text(metrics.everything)})
 
     status.on_end = end
     status.write()
     logs.configure(log_format, run=status.run, attempt=status.attempt, write=display.write, also=stored_log)
     logs.emit("run.start", store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     _warn_of_settings_without_effect(loaded)
+    if config.observe.metrics_port:
+        exposition.serve(metrics.running, port=config.observe.metrics_port)
 
     around = Surroundings(
         pod=pod,
@@ -61,6 +69,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         stop=stop,
         status=status,
         display=display,
+        metrics=metrics,
         stored_log=stored_log,
         on_stall=lambda stacks: _end_stalled(stacks, status=status, seconds=config.observe.stall_timeout_seconds),
     )
@@ -71,6 +80,24 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     if log_format == "text":
         print_summary(outcome, config=config, seconds=status.seconds)
     return contract.ExitCode.OK
+
+
+def _make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: Phases) -> Metrics:
+    metrics = Metrics(status=status, phases=phases)
+    metrics.describe(
+        version=__version__,
+        image=pod.image,
+        run=status.run,
+        precision=config.train.precision,
+        workers=config.cluster.workers,
+    )
+    return metrics
+
+
+def _push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
+    """What stays the same from run to run, so that the next run of a schedule replaces what this one pushes."""
+    model = config.promotion.model_name or config.data.name
+    return {"model": model, "namespace": pod.namespace, "release": pod.release}
 
 
 def _warn_of_settings_without_effect(loaded: LoadedConfig) -> None:

@@ -9,7 +9,9 @@ import concurrent.futures
 import contextlib
 import functools
 import random
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -80,14 +82,35 @@ class Backend(Protocol):
         """Remove what killed writes left under a folder, where a backend leaves anything."""
 
 
+class Traffic:
+    """Counts requests, over all the stores that share it and all their threads."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, str]] = Counter()
+        """By verb and outcome, `ok` or `error`; a write that found its key taken was answered, so it is ok."""
+        self.num_retries = 0
+        self._lock = threading.Lock()
+
+    def count(self, verb: str, *, outcome: str) -> None:
+        """One request was answered, or was given up."""
+        with self._lock:
+            self.requests[verb, outcome] += 1
+
+    def count_retry(self) -> None:
+        """A request is made again."""
+        with self._lock:
+            self.num_retries += 1
+
+
 class Store:
     """Whole objects under keys, with every operation bounded by a deadline.
 
     Requests run in a worker thread: in the main thread a native call would hold SIGTERM back until it returns.
     """
 
-    def __init__(self, backend: Backend, *, uri: str, deadline_seconds: float) -> None:
+    def __init__(self, backend: Backend, *, uri: str, deadline_seconds: float, traffic: Traffic | None = None) -> None:
         self.uri = uri
+        self._traffic = traffic or Traffic()
         self._backend = backend
         self._deadline_seconds = deadline_seconds
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -183,7 +206,7 @@ class Store:
         reasons: dict[str, None] = {}  # a set in order: the last try may only have run out of time
         while True:
             try:
-                return self._in_worker(attempt, deadline=deadline)
+                return self._counted(verb, attempt, deadline=deadline)
             except FileNotFoundError as error:  # in answer to a write: no store is there
                 raise NotFoundError(f"store {self.uri}: {error}; correct store.uri or store.endpoint") from error
             except TransientError as error:
@@ -196,8 +219,18 @@ class Store:
                         "then start again"
                     ) from error
                 warn("store.retry", verb=verb, key=key, wait_seconds=round(wait, 2), reason=str(error))
+                self._traffic.count_retry()
                 time.sleep(wait)
                 backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
+
+    def _counted(self, verb: str, attempt: Callable[[], T], *, deadline: float) -> T:
+        outcome = "error"
+        try:
+            result = self._in_worker(attempt, deadline=deadline)
+            outcome = "ok"
+            return result
+        finally:
+            self._traffic.count(verb, outcome=outcome)
 
     def _in_worker(self, attempt: Callable[[], T], *, deadline: float) -> T:
         future = self._executor.submit(attempt)
@@ -219,8 +252,9 @@ def open_store(
     path_style: bool | None = None,
     timeout_seconds: float = 30.0,
     deadline_seconds: float = 120.0,
+    traffic: Traffic | None = None,
 ) -> Store:
-    """Open the store at `uri` (`file:`, `s3://`, `gs://`, `az://`) without a request to it.
+    """Open the store at `uri` (`file:`, `s3://`, `gs://`, `az://`) without a request to it; `traffic` counts those that follow.
 
     Raises:
         ConfigError: a URI that cannot be one.
@@ -244,7 +278,7 @@ def open_store(
             path_style=path_style,
             timeout_seconds=timeout_seconds,
         )
-    return Store(backend, uri=uri, deadline_seconds=deadline_seconds)
+    return Store(backend, uri=uri, deadline_seconds=deadline_seconds, traffic=traffic)
 
 
 def is_store_uri(text: str) -> bool:

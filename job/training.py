@@ -19,6 +19,7 @@ from job.datasets import Labels
 from job.identity import canonical_json
 from job.ledger import Ledger
 from job.observe.logs import emit
+from job.observe.metrics import Metrics
 from job.observe.progress import Display
 from job.observe.termination import Status
 from job.signals import StopSignal
@@ -122,8 +123,9 @@ class Training:
         stop: StopSignal,
         status: Status,
         display: Display,
+        metrics: Metrics,
     ) -> None:
-        """Train to the last step and write the last checkpoint; `history` and `status` are kept up to date.
+        """Train to the last step and write the last checkpoint; `history`, `status` and `metrics` are kept up to date.
 
         Raises:
             TrainingError: the loss or a probability is not finite.
@@ -146,12 +148,14 @@ class Training:
         with stop.deferred():
             with watchdog.watching(), phases("compile"):
                 for result in self._steps.run(start_step=self._start_step):
+                    if step > self._start_step:  # the first call compiles
+                        metrics.add_steps(result.step - step, seconds=result.seconds)
                     step = result.step
                     if ledger.first_step_seconds is None:
                         ledger.first_step_seconds = round(sum(phases.seconds.values()), 3)
                     phases.switch("train")
                     meter.add(result)
-                    self._take_in(result, meter, ledger=ledger, status=status, display=display)
+                    self._take_in(result, meter, ledger=ledger, status=status, display=display, metrics=metrics)
                     watchdog.beat()
                     if stop.requested:
                         break
@@ -189,16 +193,26 @@ class Training:
         return digest.hexdigest()
 
     def _take_in(
-        self, result: ChunkResult, meter: "_Meter", *, ledger: Ledger, status: Status, display: Display
+        self,
+        result: ChunkResult,
+        meter: "_Meter",
+        *,
+        ledger: Ledger,
+        status: Status,
+        display: Display,
+        metrics: Metrics,
     ) -> None:
         """Keep count of a finished chunk, show it, and evaluate at the end of an epoch."""
         self._epoch_seconds += result.seconds
         status.step, status.epoch = result.step, (result.step - 1) // self.steps_per_epoch + 1
-        self._show(result, meter, epoch=status.epoch, display=display)
+        self._show(result, meter, epoch=status.epoch, display=display, metrics=metrics)
+        metrics.count(self.counters(result.step, ledger=ledger))
+        metrics.set(progress_ratio=result.step / self.total_steps, goodput_ratio=ledger.goodput()["ratio"])
         if result.step % self.steps_per_epoch == 0:
             with ledger.phases("evaluate"):
                 self._end_epoch(result, epoch=status.epoch)
             status.accuracy = self.history[-1].test_accuracy
+            metrics.set(test_loss=self.history[-1].test_loss)
 
     def _end_epoch(self, result: ChunkResult, *, epoch: int) -> None:
         test_loss, test_accuracy = evaluation.loss_and_accuracy(self.predict(), self._test_labels)
@@ -215,7 +229,7 @@ class Training:
         self._epoch_seconds = 0.0
         emit("epoch.end", step=result.step, **asdict(record))
 
-    def _show(self, result: ChunkResult, meter: "_Meter", *, epoch: int, display: Display) -> None:
+    def _show(self, result: ChunkResult, meter: "_Meter", *, epoch: int, display: Display, metrics: Metrics) -> None:
         rate, eta_seconds = meter.steps_per_second * self._global_batch_size, meter.eta_seconds
         display.update(
             step=result.step,
@@ -225,6 +239,7 @@ class Training:
             rate=rate,
             eta_seconds=eta_seconds,
         )
+        metrics.set(loss=result.loss, accuracy=result.accuracy, examples_per_second=rate, eta_seconds=eta_seconds)
         if meter.is_due():
             emit(
                 "train.progress",

@@ -7,6 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROCESS, START_UP = "process", "start_up"
+PHASES = (
+    PROCESS,
+    START_UP,
+    "store",
+    "data",
+    "build",
+    "restore",
+    "compile",
+    "train",
+    "evaluate",
+    "checkpoint",
+    "export",
+    "publish",
+    "clean_up",
+)
+"""All of them, in the order in which a run comes to them."""
 
 
 class Phases:
@@ -29,9 +45,15 @@ class Phases:
 
     def switch(self, name: str) -> None:
         """Count the time from now on to a phase."""
+        assert name in PHASES
         now = time.monotonic()
         self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
         self._name, self._since = name, now
+
+    @property
+    def current(self) -> str:
+        """The phase that the time is counted to now; any thread may ask."""
+        return self._name
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -2,9 +2,10 @@
 
 import logging
 import threading
+from collections.abc import Mapping
 from typing import Any
 
-from job.contract import log_prefix
+from job.contract import LOG_SUFFIX, log_prefix
 from job.errors import JobError
 from job.observe.logs import json_formatter, warn
 from job.store import Store
@@ -43,7 +44,7 @@ class StoredLog(logging.Handler):
             data = ("\n".join(lines) + "\n").encode()
             try:
                 # A container that was restarted in its pod finds its own earlier segments.
-                while store.create(f"{self._prefix}{self._num_segments:06d}.jsonl", data) != data:
+                while store.create(f"{self._prefix}{self._num_segments:06d}{LOG_SUFFIX}", data) != data:
                     self._num_segments += 1
                 self._num_segments += 1
             except JobError as error:
@@ -51,13 +52,23 @@ class StoredLog(logging.Handler):
                     self._lines = lines + self._lines
                 warn("logs.not_stored", lines=len(lines), reason=str(error))
 
-    def close_segment(self) -> None:
-        """Write the last segment, for `EXIT_SECONDS` at most."""
+    def finish(self, files: Mapping[str, bytes]) -> None:
+        """Write files beside the segments (name -> content), and the last segment, for `EXIT_SECONDS` at most."""
         if self._store is None:
             return
-        thread = threading.Thread(target=self.write_segment, args=(self._store,), daemon=True, name="last log segment")
+        thread = threading.Thread(
+            target=self._write_last, args=(self._store, files), daemon=True, name="last log segment"
+        )
         thread.start()
         thread.join(EXIT_SECONDS)
+
+    def _write_last(self, store: Store, files: Mapping[str, bytes]) -> None:
+        try:
+            for name, data in files.items():
+                store.put(self._prefix + name, data)
+        except JobError as error:
+            warn("logs.not_stored", files=list(files), reason=str(error))
+        self.write_segment(store)
 
     def _locked(self) -> Any:
         assert self.lock
@@ -68,6 +79,8 @@ def read_stored_log(store: Store, run_id: str) -> list[str]:
     """All stored lines of a run: attempts in the order in which they started, each from its first line on."""
     attempts: dict[str, list[str]] = {}
     for entry in store.list_objects(log_prefix(run_id)):
+        if not entry.key.endswith(LOG_SUFFIX):
+            continue
         attempt = entry.key.removeprefix(log_prefix(run_id)).partition("/")[0]
         data = store.get(entry.key)
         attempts.setdefault(attempt, []).extend((data or b"").decode(errors="replace").splitlines())

@@ -29,6 +29,7 @@ class Status:
     epoch: int = 0
     accuracy: float | None = None
     promoted: bool | None = None
+    champion_accuracy: float | None = None
     commit: str | None = None
     seconds: float = 0.0
     started_seconds: float = field(default_factory=time.monotonic, repr=False)

@@ -31,6 +31,10 @@ _SCHEDULE = {"schedule": "0 3 * * *", "activeDeadlineSeconds": 7200}
             {"resources": {"limits": {"nvidia.com/gpu": 2}}, "cluster": {"expected_gpus": 1}},
             r"cluster\.expected_gpus \(1\) must equal the limit nvidia\.com/gpu \(2\)",
         ),
+        (
+            {"monitoring": {"scrape": "podMonitor"}, "observe": {"metrics_port": 0}},
+            r"monitoring\.scrape=podMonitor needs the port that observe\.metrics_port=0 takes away",
+        ),
     ],
 )
 def test_contradictions_are_refused_with_the_way_out(values: dict[str, Any], message: str) -> None:
@@ -54,6 +58,9 @@ def test_contradictions_are_refused_with_the_way_out(values: dict[str, Any], mes
         ({"timeZone": "Europe/../../etc"}, "at '/timeZone'"),
         ({"concurrencyPolicy": "Maybe"}, "at '/concurrencyPolicy'"),
         ({"backoffLimit": -1}, "at '/backoffLimit'"),
+        ({"monitoring": {"scrape": "maybe"}}, "at '/monitoring/scrape'"),
+        ({"monitoring": {"interval": "15"}}, "at '/monitoring/interval'"),
+        ({"extraEnv": [{"name": "POD_NAMESPACE", "value": "x"}]}, "at '/extraEnv/0/name'"),
         ({"clusterName": "Two Words"}, "at '/clusterName'"),
         ({"persistence": {"size": "big"}}, "at '/persistence/size'"),
         ({"resources": {"claims": []}}, "additional properties 'claims' not allowed"),

@@ -38,6 +38,8 @@ def _with_pods(manifests: list[Manifest]) -> list[Manifest]:
 @every_ci_file
 def test_kubernetes_knows_every_field(file: Path) -> None:
     for manifest in render(files=(file,)):
+        if manifest["kind"] == "PodMonitor":  # of the Prometheus operator
+            continue
         kubernetes_validate.validate(manifest, "1.37", strict=True)
 
 
@@ -129,6 +131,41 @@ def test_exit_codes_that_no_retry_can_help_fail_the_job() -> None:
 def test_the_gpu_limit_is_what_the_job_expects() -> None:
     manifests = render({"resources": {"limits": {"nvidia.com/gpu": 2}}})
     assert "--cluster.expected_gpus=2" in arguments(find(manifests, "Job"))
+
+
+def test_prometheus_finds_the_pods_of_runs_as_chosen() -> None:
+    def annotations(values: dict[str, Any]) -> dict[str, str]:
+        found: dict[str, str] = job_spec(find(render(values), "Job"))["template"]["metadata"]["annotations"]
+        return {name: value for name, value in found.items() if name.startswith("prometheus.io/")}
+
+    wanted = {"prometheus.io/scrape": "true", "prometheus.io/port": "9090", "prometheus.io/path": "/metrics"}
+    assert annotations({}) == wanted
+    assert annotations({"observe": {"metrics_port": 8080}}) == wanted | {"prometheus.io/port": "8080"}
+    assert annotations({"podAnnotations": {"prometheus.io/scrape": "false"}})["prometheus.io/scrape"] == "false"
+    for none in ({"observe": {"metrics_port": 0}}, {"monitoring": {"scrape": "none"}}):
+        assert annotations(none) == {}
+    assert "ports" not in pod_spec(find(render({"observe": {"metrics_port": 0}}), "Job"))["containers"][0]
+    assert "prometheus.io/scrape" not in find(render(), "Pod")["metadata"]["annotations"]  # `helm test` serves nothing
+
+
+def test_a_pod_monitor_selects_the_pods_of_runs_by_the_port_they_have() -> None:
+    manifests = render({"monitoring": {"scrape": "podMonitor", "labels": {"release": "prometheus"}}})
+    monitor = find(manifests, "PodMonitor")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    selector = monitor["spec"]["selector"]
+    labels = job_spec(find(manifests, "Job"))["template"]["metadata"]["labels"]
+    assert selector["matchLabels"].items() <= labels.items()
+    assert selector["matchExpressions"] == [{"key": "batch.kubernetes.io/job-name", "operator": "Exists"}]
+    [port] = pod_spec(find(manifests, "Job"))["containers"][0]["ports"]
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [port["name"]]
+
+
+@pytest.mark.parametrize(
+    ("scrape", "ingress"), [("annotations", [{"ports": [{"port": 9090, "protocol": "TCP"}]}]), ("none", [])]
+)
+def test_a_network_policy_lets_in_what_scrapes(scrape: str, ingress: list[object]) -> None:
+    policy = find(render({"networkPolicy": {"enabled": True}, "monitoring": {"scrape": scrape}}), "NetworkPolicy")
+    assert policy["spec"]["ingress"] == ingress
 
 
 def test_large_numbers_and_lists_stay_what_they_are() -> None:

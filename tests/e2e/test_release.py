@@ -1,11 +1,15 @@
 """What people do with a release: install, test, upgrade, roll back, uninstall, schedule, start by hand."""
 
 import json
+import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from tests.e2e.cluster import Namespace, Object, run_command, wait_until
 from tests.e2e.conftest import keys_in
+
+_SLOT = "batch.kubernetes.io/cronjob-scheduled-timestamp"
 
 
 def _run_of(ns: Namespace, job: str) -> str:
@@ -95,6 +99,36 @@ def test_a_schedule_commits_one_run_for_each_slot(ns: Namespace, s3: Object) -> 
     for job in jobs:
         name = job["metadata"]["name"]
         assert [end.message["run"] for end in ns.ended(name)] == [f"{ns.name}.{name}"]
+
+
+@pytest.mark.slow
+def test_slots_missed_while_suspended_are_made_up_for_by_one_run(ns: Namespace, s3: Object) -> None:
+    """R18. The slot that is made up for is the last one that was missed."""
+    often = [keys_in(ns), {"store": s3, "schedule": "* * * * *", "activeDeadlineSeconds": 55}]
+    ns.install("often", *often, {"suspend": True})
+    made = _created(ns.get("cronjob")[0])
+    time.sleep(135 - made.second)  # past the second slot after the one in which it was made
+    assert not ns.get("job")
+    ns.install("often", *often)
+    resumed = datetime.now(UTC)
+    jobs = wait_until(lambda: ns.get("job"), "run", seconds=40)
+    slots = [datetime.fromisoformat(job["metadata"]["annotations"][_SLOT]) for job in jobs]
+    assert len(slots) == 1
+    assert resumed - slots[0] < timedelta(seconds=75)
+
+
+@pytest.mark.slow
+def test_two_jobs_of_one_run_commit_it_once(ns: Namespace, s3: Object) -> None:
+    """R18: what a duplicate slot, or the same Job made twice, comes to."""
+    same = [keys_in(ns), {"store": s3, "run": {"id": f"{ns.name}.same"}}]
+    jobs = [ns.install(release, *same) for release in ("one", "two")]
+    assert [ns.wait_for_end(job) for job in jobs] == ["Complete", "Complete"]
+    outcomes = sorted(end.message["outcome"] for job in jobs for end in ns.ended(job))
+    assert outcomes == ["already_committed", "committed"]
+
+
+def _created(found: Object) -> datetime:
+    return datetime.fromisoformat(found["metadata"]["creationTimestamp"])
 
 
 def test_what_is_missing_is_said(ns: Namespace, s3: Object) -> None:

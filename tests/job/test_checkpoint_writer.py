@@ -49,7 +49,9 @@ def make_checkpoint(step: int) -> Checkpoint:
 
 def make_writer(backend: Backend) -> tuple[CheckpointWriter, Store]:
     store = Store(backend, uri="file:x", deadline_seconds=0.3)
-    return CheckpointWriter(store, run_id="r", schedule=SCHEDULE, after_save=lambda _: None), store
+    return CheckpointWriter(
+        store, run_id="r", schedule=SCHEDULE, on_saved=lambda *_: None, after_save=lambda _: None
+    ), store
 
 
 def wait_until_due(writer: CheckpointWriter) -> None:
@@ -85,7 +87,7 @@ def test_the_last_checkpoint_that_cannot_be_saved_is_said(tmp_path: Path) -> Non
 def test_a_stop_while_the_last_checkpoint_hangs_is_bounded(tmp_path: Path) -> None:
     backend = Backend(tmp_path)
     store = Store(backend, uri="file:x", deadline_seconds=20)
-    writer = CheckpointWriter(store, run_id="r", schedule=SCHEDULE, after_save=lambda _: None)
+    writer = CheckpointWriter(store, run_id="r", schedule=SCHEDULE, on_saved=lambda *_: None, after_save=lambda _: None)
     backend.is_open.clear()
     stop = StopSignal()
     timer = threading.Timer(0.3, lambda: setattr(stop, "requested", "SIGTERM"))

@@ -29,6 +29,8 @@ containers:
         valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.uid}}
       - name: POD_NAME
         valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.name}}
+      - name: POD_NAMESPACE
+        valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}}
       - name: JOB_NAME
         valueFrom: {fieldRef: {apiVersion: v1, fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
       - name: RELEASE
@@ -44,6 +46,12 @@ containers:
     envFrom:
       - secretRef:
           name: {{ toJson . }}
+    {{- end }}
+    {{- with include "mnist-train.metricsPort" $root }}
+    ports:
+      - name: metrics
+        containerPort: {{ . }}
+        protocol: TCP
     {{- end }}
     resources: {{ toJson $values.resources }}
     securityContext:
@@ -136,10 +144,32 @@ ttlSecondsAfterFinished: {{ toJson $values.ttlSecondsAfterFinished }}
 {{- end }}
 template:
   metadata:
-    {{- include "mnist-train.podMetadata" .root | nindent 4 }}
+    {{- $metadata := include "mnist-train.podMetadata" .root | fromYaml }}
+    labels: {{ toJson $metadata.labels }}
+    {{- with mergeOverwrite (include "mnist-train.scrapeAnnotations" .root | fromYaml) (default dict $metadata.annotations) }}
+    annotations: {{ toJson . }}
+    {{- end }}
   spec:
     {{- $arguments := concat (list "run" (printf "--run.id=%s" .runId)) (include "mnist-train.settings" .root | fromJsonArray) }}
     {{- include "mnist-train.podSpec" (dict "root" .root "arguments" $arguments) | nindent 4 }}
+{{- end -}}
+
+{{- /* Where /metrics is served; nothing when it is not. */ -}}
+{{- define "mnist-train.metricsPort" -}}
+{{- $default := get (get (.Files.Get "files/defaults.json" | fromJson) "observe") "metrics_port" -}}
+{{- with ternary $default .Values.observe.metrics_port (kindIs "invalid" .Values.observe.metrics_port) -}}
+{{ int . }}
+{{- end -}}
+{{- end -}}
+
+{{- /* What a Prometheus looks for that finds its targets by annotations; pods that users may annotate otherwise. */ -}}
+{{- define "mnist-train.scrapeAnnotations" -}}
+{{- $port := include "mnist-train.metricsPort" . -}}
+{{- if and $port (eq .Values.monitoring.scrape "annotations") -}}
+prometheus.io/scrape: "true"
+prometheus.io/port: {{ $port | quote }}
+prometheus.io/path: /metrics
+{{- end -}}
 {{- end -}}
 
 {{- /* Labels of a Job, for Kueue. */ -}}

@@ -1,0 +1,138 @@
+"""How metrics leave the process: /metrics and /healthz while it runs, the Pushgateway and a text file at its end.
+
+None of it may fail a run: what does not work is a warning.
+"""
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from job.observe.logs import warn
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from prometheus_client import CollectorRegistry
+
+PUSH_SECONDS = 5.0
+"""How long a push may take: a Pushgateway that is away must not hold the exit back."""
+
+_JOB = "mnist-train"
+
+Families = Callable[[], Iterator[Any]]
+
+
+def serve(families: Families, *, port: int) -> int | None:
+    """Answer /metrics and /healthz on all addresses from a thread of its own; returns the port, or None when it is taken.
+
+    Args:
+        families: the series at the time of a scrape.
+        port: 0 chooses a free one.
+    """
+    try:
+        server = make_server("", port, _application(families), server_class=_Server, handler_class=_QuietHandler)
+    except OSError as error:
+        warn(
+            "metrics.not_served",
+            port=port,
+            reason=f"{error.strerror or error}; choose another observe.metrics_port, or 0 for none",
+        )
+        return None
+    threading.Thread(target=server.serve_forever, daemon=True, name="metrics").start()
+    return int(server.server_port)
+
+
+def push(url: str, families: Families, *, group: Mapping[str, str]) -> None:
+    """Add series to a group of the Pushgateway at `url`, for `PUSH_SECONDS` at most; others of the group stay as they are."""
+    from prometheus_client import pushadd_to_gateway
+
+    registry, failure = _registry(families), f"no answer within {PUSH_SECONDS:g} s"
+
+    def attempt() -> None:
+        nonlocal failure
+        try:
+            pushadd_to_gateway(
+                url,
+                job=_JOB,
+                registry=registry,
+                grouping_key={name: value for name, value in group.items() if value},
+                timeout=PUSH_SECONDS,
+            )
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            failure = f"{type(error).__name__}: {error}"
+        else:
+            failure = ""
+
+    thread = threading.Thread(target=attempt, daemon=True, name="push")  # a name server that is away knows no time-out
+    thread.start()
+    thread.join(PUSH_SECONDS)
+    if failure:
+        warn("metrics.not_pushed", url=url, reason=f"{failure}; correct observe.pushgateway_url or start the gateway")
+
+
+def to_text(families: Families) -> bytes:
+    """The series in Prometheus' text format."""
+    from prometheus_client import generate_latest
+
+    return generate_latest(_registry(families))
+
+
+def _registry(families: Families) -> "CollectorRegistry":
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
+
+    class Collected(Collector):
+        def collect(self) -> Iterator[Any]:
+            return families()
+
+    registry = CollectorRegistry()
+    registry.register(Collected())
+    return registry
+
+
+def _application(families: Families) -> "WSGIApplication":
+    from prometheus_client import make_wsgi_app
+
+    metrics: WSGIApplication = make_wsgi_app(_registry(families))
+
+    def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if path == "/metrics":
+            return metrics(environ, start_response)
+        status, body = ("200 OK", b"ok\n") if path == "/healthz" else ("404 Not Found", b"/metrics and /healthz\n")
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    return application
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A slow reader holds up nobody; IPv6 and IPv4 alike, where the machine has both."""
+
+    daemon_threads = True
+    allow_reuse_port = False
+
+    def __init__(self, *arguments: Any) -> None:
+        self.address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        super().__init__(*arguments)
+
+    def server_bind(self) -> None:
+        """Without asking the name server for our own name, as http.server does: it may be slow to say that it does not know."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "", int(self.server_address[1])
+        self.setup_environ()
+
+
+class _QuietHandler(WSGIRequestHandler):
+    """Without a log line for each scrape, and without waiting for a silent client for ever."""
+
+    timeout = 30
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
+        """Say nothing."""

@@ -1,0 +1,60 @@
+"""What a real Prometheus and a real Pushgateway know about a run: the manifests are those of scripts/kind."""
+
+import json
+import urllib.parse
+from pathlib import Path
+
+import yaml
+
+from tests.e2e.cluster import Namespace, Object, wait_until
+from tests.e2e.conftest import keys_in
+
+_MANIFESTS = Path(__file__).parents[2] / "scripts" / "kind-monitoring.yaml"
+_IMAGES = {"PROMETHEUS_IMAGE": "prom/prometheus:v2.42.0", "PUSHGATEWAY_IMAGE": "prom/pushgateway:v1.5.1"}
+
+
+def _start_monitoring(ns: Namespace) -> None:
+    text = _MANIFESTS.read_text()
+    for name, image in _IMAGES.items():
+        text = text.replace(name, image)
+    ns.apply(*yaml.safe_load_all(text))
+    ns.kubectl("rollout", "status", "deployment", "--timeout=120s")
+
+
+def _query(ns: Namespace, query: str) -> list[tuple[dict[str, str], float]]:
+    """Labels and values that Prometheus answers with now."""
+    path = f"/api/v1/namespaces/{ns.name}/services/prometheus:9090/proxy/api/v1/query?query={urllib.parse.quote(query)}"
+    answer: Object = json.loads(ns.kubectl("get", "--raw", path))
+    return [(series["metric"], float(series["value"][1])) for series in answer["data"]["result"]]
+
+
+def test_a_run_is_scraped_while_it_trains_and_its_outcome_stays_when_its_pod_is_gone(ns: Namespace, s3: Object) -> None:
+    _start_monitoring(ns)
+    pushed = {"observe": {"pushgateway_url": f"http://pushgateway.{ns.name}.svc:9091"}}
+    job = ns.install(
+        "train", keys_in(ns), {"store": s3}, pushed, {"train": {"epochs": 150}, "checkpoint": {"interval_seconds": 2}}
+    )
+    selector = f'{{namespace="{ns.name}",release="train"}}'
+    [(labels, steps)] = wait_until(
+        lambda: _query(ns, f"mnist_train_steps_total{selector} > 0"), "scraped steps", seconds=120
+    )
+    assert steps % 1 == 0
+    assert "run" not in labels
+    [(info, _)] = _query(ns, f"mnist_train_info{selector}")
+    run = ns.job(job)["metadata"]["annotations"]["mnist-train/run"]
+    assert (info["run"], info["dataset"], info["replicas"]) == (run, "digits", "1")
+    assert [value for _, value in _query(ns, f'mnist_train_phase{{phase="train",namespace="{ns.name}"}}')] == [1.0]
+    assert len(_query(ns, f'{{__name__=~"mnist_train_.+",namespace="{ns.name}"}}')) <= 80
+
+    assert ns.wait_for_end(job) == "Complete"
+    [end] = ns.ended(job)
+    ns.kubectl("delete", "job", job, "--wait")
+    [(outcome, accuracy)] = wait_until(
+        lambda: _query(ns, f'mnist_train_test_accuracy{{job="mnist-train",namespace="{ns.name}"}}'), "push", seconds=30
+    )
+    assert (outcome["release"], outcome["model"]) == ("train", "digits")
+    assert accuracy == end.message["accuracy"]
+    [(_, code)] = _query(ns, f'mnist_train_exit_code{{namespace="{ns.name}"}}')
+    [(_, age)] = _query(ns, f'time() - mnist_train_last_success_timestamp_seconds{{namespace="{ns.name}"}}')
+    assert code == 0
+    assert 0 <= age < 120

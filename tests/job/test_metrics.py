@@ -1,0 +1,276 @@
+"""The series that Prometheus gets: names, numbers, and that nothing of it can fail a run."""
+
+import http.client
+import http.server
+import json
+import re
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from job.contract import ExitCode
+from job.observe import exposition
+from job.observe.metrics import Metrics
+from job.observe.phases import PHASES, Phases
+from job.observe.termination import Status
+from tests.conftest import QUICK, RunJob, job_command, job_environment
+
+# The contract with dashboards and alerts: a series that is renamed breaks them.
+_RUNNING = {
+    "info", "phase", "steps_total", "examples_total", "epochs_total", "attempts_total", "interruptions_total", "loss", "accuracy",
+    "test_loss", "test_accuracy", "class_recall_ratio", "step_seconds_bucket", "step_seconds_sum", "step_seconds_count",
+    "examples_per_second", "checkpoint_seconds", "checkpoint_last_timestamp_seconds", "checkpoint_step", "store_requests_total",
+    "store_retries_total", "goodput_ratio", "progress_ratio", "eta_seconds",
+}  # fmt: skip
+_OUTCOME = {
+    "last_success_timestamp_seconds", "last_run_timestamp_seconds", "duration_seconds", "exit_code", "promoted", "test_accuracy",
+    "champion_accuracy",
+}  # fmt: skip
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def parse(text: str) -> Series:
+    return {
+        (sample.name.removeprefix("mnist_train_"), tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def names(series: Series) -> set[str]:
+    return {name for name, _ in series}
+
+
+def value(series: Series, name: str) -> float:
+    [found] = [number for (of, _), number in series.items() if of == name]
+    return found
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """With everything set that a run sets."""
+    made = Metrics(status=Status(), phases=Phases())
+    made.describe(version="1", image="i", run="ns.r", dataset="mnist", precision="float32", replicas=2, workers=1)
+    made.count({"steps": 7, "examples": 800, "epochs": 1, "attempts": 3, "interruptions": 2})
+    made.set(loss=0.5, accuracy=0.8, test_loss=0.6, examples_per_second=1e5, goodput_ratio=0.9, progress_ratio=0.1)
+    made.set(eta_seconds=12)
+    made.checkpoint_saved(7, 0.004)
+    made.set_recalls({str(digit): digit / 10 for digit in range(10)})
+    for verb in ("create", "put", "get", "list", "delete", "sweep"):
+        for outcome in ("ok", "error"):
+            made.traffic.count(verb, outcome=outcome)
+    made.status.accuracy, made.status.promoted, made.status.champion_accuracy = 0.88, True, 0.87
+    return made
+
+
+def test_the_series_are_those_of_the_contract_and_at_most_80(metrics: Metrics) -> None:
+    running = parse(exposition.to_text(metrics.running).decode())
+    assert names(running) == _RUNNING
+    metrics.status.code = ExitCode.OK
+    assert names(parse(exposition.to_text(metrics.outcome).decode())) == _OUTCOME
+    everything = parse(exposition.to_text(metrics.everything).decode())
+    assert names(everything) == _RUNNING | _OUTCOME
+    assert len(everything) <= 80
+    assert {name for name, labels in everything if "run" in dict(labels)} == {"info"}
+
+
+def test_values_are_what_was_set(metrics: Metrics) -> None:
+    series = parse(exposition.to_text(metrics.running).decode())
+    assert value(series, "steps_total") == 7
+    assert value(series, "interruptions_total") == 2
+    assert value(series, "test_accuracy") == 0.88
+    assert value(series, "checkpoint_step") == 7
+    assert series["class_recall_ratio", (("digit", "3"),)] == 0.3
+    assert series["store_requests_total", (("outcome", "error"), ("verb", "get"))] == 1
+    [info] = [dict(labels) for name, labels in series if name == "info"]
+    assert (info["run"], info["replicas"]) == ("ns.r", "2")
+
+
+def test_one_phase_is_the_current_one(metrics: Metrics) -> None:
+    metrics.phases.switch("train")
+    series = parse(exposition.to_text(metrics.running).decode())
+    phases = {labels[0][1]: number for (name, labels), number in series.items() if name == "phase"}
+    assert phases == {name: float(name == "train") for name in PHASES}
+
+
+def test_steps_are_counted_in_the_bucket_of_their_mean(metrics: Metrics) -> None:
+    metrics.add_steps(10, seconds=0.03)
+    metrics.add_steps(5, seconds=0.01)
+    metrics.add_steps(1, seconds=60)
+    series = parse(exposition.to_text(metrics.running).decode())
+    buckets = {dict(labels)["le"]: number for (name, labels), number in series.items() if name == "step_seconds_bucket"}
+    assert [buckets[bound] for bound in ("0.001", "0.002", "0.005", "2.0", "+Inf")] == [0, 5, 15, 15, 16]
+    assert value(series, "step_seconds_count") == 16
+    assert value(series, "step_seconds_sum") == pytest.approx(60.04)
+
+
+def test_many_classes_have_no_series_each(metrics: Metrics) -> None:
+    metrics.set_recalls({str(number): 0.5 for number in range(11)})
+    assert "class_recall_ratio" not in names(parse(exposition.to_text(metrics.running).decode()))
+
+
+def test_a_failure_leaves_the_last_success_as_it_is(metrics: Metrics) -> None:
+    metrics.status.code = ExitCode.UNAVAILABLE
+    metrics.status.promoted = None
+    series = parse(exposition.to_text(metrics.outcome).decode())
+    assert names(series) == _OUTCOME - {"last_success_timestamp_seconds", "promoted"}
+    assert value(series, "exit_code") == 69
+
+
+def _get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_metrics_and_health_are_served(metrics: Metrics) -> None:
+    port = exposition.serve(metrics.running, port=0)
+    assert port
+    assert _get(port, "/healthz") == (200, "ok\n")
+    status, text = _get(port, "/metrics")
+    assert (status, names(parse(text))) == (200, _RUNNING)
+    assert _get(port, "/")[0] == 404
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_metrics_are_served_over_ipv6_too(metrics: Metrics) -> None:
+    port = exposition.serve(metrics.running, port=0)
+    with urllib.request.urlopen(f"http://[::1]:{port}/healthz", timeout=10) as answer:
+        assert answer.status == 200
+
+
+class _Gateway(http.server.BaseHTTPRequestHandler):
+    """Takes down what is pushed; the real one is in the tests of the cluster."""
+
+    received: list[tuple[str, str, str]]
+    code = 200
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.received.append((self.command, self.path, body))
+        self.send_response(self.code)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
+        pass
+
+
+@pytest.fixture
+def gateway() -> Iterator[tuple[str, type[_Gateway]]]:
+    handler = type("Handler", (_Gateway,), {"received": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", handler
+        server.shutdown()
+
+
+def test_the_outcome_is_added_to_its_group(metrics: Metrics, gateway: tuple[str, type[_Gateway]]) -> None:
+    url, handler = gateway
+    metrics.status.code = ExitCode.OK
+    exposition.push(url, metrics.outcome, group={"model": "mnist", "namespace": "", "release": "nightly"})
+    [(method, path, body)] = handler.received
+    assert method == "POST"  # PUT would take away what is not in it
+    assert path == "/metrics/job/mnist-train/model/mnist/release/nightly"
+    assert names(parse(body)) == _OUTCOME
+
+
+def test_a_gateway_that_refuses_is_a_warning(
+    metrics: Metrics, gateway: tuple[str, type[_Gateway]], caplog: pytest.LogCaptureFixture
+) -> None:
+    url, handler = gateway
+    handler.code = 500
+    metrics.status.code = ExitCode.OK
+    exposition.push(url, metrics.outcome, group={})
+    assert [record.message for record in caplog.records] == ["metrics.not_pushed"]
+    assert "HTTPError: HTTP Error 500" in caplog.records[0].fields["reason"]  # type: ignore[attr-defined]
+
+
+def test_a_gateway_that_is_silent_costs_five_seconds(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+    metrics.status.code = ExitCode.OK
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        exposition.push(f"http://127.0.0.1:{silent.getsockname()[1]}", metrics.outcome, group={})
+        assert time.monotonic() - started < exposition.PUSH_SECONDS + 2
+    assert [record.message for record in caplog.records] == ["metrics.not_pushed"]
+
+
+@pytest.mark.tf
+def test_a_run_whose_port_is_taken_and_whose_gateway_is_away_succeeds_and_says_so(run_job: RunJob) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run_job(
+            "run",
+            *QUICK,
+            "--run.id=r",
+            f"--observe.metrics_port={port}",
+            "--observe.pushgateway_url=http://127.0.0.1:9",
+        )
+    assert done.code == 0, done.stderr
+    assert "Address already in use; choose another observe.metrics_port" in done.event("metrics.not_served")["reason"]
+    assert "Connection refused" in done.event("metrics.not_pushed")["reason"]
+    assert done.events[-1]["event"] == "run.end"
+
+
+@pytest.mark.tf
+def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
+    tmp_path: Path, gateway: tuple[str, type[_Gateway]]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as chosen:
+        port = chosen.getsockname()[1]
+    arguments = [
+        "run", *QUICK, "--train.epochs=60", "--run.id=r", f"--observe.metrics_port={port}",
+        f"--observe.pushgateway_url={gateway[0]}", "--checkpoint.interval_seconds=0.2",
+    ]  # fmt: skip
+    environment = job_environment({"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])})
+    seen: list[float] = []
+    with subprocess.Popen(
+        job_command(arguments),
+        cwd=tmp_path,
+        env=environment | {"RELEASE": "nightly"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            while process.poll() is None:
+                try:
+                    text = _get(port, "/metrics")[1]
+                    seen += [number for (name, _), number in parse(text).items() if name == "steps_total"]
+                except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError):
+                    time.sleep(0.02)
+            assert process.stdout
+            output = process.stdout.read()
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert seen == sorted(seen)
+    assert seen[0] < seen[-1]
+    [kept] = tmp_path.glob("out/runs/r/logs/*/metrics.prom")
+    series = parse(kept.read_text())
+    assert names(series) == (_RUNNING | _OUTCOME) - {"promoted", "champion_accuracy"}
+    assert value(series, "steps_total") == events[-1]["step"] == 2700
+    assert value(series, "exit_code") == 0
+    assert value(series, "test_accuracy") == events[-1]["accuracy"]
+    assert value(series, "attempts_total") == 1
+    requests = {dict(labels)["verb"]: n for (name, labels), n in series.items() if name == "store_requests_total"}
+    assert {"create", "get", "list"} <= requests.keys()
+    [(_, path, _)] = gateway[1].received
+    assert path == "/metrics/job/mnist-train/model/digits/release/nightly"
+
+
+def test_every_series_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+    documented = set(re.findall(r"`([a-z_]+)(?:\{[a-z,]+\})?`", text[text.index("## Metrics") :]))
+    wanted = {re.sub(r"^step_seconds_.*", "step_seconds", name) for name in _RUNNING | _OUTCOME}
+    assert wanted <= documented
