@@ -34,17 +34,16 @@ def test_a_run_is_scraped_while_it_trains_and_its_outcome_stays_when_its_pod_is_
     job = ns.install(
         "train", keys_in(ns), {"store": s3}, pushed, {"train": {"epochs": 150}, "checkpoint": {"interval_seconds": 2}}
     )
-    selector = f'{{namespace="{ns.name}",release="train"}}'
     [(labels, steps)] = wait_until(
-        lambda: _query(ns, f"mnist_train_steps_total{selector} > 0"), "scraped steps", seconds=120
+        lambda: _query(ns, 'mnist_train_steps_total{job="runs"} > 0'), "scraped steps", seconds=120
     )
     assert steps % 1 == 0
     assert "run" not in labels
-    [(info, _)] = _query(ns, f"mnist_train_info{selector}")
+    [(info, _)] = _query(ns, "mnist_train_info")
     run = ns.job(job)["metadata"]["annotations"]["mnist-train/run"]
     assert (info["run"], info["dataset"], info["replicas"]) == (run, "digits", "1")
-    assert [value for _, value in _query(ns, f'mnist_train_phase{{phase="train",namespace="{ns.name}"}}')] == [1.0]
-    assert len(_query(ns, f'{{__name__=~"mnist_train_.+",namespace="{ns.name}"}}')) <= 80
+    assert [value for _, value in _query(ns, 'mnist_train_phase{phase="train"}')] == [1.0]
+    assert len(_query(ns, '{__name__=~"mnist_train_.+",job="runs"}')) <= 80
 
     assert ns.wait_for_end(job) == "Complete"
     [end] = ns.ended(job)
