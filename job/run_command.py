@@ -7,6 +7,7 @@ from typing import Any
 from job import contract
 from job.attempt import make_attempt_id
 from job.config_sources import LoadedConfig
+from job.errors import GateRefusedError
 from job.identity import make_run_id
 from job.observe import logs
 from job.observe.phases import Phases
@@ -20,9 +21,6 @@ from job.workload import KerasWorkload
 
 # Sections whose features are not built yet; silence would let a user believe that they act.
 _WITHOUT_EFFECT = (
-    "run.skip_if_unchanged",
-    "promotion.",
-    "retention.",
     "observe.metrics_port",
     "observe.pushgateway_url",
     "observe.report",
@@ -66,8 +64,11 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     )
     outcome = run(config, around, KerasWorkload(os.environ))
     stop.ignore()  # a committed run must not be reported as interrupted
-    name = "committed" if outcome.is_new else "already_committed"
-    status.end(outcome=name, code=contract.ExitCode.OK)
+    refusal = outcome.gate["reason"] if outcome.gate and outcome.gate["verdict"] == "refused" else ""
+    if refusal and config.promotion.refused_is_failure:
+        raise GateRefusedError(f"the gate refused run {status.run}, which is committed and whole: {refusal}")
+    name = "skipped" if outcome.is_skipped else "committed" if outcome.is_new else "already_committed"
+    status.end(outcome=name, code=contract.ExitCode.OK, reason=refusal)
     if log_format == "text":
         print_summary(outcome, config=config, seconds=status.seconds)
     return contract.ExitCode.OK
