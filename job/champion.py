@@ -99,14 +99,16 @@ def read_newest(store: Store, model: str) -> Pointer | None:
         IntegrityError: its record is damaged.
     """
     for _ in range(_MAX_LISTINGS):
-        versions = _list_versions(store, model)
+        versions = list_versions(store, model)
         if not versions:
             return None
         data = store.get(contract.champion_key(model, version=versions[-1]))
         if data is not None:
             return _parse(data, model=model, version=versions[-1])
         time.sleep(_LISTING_SECONDS)  # a listing may know more than the object's own place, for a moment
-    raise IntegrityError(f"store {store.uri}: {contract.champion_key(model, version=versions[-1])} is listed and absent")
+    raise IntegrityError(
+        f"store {store.uri}: {contract.champion_key(model, version=versions[-1])} is listed and absent"
+    )
 
 
 def history(store: Store, model: str) -> Iterator[Pointer]:
@@ -115,7 +117,7 @@ def history(store: Store, model: str) -> Iterator[Pointer]:
     Raises:
         IntegrityError: a record is damaged or missing.
     """
-    for version in reversed(_list_versions(store, model)):
+    for version in reversed(list_versions(store, model)):
         data = store.get(contract.champion_key(model, version=version))
         if data is None:
             raise IntegrityError(
@@ -218,7 +220,8 @@ def choose_model(store: Store, config: Config) -> str:
     raise NotFoundError(f"store {store.uri}: which model is not clear: {which}; name it with --promotion.model_name")
 
 
-def _list_versions(store: Store, model: str) -> list[int]:
+def list_versions(store: Store, model: str) -> list[int]:
+    """Numbers of all moves, ascending."""
     names = (entry.key.rpartition("/")[2] for entry in store.list_objects(contract.champions_prefix(model)))
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
@@ -239,7 +242,11 @@ def _parse(data: bytes, *, model: str, version: int) -> Pointer:
     record = publish.parse_object(data, key=key)
     names = {field.name for field in fields(Pointer)}
     missing = names - record.keys()
-    if missing or (record["model"], record["version"]) != (model, version) or not contract.is_run_id(str(record["run"])):
+    if (
+        missing
+        or (record["model"], record["version"]) != (model, version)
+        or not contract.is_run_id(str(record["run"]))
+    ):
         reason = f"it lacks {', '.join(sorted(missing))}" if missing else "its model, version or run is another"
         raise IntegrityError(f"store: {key} is not the record of this champion: {reason}")
     values = {name: record[name] for name in names}

@@ -42,7 +42,8 @@ def promote(line: CommandLine, loaded: LoadedConfig, *, store: Store, commit: Ma
             return contract.ExitCode.OK
         if decision and decision["verdict"] != "promoted":
             raise GateRefusedError(
-                f"run {to.run} is not promoted: {decision['reason']}; --force moves the champion all the same, and says so for ever"
+                f"run {to.run} is not promoted: {decision['reason']}; --force moves the champion "
+                "all the same, and says so for ever"
             )
         moved = champion.move(
             store,
@@ -79,7 +80,9 @@ def rollback(line: CommandLine, loaded: LoadedConfig, *, store: Store) -> int:
         why=line.options.why or BY_HAND,
     )
     if moved is None:
-        raise ConflictError(f"the champion of {model} has moved since it was read; look at mnist-job runs, and try again")
+        raise ConflictError(
+            f"the champion of {model} has moved since it was read; look at mnist-job runs, and try again"
+        )
     return _finish_move(store, moved)
 
 
@@ -125,7 +128,9 @@ def fetch(line: CommandLine, loaded: LoadedConfig, *, store: Store) -> int:
             logs.warn("fetch.failed", reason=str(error), again_in_seconds=every_seconds)
         else:
             if brought:
-                print(f"{folder / str(brought.version)}: run {brought.run}, accuracy {brought.accuracy:.4f}", flush=True)
+                print(
+                    f"{folder / str(brought.version)}: run {brought.run}, accuracy {brought.accuracy:.4f}", flush=True
+                )
             elif every_seconds is None:
                 print(f"{folder}: the champion is there already")
         if every_seconds is None:

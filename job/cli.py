@@ -90,15 +90,21 @@ def _make_parser() -> _Parser:
     which.add_argument("--champion", metavar="NAME", help="the model whose champion, and serving layout, to verify")
     verify.add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long until it is there")
 
-    fetch = _add(commands, "fetch", "bring the champion, verified, into DIR/VERSION/ by one rename, for TensorFlow Serving")
+    fetch = _add(
+        commands, "fetch", "bring the champion, verified, into DIR/VERSION/ by one rename, for TensorFlow Serving"
+    )
     fetch.add_argument("--to", required=True, metavar="DIR", help="local folder")
-    fetch.add_argument("--every", type=_interval, metavar="SECONDS", help="look again and again; errors are only logged")
+    fetch.add_argument(
+        "--every", type=_interval, metavar="SECONDS", help="look again and again; errors are only logged"
+    )
     fetch.add_argument("--keep", type=_count, default=3, metavar="N", help="how many of the newest versions stay (3)")
 
     runs = _add(commands, "runs", "table of the runs in the store: accuracy, gate, who is champion")
     runs.add_argument("--last", type=_count, metavar="N", help="only the newest")
     _add_output(runs)
-    show = _add(commands, "show", "everything that is known about a committed run, as JSON: COMMIT, gate, when it was champion")
+    show = _add(
+        commands, "show", "everything that is known about a committed run, as JSON: COMMIT, gate, when it was champion"
+    )
     show.add_argument("run", metavar="RUN", help="the run to show")
 
     stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")

@@ -80,7 +80,9 @@ def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
     )
     if pointer:
         num_files = check_layout(store, pointer)
-        print(f"  champion of {pointer.model}: {describe_champion(pointer)}\n  serving layout: {num_files} files, equal")
+        print(
+            f"  champion of {pointer.model}: {describe_champion(pointer)}\n  serving layout: {num_files} files, equal"
+        )
     return contract.ExitCode.OK
 
 

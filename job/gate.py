@@ -55,9 +55,7 @@ class Gate:
         standing = read_gate(self.store, run)
         if standing is None:
             record = self._decide_and_move(commit)
-            standing = publish.parse_object(
-                self.store.create(gate_key(run), canonical_json(record)), key=gate_key(run)
-            )
+            standing = publish.parse_object(self.store.create(gate_key(run), canonical_json(record)), key=gate_key(run))
             if standing["verdict"] != record["verdict"]:
                 warn("gate.other_decision", ours=record["reason"], standing=standing["reason"])
                 standing = record if record["verdict"] == "promoted" else standing  # the champion's own record stands
@@ -131,9 +129,7 @@ class Gate:
             best_accuracy=newest.best_accuracy(str(digest)),
         )
 
-    def _to_record(
-        self, decision: Decision, *, commit: Mapping[str, Any], newest: Pointer | None
-    ) -> dict[str, Any]:
+    def _to_record(self, decision: Decision, *, commit: Mapping[str, Any], newest: Pointer | None) -> dict[str, Any]:
         is_promoted = decision.verdict == "promoted"
         return {
             "format": FORMAT,

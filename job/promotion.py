@@ -144,7 +144,11 @@ _Refusal = tuple[Verdict, str, str]
 def _not_comparable(candidate: Candidate, champion: Champion) -> _Refusal | None:
     """Rows that need no score."""
     if candidate.weights_digest == champion.weights_digest:
-        return "same", "same_weights", f"same as champion: the weights of version {champion.version} (run {champion.run})"
+        return (
+            "same",
+            "same_weights",
+            f"same as champion: the weights of version {champion.version} (run {champion.run})",
+        )
     if candidate.dataset != champion.dataset:
         reason = f"trained on {candidate.dataset}, the champion on {champion.dataset}"
         return "refused", "other_dataset", reason

@@ -125,12 +125,12 @@ def abandon(store: Store, run_id: str) -> bool:
 
 
 def remove_commit(store: Store, run_id: str) -> None:
-    """Put the record of a run that was given up in the place of its COMMIT; from then on no reader looks for its files."""
-    store.put(commit_key(run_id), _abandoned_record(run_id))
+    """Put a record that closes the run in the place of its COMMIT; from then on no reader looks for its files."""
+    store.put(commit_key(run_id), _abandoned_record(run_id, by="retention"))
 
 
-def _abandoned_record(run_id: str) -> bytes:
-    return canonical_json({"format": FORMAT, "run": run_id, "abandoned": _now()})
+def _abandoned_record(run_id: str, **more: str) -> bytes:
+    return canonical_json({"format": FORMAT, "run": run_id, "abandoned": _now(), **more})
 
 
 def _now() -> str:
@@ -139,9 +139,10 @@ def _now() -> str:
 
 def _refuse_abandoned(standing: Mapping[str, Any], *, run_id: str) -> None:
     if is_abandoned(standing):
+        what = "removed by retention" if "by" in standing else "given up and removed by mnist-job gc"
         raise ConflictError(
-            f"run {run_id} was given up and removed (mnist-job gc, or retention) at {standing['abandoned']}; choose another run.id, or "
-            "another run.suffix where the id is generated"
+            f"run {run_id} was {what} at {standing['abandoned']}; choose another run.id, or another run.suffix where the id "
+            "is generated"
         )
 
 

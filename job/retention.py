@@ -52,9 +52,7 @@ def remove_run(store: Store, run_id: str, *, keep_versions: int) -> bool:
         store.delete(mark)
         return False
     publish.remove_commit(store, run_id)
-    entries = [
-        entry for entry in store.list_objects(contract.run_prefix(run_id)) if not _closes(run_id, entry.key)
-    ]
+    entries = [entry for entry in store.list_objects(contract.run_prefix(run_id)) if not _closes(run_id, entry.key)]
     for entry in entries:
         store.delete(entry.key)
     emit("retention.removed", run_removed=run_id, objects=len(entries), bytes=sum(e.num_bytes for e in entries))

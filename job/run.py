@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from job import checkpoint as checkpoints
 from job import champion, contract, identity, publish, serving
+from job import checkpoint as checkpoints
 from job.attempt import Device, bits_depend_on, describe_attempt
 from job.checkpoint_writer import CheckpointWriter, Schedule
 from job.config import Config

@@ -18,9 +18,9 @@ from job.publish import (
     commit,
     parse_object,
     read_commit,
-    read_files,
     upload,
 )
+from job.published import read_files
 from job.store import Store, open_store
 from job.store_file import FolderBackend
 
