@@ -22,6 +22,7 @@ _MAX_BEST = 20
 """Test splits whose best accuracy is carried on from record to record: a schedule on new data makes one a night."""
 _MAX_LISTINGS, _LISTING_SECONDS = 20, 0.05
 _NAME = re.compile(r"(\d{9,})\.json")
+_CLAIM = re.compile(r"(.+)\.(\d{9,})")
 
 By = Literal["gate", "promote", "rollback"]
 
@@ -102,9 +103,9 @@ def read_newest(store: Store, model: str) -> Pointer | None:
         versions = list_versions(store, model)
         if not versions:
             return None
-        data = store.get(contract.champion_key(model, version=versions[-1]))
-        if data is not None:
-            return _parse(data, model=model, version=versions[-1])
+        newest = read_version(store, model, version=versions[-1])
+        if newest:
+            return newest
         time.sleep(_LISTING_SECONDS)  # a listing may know more than the object's own place, for a moment
     raise IntegrityError(
         f"store {store.uri}: {contract.champion_key(model, version=versions[-1])} is listed and absent"
@@ -118,12 +119,12 @@ def history(store: Store, model: str) -> Iterator[Pointer]:
         IntegrityError: a record is damaged or missing.
     """
     for version in reversed(list_versions(store, model)):
-        data = store.get(contract.champion_key(model, version=version))
-        if data is None:
+        pointer = read_version(store, model, version=version)
+        if pointer is None:
             raise IntegrityError(
                 f"store {store.uri}: {contract.champion_key(model, version=version)} is listed and absent"
             )
-        yield _parse(data, model=model, version=version)
+        yield pointer
 
 
 def move(
@@ -174,6 +175,22 @@ def move(
 def no_champion(store: Store, model: str) -> NotFoundError:
     """What to say where a champion is needed and none is."""
     return NotFoundError(f"model {model} has no champion in {store.uri}; see mnist-job runs")
+
+
+def claimed_versions(store: Store, run_id: str) -> list[tuple[str, int]]:
+    """(model, version) of every move to a run that was ever begun; whether it was made, the version itself says."""
+    names = (entry.key.rpartition("/")[2] for entry in store.list_objects(contract.claims_prefix(run_id)))
+    return [(match[1], int(match[2])) for name in names if (match := _CLAIM.fullmatch(name))]
+
+
+def read_version(store: Store, model: str, *, version: int) -> Pointer | None:
+    """One move; None when nobody has made it yet.
+
+    Raises:
+        IntegrityError: its record is damaged.
+    """
+    data = store.get(contract.champion_key(model, version=version))
+    return _parse(data, model=model, version=version) if data is not None else None
 
 
 def commit_of(store: Store, pointer: Pointer) -> dict[str, Any]:

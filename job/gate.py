@@ -7,7 +7,7 @@ scored again through a function that it is handed.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from job import champion, publish, published
@@ -21,8 +21,6 @@ from job.published import Predictions
 from job.store import Store
 
 FORMAT = 1
-_CLOCK_SKEW = timedelta(days=1)
-"""A move that is so much older than a run cannot be the run's own, whatever the clocks of two nodes say."""
 
 Reevaluate = Callable[[Mapping[str, bytes]], Any]
 """A SavedModel's files -> probabilities float32 [N, C] on this run's test split."""
@@ -87,9 +85,10 @@ class Gate:
             try:
                 record = self.assess(commit, newest)
             except IntegrityError:
+                publish.read_commit(self.store, to.run)  # says so when retention has removed this very run
                 if champion.read_newest(self.store, self.model) == newest:
                     raise
-                continue  # retention removed it since: there is a newer one
+                continue  # the champion that was read was removed since: there is a newer one
             if record["verdict"] != "promoted":
                 return record
             why = record["reason"]
@@ -99,13 +98,11 @@ class Gate:
                 return record
 
     def _own_move(self, commit: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The decision in the history: of an attempt that was killed before gate.json, or that is quicker than this one."""
-        oldest = datetime.fromisoformat(published.created_at(self.store, commit)) - _CLOCK_SKEW
-        for pointer in champion.history(self.store, self.model):
-            if pointer.run == commit["run"] and pointer.by == "gate" and pointer.gate:
+        """The decision behind the run's own move: of an attempt that was killed before gate.json, or is quicker than this one."""
+        for model, version in champion.claimed_versions(self.store, str(commit["run"])):
+            pointer = champion.read_version(self.store, model, version=version) if model == self.model else None
+            if pointer and pointer.run == commit["run"] and pointer.by == "gate" and pointer.gate:
                 return dict(pointer.gate)
-            if datetime.fromisoformat(pointer.when) < oldest:
-                break
         return None
 
     def _facts_about(self, newest: Pointer, *, commit: Mapping[str, Any], predictions: Predictions) -> Champion:

@@ -5,7 +5,6 @@ the mark is there: one of the two sees the other, so that no champion ever names
 """
 
 import itertools
-import re
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,17 +15,15 @@ from job.observe.logs import emit, warn
 from job.serving import LAST_FILE
 from job.store import Entry, Store
 
-_CLAIM = re.compile(r"(.+)\.(\d{9,})")
-
 
 def apply_retention(store: Store, *, keep_runs: int, keep_versions: int) -> None:
     """Remove what is beyond the newest; never what a kept pointer reaches. What cannot be removed stays, with a warning."""
     try:
         for model in store.list_folders(contract.MODELS_PREFIX):
             _remove_old_versions(store, model, keep=keep_versions)
-        for run_id in _old_runs(store, keep=keep_runs):
-            if run_id not in reachable_runs(store, keep_versions=keep_versions):
-                remove_run(store, run_id, keep_versions=keep_versions)
+        reached = reachable_runs(store, keep_versions=keep_versions)
+        old = [run_id for run_id in _old_runs(store, keep=keep_runs) if run_id not in reached]
+        remove_runs(store, old, keep_versions=keep_versions)
     except JobError as error:
         warn("retention.failed", reason=str(error))
 
@@ -44,28 +41,35 @@ def reachable_runs(store: Store, *, keep_versions: int) -> set[str]:
     }
 
 
-def remove_run(store: Store, run_id: str, *, keep_versions: int) -> bool:
-    """Remove a committed run, but for the records that close its id; False when something may still need it."""
-    mark = f"{contract.retirements_prefix(run_id)}{secrets.token_hex(8)}"
-    store.create(mark, b"{}")
-    if _may_become_champion(store, run_id) or run_id in reachable_runs(store, keep_versions=keep_versions):
-        store.delete(mark)
-        return False
-    publish.remove_commit(store, run_id)
-    entries = [entry for entry in store.list_objects(contract.run_prefix(run_id)) if not _closes(run_id, entry.key)]
-    for entry in entries:
-        store.delete(entry.key)
-    emit("retention.removed", run_removed=run_id, objects=len(entries), bytes=sum(e.num_bytes for e in entries))
-    return True
+def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> None:
+    """Remove committed runs, but for the records that close their ids; those that something may still need stay."""
+    marks = {run_id: f"{contract.retirements_prefix(run_id)}{secrets.token_hex(8)}" for run_id in run_ids}
+    for mark in marks.values():
+        store.create(mark, b"{}")
+    needed = {run_id for run_id in marks if _may_become_champion(store, run_id)}
+    if marks:
+        needed |= reachable_runs(store, keep_versions=keep_versions)
+    for run_id, mark in marks.items():
+        if run_id in needed:
+            store.delete(mark)
+        else:
+            _remove_run(store, run_id)
 
 
 def _may_become_champion(store: Store, run_id: str) -> bool:
     """Whether somebody has claimed a version for it that nobody has made yet; he may be asleep just before he makes it."""
-    for entry in store.list_objects(contract.claims_prefix(run_id)):
-        claim = _CLAIM.fullmatch(entry.key.rpartition("/")[2])
-        if claim is None or store.get(contract.champion_key(claim[1], version=int(claim[2]))) is None:
-            return True
-    return False
+    return any(
+        store.get(contract.champion_key(model, version=version)) is None
+        for model, version in champion.claimed_versions(store, run_id)
+    )
+
+
+def _remove_run(store: Store, run_id: str) -> None:
+    publish.remove_commit(store, run_id)
+    gone = [entry for entry in store.list_objects(contract.run_prefix(run_id)) if not _closes(run_id, entry.key)]
+    for entry in gone:
+        store.delete(entry.key)
+    emit("retention.removed", run_removed=run_id, objects=len(gone), bytes=sum(entry.num_bytes for entry in gone))
 
 
 def _old_runs(store: Store, *, keep: int) -> list[str]:

@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,9 @@ class TestClaimRun:
         assert digest == sha256_hex(canonical_json(INPUTS))
         record = store.get(run_key(RUN))
         assert record is not None
-        assert json.loads(record) == {
+        recorded = json.loads(record)
+        assert abs(datetime.fromisoformat(recorded.pop("created")).timestamp() - time.time()) < 60
+        assert recorded == {
             "format": 1,
             "result_digest": digest,
             "inputs": INPUTS,
