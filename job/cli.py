@@ -82,19 +82,41 @@ def _make_parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"mnist-job {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
-    _add(commands, "run", "one attempt at a run: train, evaluate, export, commit", is_run=True)
+    _add(commands, "run", "one attempt at a run: train, evaluate, export, commit, gate", is_run=True)
 
     verify = _add(commands, "verify", "check a published model: every hash, then load it and predict")
-    verify.add_argument("--run", required=True, metavar="ID", help="the run to verify")
-    verify.add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long for its COMMIT")
+    which = verify.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", metavar="ID", help="the run to verify")
+    which.add_argument("--champion", metavar="NAME", help="the model whose champion, and serving layout, to verify")
+    verify.add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long until it is there")
 
-    runs = _add(commands, "runs", "table of the runs in the store")
+    fetch = _add(
+        commands, "fetch", "bring the champion, verified, into DIR/VERSION/ by one rename, for TensorFlow Serving"
+    )
+    fetch.add_argument("--to", required=True, metavar="DIR", help="local folder")
+    fetch.add_argument(
+        "--every", type=_interval, metavar="SECONDS", help="look again and again; errors are only logged"
+    )
+    fetch.add_argument("--keep", type=_count, default=3, metavar="N", help="how many of the newest versions stay (3)")
+
+    runs = _add(commands, "runs", "table of the runs in the store: accuracy, gate, who is champion")
+    runs.add_argument("--last", type=_count, metavar="N", help="only the newest")
     _add_output(runs)
-    show = _add(commands, "show", "everything that a run's COMMIT says, as JSON")
+    show = _add(
+        commands, "show", "everything that is known about a committed run, as JSON: COMMIT, gate, when it was champion"
+    )
     show.add_argument("run", metavar="RUN", help="the run to show")
 
     stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")
     stored.add_argument("run", metavar="RUN", help="the run whose log to print")
+
+    promote = _add(commands, "promote", "make a committed run the champion, when the gate lets it")
+    promote.add_argument("run", metavar="RUN", help="the run to promote")
+    promote.add_argument("--force", action="store_true", help="past the gate; recorded for ever")
+    back = _add(commands, "rollback", "make the champion before the champion again, as a new version")
+    back.add_argument("--to", metavar="RUN", help="an earlier champion; else the one before")
+    for by_hand in (promote, back):
+        by_hand.add_argument("--why", default="", metavar="TEXT", help="reason, recorded for ever")
 
     data = _group(commands, "data", "bring or check training data")
     prepare = _add(
@@ -161,6 +183,19 @@ def _seconds(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of seconds, received {text!r}")
     return value
+
+
+def _interval(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError("must be more than 0 seconds, received 0")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, received {text!r}")
+    return int(text)
 
 
 def _age(text: str) -> float:

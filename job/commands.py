@@ -29,6 +29,9 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
     """
     commands: Mapping[str, Callable[[CommandLine, LoadedConfig], int]] = {
         "verify": _verify,
+        "promote": _promote,
+        "rollback": _rollback,
+        "fetch": _fetch,
         "runs": _runs,
         "show": _show,
         "logs": _logs,
@@ -56,10 +59,16 @@ def _termination_log_flag(settings: list[str]) -> Path | None:
 
 
 def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.champion_commands import champion_to_verify, describe_champion
+    from job.serving import check_layout
     from job.verify import verify_run
 
-    store = _open_store(loaded)
-    record = _read_commit(store, line.options.run, wait_seconds=line.options.wait)
+    store, options = _open_store(loaded), line.options
+    pointer = None
+    if options.champion:
+        pointer, record = champion_to_verify(store, options.champion, wait_seconds=options.wait)
+    else:
+        record = _read_commit(store, options.run, wait_seconds=options.wait)
     report = verify_run(store, record)
     print(
         f"verified: run {record['run']}, attempt {record['attempt']}\n"
@@ -69,59 +78,44 @@ def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
         f"{report.largest_difference:.1e})\n"
         f"  test accuracy {record['metrics']['test_accuracy']:.4f}: recomputed from the stored predictions, equal"
     )
+    if pointer:
+        num_files = check_layout(store, pointer)
+        print(
+            f"  champion of {pointer.model}: {describe_champion(pointer)}\n  serving layout: {num_files} files, equal"
+        )
     return contract.ExitCode.OK
+
+
+def _promote(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.champion_commands import promote
+
+    store = _open_store(loaded)
+    return promote(line, loaded, store=store, commit=_read_commit(store, line.options.run, wait_seconds=0.0))
+
+
+def _rollback(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.champion_commands import rollback
+
+    return rollback(line, loaded, store=_open_store(loaded))
+
+
+def _fetch(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.champion_commands import fetch
+
+    return fetch(line, loaded, store=_open_store(loaded))
 
 
 def _runs(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.publish import is_abandoned, read_standing
+    from job.champion_commands import list_runs
 
-    store = _open_store(loaded)
-    rows = []
-    for run_id in store.list_folders(contract.RUNS_PREFIX):
-        state = "unfinished"
-        record: dict[str, Any] = {}
-        try:
-            standing = read_standing(store, run_id)
-        except IntegrityError as error:
-            state = "damaged"
-            logs.warn("commit.damaged", run_of_commit=run_id, reason=str(error))
-        else:
-            if standing is not None:
-                record, state = standing, "abandoned" if is_abandoned(standing) else "committed"
-        metrics = record.get("metrics", {})
-        rows.append(
-            {
-                "run": run_id,
-                "state": state,
-                "dataset": record.get("dataset", {}).get("name"),
-                "accuracy": metrics.get("test_accuracy"),
-                "loss": metrics.get("test_loss"),
-                "committed": record.get("committed"),
-            }
-        )
-    rows.sort(key=lambda row: str(row["committed"] or "~"))
-    if line.options.output == "json":
-        print(json.dumps(rows, indent=2))
-    else:
-        _print_table(rows)
-    return contract.ExitCode.OK
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    def text(value: object) -> str:
-        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-    headings = ("run", "state", "dataset", "accuracy", "loss", "committed")
-    table = [[heading.upper() for heading in headings]] + [[text(row[heading]) for heading in headings] for row in rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(headings))]
-    for row in table:
-        print("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return list_runs(line, _open_store(loaded))
 
 
 def _show(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.champion_commands import show
+
     store = _open_store(loaded)
-    print(json.dumps(_read_commit(store, line.options.run, wait_seconds=0.0), indent=2, sort_keys=True))
-    return contract.ExitCode.OK
+    return show(store, _read_commit(store, line.options.run, wait_seconds=0.0))
 
 
 def _logs(line: CommandLine, loaded: LoadedConfig) -> int:
@@ -216,7 +210,8 @@ def _gc(line: CommandLine, loaded: LoadedConfig) -> int:
         print(f"{gone.place}: {len(gone.entries)} objects, {gone.num_bytes} bytes: {gone.reason}")
         num_objects, num_bytes = num_objects + len(gone.entries), num_bytes + gone.num_bytes
     if line.options.delete:
-        store.sweep(contract.RUNS_PREFIX)
+        for prefix in (contract.RUNS_PREFIX, contract.MODELS_PREFIX):
+            store.sweep(prefix)
     verb = "deleted" if line.options.delete else "dry run, nothing deleted; --delete would delete"
     print(f"gc of {store.uri}: {verb} {num_objects} objects, {num_bytes} bytes")
     return contract.ExitCode.OK

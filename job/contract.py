@@ -110,3 +110,46 @@ LOG_SUFFIX = ".jsonl"
 def checkpoint_prefix(run_id: str) -> str:
     """Where a run's checkpoints lie, named by step and content."""
     return f"{run_prefix(run_id)}checkpoints/"
+
+
+def gate_key(run_id: str) -> str:
+    """What the gate decided about a committed run: create-only."""
+    return f"{run_prefix(run_id)}gate.json"
+
+
+def claims_prefix(run_id: str) -> str:
+    """Which champion versions were tried for this run, each written before its version."""
+    return f"{run_prefix(run_id)}claims/"
+
+
+def claim_key(run_id: str, *, model: str, version: int) -> str:
+    """Says that this run may be about to become that version: create-only."""
+    return f"{claims_prefix(run_id)}{model}.{version:09d}"
+
+
+def retirements_prefix(run_id: str) -> str:
+    """Marks of whoever is about to remove a run, or has removed it: none may become champion any more."""
+    return f"{run_prefix(run_id)}retirements/"
+
+
+MODELS_PREFIX = "models/"
+
+
+def champions_prefix(model: str) -> str:
+    """Where a model's champion versions lie; the highest number is the champion."""
+    return f"{MODELS_PREFIX}{model}/champion/"
+
+
+def champion_key(model: str, *, version: int) -> str:
+    """One move of the champion: create-only."""
+    return f"{champions_prefix(model)}{version:09d}.json"
+
+
+def versions_prefix(model: str) -> str:
+    """TensorFlow Serving's layout: one folder a version."""
+    return f"{MODELS_PREFIX}{model}/versions/"
+
+
+def version_prefix(model: str, *, version: int) -> str:
+    """The SavedModel of one champion version."""
+    return f"{versions_prefix(model)}{version}/"

@@ -50,6 +50,12 @@ class ConflictError(JobError):
     code = ExitCode.CONFLICT
 
 
+class GateRefusedError(JobError):
+    """The run is committed, and the gate does not let it become the champion."""
+
+    code = ExitCode.GATE_REFUSED
+
+
 class AccessDeniedError(JobError):
     """Access denied, or no credentials were found."""
 

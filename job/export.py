@@ -18,6 +18,7 @@ from job.evaluation import Probabilities, preprocess
 SIGNATURE = "serving_default"
 TOLERANCE = 1e-4
 """Largest difference of a probability between two programs on two kinds of CPU that is still the same model."""
+_BATCH_EXAMPLES = 1000
 
 
 def save_model(model: Any, folder: Path, *, image_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> None:
@@ -51,8 +52,10 @@ def predict_with_export(folder: Path, images: Images) -> Probabilities:
 
     try:
         loaded = tf.saved_model.load(str(folder))
-        outputs = loaded.signatures[SIGNATURE](image=tf.constant(images))
-        return np.asarray(outputs["probabilities"].numpy(), np.float32)
+        predict = loaded.signatures[SIGNATURE]
+        batches = [images[start : start + _BATCH_EXAMPLES] for start in range(0, len(images), _BATCH_EXAMPLES)]
+        parts = [predict(image=tf.constant(batch))["probabilities"].numpy() for batch in batches]
+        return np.concatenate(parts).astype(np.float32)
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IntegrityError(f"export: the SavedModel cannot be loaded and called: {reason}") from error

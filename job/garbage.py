@@ -1,4 +1,5 @@
-"""Finds and deletes what no COMMIT reaches: left-overs of killed attempts, and runs that were given up.
+"""Finds and deletes what no COMMIT and no pointer reaches: left-overs of killed attempts, runs that were given up, and serving
+layouts that were cut off and are not the champion's any more.
 
 A run without a result that showed no sign of life for long is closed before anything of it is deleted: a record in the place
 of its COMMIT refuses every attempt that might still be asleep somewhere, so that no COMMIT can ever name a deleted object.
@@ -8,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from job import champion
 from job.contract import (
     CHECKS_PREFIX,
+    MODELS_PREFIX,
     RUNS_PREFIX,
     attempt_prefix,
     attempts_prefix,
@@ -17,10 +20,13 @@ from job.contract import (
     log_prefix,
     run_key,
     run_prefix,
+    version_prefix,
+    versions_prefix,
 )
 from job.errors import IntegrityError
 from job.observe.logs import warn
 from job.publish import ATTEMPT_FILE, abandon, is_abandoned, read_standing
+from job.serving import LAST_FILE
 from job.store import Entry, Store
 
 
@@ -29,7 +35,7 @@ class Garbage:
     """What can go from one place.
 
     Attributes:
-        place: `runs/<run_id>/`, or the folder of left-over store checks.
+        place: `runs/<run_id>/`, the folder of a serving version, or that of left-over store checks.
         reason: why nothing needs it.
         run_to_close: the run that has to be closed first, where it has no result yet.
     """
@@ -55,6 +61,8 @@ def find_garbage(store: Store, *, older_than_seconds: float, now_seconds: float)
     checks = [entry for entry in store.list_objects(CHECKS_PREFIX) if entry.modified_seconds < before_seconds]
     if checks:
         yield Garbage(place=CHECKS_PREFIX, reason="left over from store check", entries=tuple(checks))
+    for model in store.list_folders(MODELS_PREFIX):
+        yield from _of_model(store, model, before_seconds=before_seconds)
     for run_id in store.list_folders(RUNS_PREFIX):
         try:
             garbage = _of_run(store, run_id, before_seconds=before_seconds)
@@ -75,6 +83,20 @@ def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float,
     for entry in garbage.entries:
         store.delete(entry.key)
     return garbage
+
+
+def _of_model(store: Store, model: str, *, before_seconds: float) -> Iterator[Garbage]:
+    """Layouts without their last file, but for the champion's, which the next run completes."""
+    versions = champion.list_versions(store, model)
+    newest = versions[-1] if versions else 0
+    for name in store.list_folders(versions_prefix(model)):
+        prefix = versions_prefix(model) + name + "/"
+        if not name.isdecimal() or prefix != version_prefix(model, version=int(name)) or int(name) >= newest:
+            continue
+        entries = store.list_objects(prefix)
+        is_whole = any(entry.key == prefix + LAST_FILE for entry in entries)
+        if entries and not is_whole and all(entry.modified_seconds < before_seconds for entry in entries):
+            yield Garbage(place=prefix, reason="serving layout that was cut off", entries=tuple(entries))
 
 
 def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | None:

@@ -31,6 +31,11 @@ class StoredFile:
     sha256: str
 
 
+def digest_of_inputs(inputs: Mapping[str, Any]) -> str:
+    """Over everything that decides the result of a run."""
+    return sha256_hex(canonical_json(inputs))
+
+
 def claim_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Record what decides the run's result, or check that it is what was recorded before; returns its digest.
 
@@ -41,9 +46,10 @@ def claim_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
         NotFoundError: the store does not honour conditional writes.
         IntegrityError: the recorded run.json cannot be read.
     """
-    digest = sha256_hex(canonical_json(inputs))
+    digest = digest_of_inputs(inputs)
     key = run_key(run_id)
-    record = canonical_json({"format": FORMAT, "result_digest": digest, "inputs": inputs, "config": config})
+    content = {"format": FORMAT, "created": _now(), "result_digest": digest, "inputs": inputs, "config": config}
+    record = canonical_json(content)
     standing = store.create(key, record)
     recorded = parse_object(standing, key=key)
     if recorded.get("result_digest") != digest:
@@ -99,11 +105,12 @@ def read_standing(store: Store, run_id: str) -> dict[str, Any] | None:
 
 
 def _has_own_files(commit_record: Mapping[str, Any], prefix: str) -> bool:
-    return all(_is_below(file.key, prefix) for file in _stored_files(commit_record))
+    return all(is_below(file.key, prefix) for file in stored_files(commit_record))
 
 
-def _is_below(key: str, prefix: str) -> bool:
-    return key.startswith(prefix) and ".." not in key.split("/")
+def is_below(key: str, prefix: str) -> bool:
+    """Whether a key lies in the folder `prefix`, and cannot leave it."""
+    return key.startswith(prefix) and not {"", ".", ".."} & set(key.split("/"))
 
 
 def is_abandoned(standing: Mapping[str, Any]) -> bool:
@@ -113,16 +120,29 @@ def is_abandoned(standing: Mapping[str, Any]) -> bool:
 
 def abandon(store: Store, run_id: str) -> bool:
     """Close a run without a result for good, so that no attempt can commit it; False when one was quicker."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    record = canonical_json({"format": FORMAT, "run": run_id, "abandoned": now})
+    record = _abandoned_record(run_id)
     return is_abandoned(parse_object(store.create(commit_key(run_id), record), key=commit_key(run_id)))
+
+
+def remove_commit(store: Store, run_id: str) -> None:
+    """Put a record that closes the run in the place of its COMMIT; from then on no reader looks for its files."""
+    store.put(commit_key(run_id), _abandoned_record(run_id, by="retention"))
+
+
+def _abandoned_record(run_id: str, **more: str) -> bytes:
+    return canonical_json({"format": FORMAT, "run": run_id, "abandoned": _now(), **more})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _refuse_abandoned(standing: Mapping[str, Any], *, run_id: str) -> None:
     if is_abandoned(standing):
+        what = "removed by retention" if "by" in standing else "given up and removed by mnist-job gc"
         raise ConflictError(
-            f"run {run_id} was given up and removed by mnist-job gc at {standing['abandoned']}; choose another run.id, or "
-            "another run.suffix where the id is generated"
+            f"run {run_id} was {what} at {standing['abandoned']}; choose another run.id, or another run.suffix where the id "
+            "is generated"
         )
 
 
@@ -189,29 +209,12 @@ def check_same_result(standing: Mapping[str, Any], *, run_id: str, result_digest
         )
 
 
-def read_files(store: Store, commit_record: Mapping[str, Any]) -> dict[str, bytes]:
-    """Every object that a COMMIT names, verified: name below the attempt's folder -> content.
+def stored_files(commit_record: Mapping[str, Any]) -> list[StoredFile]:
+    """What a COMMIT names.
 
     Raises:
-        IntegrityError: an object is missing, or has another size or hash.
+        IntegrityError: it does not say so in a way that can be read.
     """
-    prefix = attempt_prefix(str(commit_record["run"]), attempt_id=str(commit_record["attempt"]))
-    files = {}
-    for file in _stored_files(commit_record):
-        if not _is_below(file.key, prefix):
-            raise IntegrityError(f"store {store.uri}: the COMMIT names {file.key}, outside {prefix}")
-        data = store.get(file.key)
-        if data is None:
-            raise IntegrityError(f"store {store.uri}: {file.key} is named by the COMMIT and does not exist")
-        if len(data) != file.num_bytes or sha256_hex(data) != file.sha256:
-            raise IntegrityError(
-                f"store {store.uri}: {file.key} is not the object that was committed (size or SHA-256)"
-            )
-        files[file.key.removeprefix(prefix)] = data
-    return files
-
-
-def _stored_files(commit_record: Mapping[str, Any]) -> list[StoredFile]:
     try:
         files = [StoredFile(**entry) for entry in commit_record["files"]]
     except (KeyError, TypeError) as error:

@@ -5,17 +5,17 @@ What is trained is behind `Workload`, so that the order itself can be killed tho
 
 import resource
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from job import champion, contract, identity, publish, serving
 from job import checkpoint as checkpoints
-from job import contract, identity, publish
 from job.attempt import Device, bits_depend_on, describe_attempt
 from job.checkpoint_writer import CheckpointWriter, Schedule
 from job.config import Config
-from job.evaluation import Scores
+from job.gate import Gate
 from job.ledger import Ledger
 from job.observe.logs import emit
 from job.observe.metrics import Metrics
@@ -23,53 +23,13 @@ from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status
+from job.promotion import Rules
+from job.protocol import Prepared, Results, Workload
+from job.retention import apply_retention
 from job.signals import StopSignal
 from job.store import Store, Traffic, is_store_uri, open_store
 from job.training import Training
 from job.watchdog import Watchdog
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What is known before anything is built.
-
-    Attributes:
-        inputs: what decides the result.
-        dataset: name and digest of the data.
-        device: what will compute the steps.
-    """
-
-    inputs: Mapping[str, Any]
-    dataset: Mapping[str, str]
-    device: Device
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Results:
-    """What training ended in.
-
-    Attributes:
-        files: to publish, name below the attempt's folder -> content.
-        weights_digest: over the values of all weights.
-        scores: on the test split.
-    """
-
-    files: Mapping[str, bytes]
-    weights_digest: str
-    scores: Scores
-
-
-class Workload(Protocol):
-    """What a run trains; called in this order."""
-
-    def prepare(self, config: Config, *, run_id: str, phases: Phases) -> Prepared:
-        """Bring devices and data; refuses what cannot work before anything is written."""
-
-    def build(self) -> Training:
-        """Build everything; nothing is trained yet."""
-
-    def finish(self, training: Training, *, phases: Phases) -> Results:
-        """Evaluate and export what was trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +42,10 @@ class Outcome:
     """False when another attempt had committed the run before."""
     model_location: str
     """URI of the SavedModel."""
+    is_skipped: bool = False
+    """True when the champion came from the same inputs and image: `commit` is the champion's."""
+    gate: Mapping[str, Any] | None = None
+    """What gate.json says; None when promotion is not enabled, and when nothing had to be decided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +69,7 @@ class Surroundings:
 
 
 def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
-    """Train, evaluate, export and commit, unless the run is committed already.
+    """Train, evaluate, export, commit and decide about the champion; what is done already is not done again.
 
     Raises:
         JobError: typed, with its exit code; readers see nothing half-done then.
@@ -118,6 +82,11 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
     around.stored_log.attach(store)
     prepared = workload.prepare(config, run_id=status.run, phases=phases)
     around.metrics.describe(dataset=prepared.dataset["name"], replicas=len(prepared.device.names))
+    if config.run.skip_if_unchanged:
+        with phases("store"):
+            unchanged = _find_unchanged(config, store, around=around, prepared=prepared)
+        if unchanged:
+            return unchanged
     with phases("store"):
         result_digest = publish.claim_run(
             store, status.run, inputs=prepared.inputs, config=config.model_dump(mode="json")
@@ -125,8 +94,9 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
         committed = publish.read_commit(store, status.run)
         if committed is not None:
             publish.check_same_result(committed, run_id=status.run, result_digest=result_digest)
-            publish.clean_up(store, committed)
-            return _outcome(store, committed, status=status)
+    if committed is not None:
+        return _finish(config, store, committed, around=around, workload=workload)
+    with phases("store"):
         store.sweep(contract.run_prefix(status.run))
         attempt, stored = _register_attempt(store, around, device=prepared.device)
         ledger = _open_ledger(store, around, attempt=attempt)
@@ -165,11 +135,9 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
             "lineage": attempt,
         }
         standing = publish.commit(store, status.run, content=content | record)
-    outcome = _outcome(store, standing, status=status)
-    emit("commit.done", key=status.commit, weights_digest=standing["weights_digest"], is_new=outcome.is_new)
-    with phases("clean_up"):
-        publish.clean_up(store, standing)
-    return outcome
+    key, is_new = contract.commit_key(status.run), standing["attempt"] == status.attempt
+    emit("commit.done", key=key, weights_digest=standing["weights_digest"], is_new=is_new)
+    return _finish(config, store, standing, around=around, workload=workload)
 
 
 def open_configured_store(
@@ -208,6 +176,47 @@ def choose_cache_dir(config: Config, *, environ: MutableMapping[str, str]) -> Pa
 def peak_memory_bytes() -> int:
     """Largest resident set of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _find_unchanged(config: Config, store: Store, *, around: Surroundings, prepared: Prepared) -> Outcome | None:
+    """The champion, when another run has made it from the same inputs with the same image."""
+    newest = champion.read_newest(store, champion.model_name(config, dataset=prepared.dataset["name"]))
+    if newest is None or newest.run == around.status.run:
+        return None
+    standing = champion.commit_of(store, newest)
+    is_same_image = standing.get("lineage", {}).get("image") == around.pod.image
+    if not is_same_image or standing["result_digest"] != publish.digest_of_inputs(prepared.inputs):
+        return None
+    serving.finish_layout(store, newest)
+    around.status.champion_accuracy = newest.accuracy
+    return replace(_outcome(store, standing, status=around.status), is_skipped=True)
+
+
+def _finish(
+    config: Config, store: Store, standing: dict[str, Any], *, around: Surroundings, workload: Workload
+) -> Outcome:
+    """What follows a COMMIT, whoever made it: gate, serving layout, cleaning up."""
+    status, gate = around.status, None
+    outcome = _outcome(store, standing, status=status)
+    model = champion.model_name(config, dataset=standing["dataset"]["name"])
+    with around.phases("publish"):
+        if config.promotion.enabled:
+            gate = Gate(
+                store=store,
+                model=model,
+                rules=Rules.of(config.promotion),
+                who=f"attempt {status.attempt}",
+                reevaluate=workload.predict_with,
+            ).settle(standing)
+            status.promoted = gate["verdict"] == "promoted"
+        newest = champion.read_newest(store, model)
+        if newest:
+            serving.finish_layout(store, newest)
+            status.champion_accuracy = newest.accuracy
+    with around.phases("clean_up"):
+        publish.clean_up(store, standing)
+        apply_retention(store, **config.retention.model_dump())
+    return replace(outcome, gate=gate)
 
 
 def _register_attempt(

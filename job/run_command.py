@@ -4,10 +4,11 @@ import os
 import sys
 from typing import Any
 
-from job import __version__, contract
+from job import __version__, champion, contract
 from job.attempt import make_attempt_id
 from job.config import Config
 from job.config_sources import LoadedConfig
+from job.errors import GateRefusedError
 from job.identity import make_run_id
 from job.observe import exposition, logs
 from job.observe.metrics import Metrics
@@ -24,12 +25,7 @@ METRICS_FILE = "metrics.prom"
 """Beside the stored log: all series at the end of the attempt."""
 
 # Sections whose features are not built yet; silence would let a user believe that they act.
-_WITHOUT_EFFECT = (
-    "run.skip_if_unchanged",
-    "promotion.",
-    "retention.",
-    "observe.report",
-)
+_WITHOUT_EFFECT = ("observe.report",)
 
 
 def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
@@ -75,8 +71,11 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     )
     outcome = run(config, around, KerasWorkload(os.environ))
     stop.ignore()  # a committed run must not be reported as interrupted
-    name = "committed" if outcome.is_new else "already_committed"
-    status.end(outcome=name, code=contract.ExitCode.OK)
+    refusal = outcome.gate["reason"] if outcome.gate and outcome.gate["verdict"] == "refused" else ""
+    if refusal and config.promotion.refused_is_failure:
+        raise GateRefusedError(f"the gate refused run {status.run}, which is committed and whole: {refusal}")
+    name = "skipped" if outcome.is_skipped else "committed" if outcome.is_new else "already_committed"
+    status.end(outcome=name, code=contract.ExitCode.OK, reason=refusal)
     if log_format == "text":
         print_summary(outcome, config=config, seconds=status.seconds)
     return contract.ExitCode.OK
@@ -96,7 +95,7 @@ def _make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: 
 
 def _push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
     """What stays the same from run to run, so that the next run of a schedule replaces what this one pushes."""
-    model = config.promotion.model_name or config.data.name
+    model = champion.model_name(config, dataset=config.data.name)
     return {"model": model, "namespace": pod.namespace, "release": pod.release}
 
 

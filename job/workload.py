@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,23 @@ import numpy as np
 from job import cluster, evaluation, export, identity, pipeline
 from job.attempt import Device
 from job.config import Config
-from job.datasets import LoadedDataset, load_dataset
+from job.datasets import LoadedDataset, evaluation_digest_of, load_dataset
 from job.model import build_model, build_optimizer, model_input_shape
 from job.observe.logs import emit, warn
 from job.observe.phases import Phases
-from job.run import Prepared, Results, choose_cache_dir, folder_opener
+from job.protocol import Prepared, Results
+from job.published import PREDICTIONS_FILE
+from job.run import choose_cache_dir, folder_opener
 from job.steps import StepRunner
 from job.training import Training
+from job.verify import unpack_model
 
 SAMPLE_IMAGES = 64
 """Test images kept beside the predictions, so that a model can be verified without its dataset."""
 
 
 class KerasWorkload:
-    """A Keras model under a tf.distribute strategy; a `run.Workload`."""
+    """A Keras model under a tf.distribute strategy; a `protocol.Workload`."""
 
     _config: Config
     _strategy: Any
@@ -68,7 +71,11 @@ class KerasWorkload:
             inputs=identity.result_inputs(
                 config, seed=self._seed, compile_with=self._compile_with, dataset_digest=self._data.digest
             ),
-            dataset={"name": self._data.name, "digest": self._data.digest},
+            dataset={
+                "name": self._data.name,
+                "digest": self._data.digest,
+                "evaluation_digest": evaluation_digest_of(self._data.dataset),
+            },
             device=Device(
                 names=tuple(self._strategy.extended.worker_devices), threads=threads, compile_with=self._compile_with
             ),
@@ -132,8 +139,15 @@ class KerasWorkload:
             emit("evaluate.end", test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
         with phases("export"):
             files, weights_digest = self._export(probabilities)
-            files["predictions.safetensors"] = _to_predictions_file(self._data, probabilities)
+            files[PREDICTIONS_FILE] = _to_predictions_file(self._data, probabilities)
         return Results(files=files, weights_digest=weights_digest, scores=scores)
+
+    def predict_with(self, files: Mapping[str, bytes]) -> evaluation.Probabilities:
+        """Classify this run's test images with another run's SavedModel."""
+        with tempfile.TemporaryDirectory(prefix="mnist-champion-") as temporary:
+            folder = Path(temporary)
+            unpack_model(files, folder)
+            return export.predict_with_export(folder, self._data.dataset.test_images)
 
     def _build_model(self) -> Any:
         return build_model(

@@ -8,7 +8,9 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
     """Score, where the model is, and the command to look at it."""
     metrics, run_id = outcome.commit["metrics"], outcome.commit["run"]
     store = "".join(f" --store.{name}={value}" for name, value in _store_settings(config).items())
-    if outcome.is_new:
+    if outcome.is_skipped:
+        print(f"\nNothing has changed: champion {run_id} came from the same inputs and image; nothing was trained")
+    elif outcome.is_new:
         print(f"\nCommitted run {run_id} after {seconds:.1f} s")
     else:
         other = "another --run.id" if config.run.id else "--run.suffix=again"
@@ -17,10 +19,19 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         f"  dataset   {outcome.commit['dataset']['name']}\n"
         f"  test      accuracy {metrics['test_accuracy']:.4f}, loss {metrics['test_loss']:.4f} "
         f"on {metrics['test_examples']} examples\n"
+        f"  gate      {_gate_line(outcome)}\n"
         f"  model     {outcome.model_location}\n"
         f"  look      mnist-job show {run_id}{store}\n"
         f"  verify    mnist-job verify --run {run_id}{store}"
     )
+
+
+def _gate_line(outcome: Outcome) -> str:
+    gate = outcome.gate
+    if gate is None:
+        return "is the champion" if outcome.is_skipped else "not asked (promotion.enabled is false)"
+    verdict = f"promoted to version {gate['version']} of {gate['model']}" if gate["version"] else "not promoted"
+    return f"{verdict}: {gate['reason']}"
 
 
 def _store_settings(config: Config) -> dict[str, object]:

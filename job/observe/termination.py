@@ -30,6 +30,7 @@ class Status:
     accuracy: float | None = None
     promoted: bool | None = None
     champion_accuracy: float | None = None
+    """Of the champion after this attempt, on the test split that it was scored on; not part of the message."""
     commit: str | None = None
     seconds: float = 0.0
     started_seconds: float = field(default_factory=time.monotonic, repr=False)

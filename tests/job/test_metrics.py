@@ -258,9 +258,10 @@ def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
     assert seen[0] < seen[-1]
     [kept] = tmp_path.glob("out/runs/r/logs/*/metrics.prom")
     series = parse(kept.read_text())
-    assert names(series) == (_RUNNING | _OUTCOME) - {"promoted", "champion_accuracy"}
+    assert names(series) == _RUNNING | _OUTCOME
     assert value(series, "steps_total") == events[-1]["step"] == 2700
     assert value(series, "exit_code") == 0
+    assert value(series, "promoted") == 1
     assert value(series, "test_accuracy") == events[-1]["accuracy"]
     assert value(series, "attempts_total") == 1
     requests = {dict(labels)["verb"]: n for (name, labels), n in series.items() if name == "store_requests_total"}

@@ -2,7 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from job.publish import (
     commit,
     parse_object,
     read_commit,
-    read_files,
     upload,
 )
+from job.published import read_files
 from job.store import Store, open_store
 from job.store_file import FolderBackend
 
@@ -44,7 +46,9 @@ class TestClaimRun:
         assert digest == sha256_hex(canonical_json(INPUTS))
         record = store.get(run_key(RUN))
         assert record is not None
-        assert json.loads(record) == {
+        recorded = json.loads(record)
+        assert abs(datetime.fromisoformat(recorded.pop("created")).timestamp() - time.time()) < 60
+        assert recorded == {
             "format": 1,
             "result_digest": digest,
             "inputs": INPUTS,

@@ -79,6 +79,7 @@ def published(objects: Objects, *, run: str = "r") -> Published:
     left = [key for key in objects if "/checkpoints/" in key or ("/model/" in key and not key.startswith(winner))]
     if left:
         raise TrialFailed(f"left over after the commit: {left[:3]}")
+    check_champion(objects, commit)
     goodput = commit["goodput"]
     if abs(sum(goodput["seconds"].values()) - goodput["wall_seconds"]) > max(0.005 * goodput["wall_seconds"], 0.02):
         raise TrialFailed(f"goodput does not add up: {goodput}")
@@ -95,6 +96,22 @@ def published(objects: Objects, *, run: str = "r") -> Published:
         steps=commit["counters"]["steps"],
         examples=commit["counters"]["examples"],
     )
+
+
+def check_champion(objects: Objects, commit: Mapping[str, Any]) -> None:
+    """A run alone in its store is promoted once, says so, and is laid out for serving, whole."""
+    run, model = commit["run"], commit["dataset"]["name"]
+    pointers = [key for key in objects if "/champion/" in key]
+    if pointers != [f"models/{model}/champion/000000001.json"]:
+        raise TrialFailed(f"one champion version is expected, found {pointers}")
+    pointer, gate = json.loads(objects[pointers[0]]), json.loads(objects[f"runs/{run}/gate.json"])
+    if (pointer["run"], gate["verdict"], gate["version"], pointer["gate"]) != (run, "promoted", 1, gate):
+        raise TrialFailed(f"champion and gate do not agree: {pointer}, {gate}")
+    prefix, layout = f"runs/{run}/attempts/{commit['attempt']}/model/", f"models/{model}/versions/1/"
+    expected = {key.removeprefix(prefix): data for key, data in objects.items() if key.startswith(prefix)}
+    found = {key.removeprefix(layout): data for key, data in objects.items() if key.startswith(layout)}
+    if found != expected:
+        raise TrialFailed(f"the serving layout is not the committed model: {sorted(found)}")
 
 
 def check_same(objects: Objects, reference: Published, *, run: str = "r") -> None:

@@ -25,7 +25,7 @@ from job.attempt import Device
 from job.config import Config
 from job.errors import IntegrityError
 from job.observe.phases import Phases
-from job.run import Prepared, Results
+from job.protocol import Prepared, Results
 from job.steps import ChunkResult
 from job.training import Training
 from tests.torture.checks import TrialFailed
@@ -124,7 +124,7 @@ class PlainWorkload:
         self._epochs = config.train.epochs
         return Prepared(
             inputs=identity.result_inputs(config, seed=seed, compile_with="graph", dataset_digest="plain"),
-            dataset={"name": "plain", "digest": "plain"},
+            dataset={"name": "plain", "digest": "plain", "evaluation_digest": "plain"},
             device=Device(names=("cpu",), threads={"intra_op": 1, "inter_op": 1}, compile_with="graph"),
         )
 
@@ -148,11 +148,25 @@ class PlainWorkload:
             files={
                 "model/saved_model.pb": b"graph" * 100,
                 "model/variables/variables.data": kernel,
-                "predictions.safetensors": safetensors.numpy.save({"probabilities": probabilities}),
+                "predictions.safetensors": self._to_predictions(probabilities),
             },
             weights_digest=identity.sha256_hex(kernel),
             scores=evaluation.score(probabilities, self._steps.labels[NUM_TRAIN:], class_names=names),
         )
+
+    def predict_with(self, files: Mapping[str, bytes]) -> NDArray[np.float32]:
+        kernel = np.frombuffer(files["variables/variables.data"], np.float32).reshape(NUM_PIXELS, NUM_CLASSES)
+        exponentials = np.exp(self._steps.images[NUM_TRAIN:] @ kernel)
+        return np.asarray(exponentials / exponentials.sum(1, keepdims=True), np.float32)
+
+    def _to_predictions(self, probabilities: NDArray[np.float32]) -> bytes:
+        images = (self._steps.images[NUM_TRAIN:] * 255).astype(np.uint8)
+        arrays: dict[str, NDArray[Any]] = {
+            "probabilities": probabilities,
+            "labels": self._steps.labels[NUM_TRAIN:],
+            "sample_images": images,
+        }
+        return safetensors.numpy.save(arrays)
 
 
 def wait_for_checkpoint() -> None:

@@ -1,0 +1,89 @@
+"""The champion in a local folder, as TensorFlow Serving polls it: each version comes whole, by one rename.
+
+Files are verified against the COMMIT on the way. Names that are no number, such as those of unfinished copies, are left
+alone by TensorFlow Serving.
+"""
+
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from job import champion, published
+from job.champion import Pointer
+from job.errors import IntegrityError
+from job.store import Store, point
+
+_TEMPORARY_PREFIX = ".tmp-"
+_STALE_SECONDS = 3600.0
+
+
+def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Pointer | None:
+    """Bring the newest champion into `folder/<version>/` and keep the newest `keep` versions; None when it is there.
+
+    Raises:
+        IntegrityError: the champion is damaged: nothing is brought.
+        NotFoundError: there is no champion.
+    """
+    newest = champion.read_newest(store, model)
+    if newest is None:
+        raise champion.no_champion(store, model)
+    final = folder / str(newest.version)
+    if final.is_dir():
+        return None
+    try:
+        files = published.read_model(store, champion.commit_of(store, newest))
+    except IntegrityError:
+        if champion.read_newest(store, model) == newest:
+            raise
+        return fetch_champion(store, model, folder, keep=keep)  # retention removed it since: there is a newer one
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    temporary = folder / f"{_TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        for name, data in files.items():
+            _write(temporary / name, data)
+        for made in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            _fsync(made)
+        with point("rename", final.name):
+            temporary.rename(final)
+        _fsync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _remove_old(folder, keep=keep)
+    return newest
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "xb") as file, point("fsync", path.name):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with point("fsync folder", folder.name):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_old(folder: Path, *, keep: int) -> None:
+    """Take old versions away in one step each: a server must not find one half deleted."""
+    versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
+    for version in versions[:-keep]:
+        gone = folder / f"{_TEMPORARY_PREFIX}old-{version}-{secrets.token_hex(8)}"
+        with point("rename", gone.name):
+            (folder / str(version)).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a fetch that was killed an hour ago or earlier left."""
+    for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
+        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,61 @@
+"""What the order of an attempt and the thing that is trained say to each other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from job.attempt import Device
+from job.config import Config
+from job.evaluation import Probabilities, Scores
+from job.observe.phases import Phases
+from job.training import Training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What is known before anything is built.
+
+    Attributes:
+        inputs: what decides the result.
+        dataset: name and digest of the data, and `evaluation_digest`, that of the test split alone.
+        device: what will compute the steps.
+    """
+
+    inputs: Mapping[str, Any]
+    dataset: Mapping[str, str]
+    device: Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """What training ended in.
+
+    Attributes:
+        files: to publish, name below the attempt's folder -> content.
+        weights_digest: over the values of all weights.
+        scores: on the test split.
+    """
+
+    files: Mapping[str, bytes]
+    weights_digest: str
+    scores: Scores
+
+
+class Workload(Protocol):
+    """What a run trains; called in this order."""
+
+    def prepare(self, config: Config, *, run_id: str, phases: Phases) -> Prepared:
+        """Bring devices and data; refuses what cannot work before anything is written."""
+
+    def build(self) -> Training:
+        """Build everything; nothing is trained yet."""
+
+    def finish(self, training: Training, *, phases: Phases) -> Results:
+        """Evaluate and export what was trained."""
+
+    def predict_with(self, files: Mapping[str, bytes]) -> Probabilities:
+        """What another run's published SavedModel says to this run's test images; needs `prepare` alone.
+
+        Args:
+            files: name below the model's folder -> content.
+        """

@@ -1,0 +1,125 @@
+"""What is kept after a committed run: the newest runs and serving versions, and whatever a pointer reaches.
+
+A run that goes is marked first. A move writes its claim before it looks for marks; whoever removes looks for claims after
+the mark is there: one of the two sees the other, so that no champion ever names a run that was removed.
+"""
+
+import itertools
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable
+
+from job import champion, contract, publish
+from job.errors import IntegrityError, JobError
+from job.observe.logs import emit, warn
+from job.serving import LAST_FILE
+from job.store import Entry, Store
+
+
+def apply_retention(store: Store, *, keep_runs: int, keep_versions: int) -> None:
+    """Remove what is beyond the newest; never what a kept pointer reaches. What cannot be removed stays, with a warning."""
+    try:
+        for model in store.list_folders(contract.MODELS_PREFIX):
+            _remove_old_versions(store, model, keep=keep_versions)
+        reached = reachable_runs(store, keep_versions=keep_versions)
+        old = [run_id for run_id in _old_runs(store, keep=keep_runs) if run_id not in reached]
+        remove_runs(store, old, keep_versions=keep_versions)
+    except JobError as error:
+        warn("retention.failed", reason=str(error))
+
+
+def reachable_runs(store: Store, *, keep_versions: int) -> set[str]:
+    """Runs that the newest `keep_versions` champions of any model name.
+
+    Raises:
+        IntegrityError: a champion's record is damaged: it reaches who knows what.
+    """
+    return {
+        pointer.run
+        for model in store.list_folders(contract.MODELS_PREFIX)
+        for pointer in itertools.islice(champion.history(store, model), keep_versions)
+    }
+
+
+def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> None:
+    """Remove committed runs, but for the records that close their ids; those that something may still need stay."""
+    marks = {run_id: f"{contract.retirements_prefix(run_id)}{secrets.token_hex(8)}" for run_id in run_ids}
+    for mark in marks.values():
+        store.create(mark, b"{}")
+    needed = {run_id for run_id in marks if _may_become_champion(store, run_id)}
+    if marks:
+        needed |= reachable_runs(store, keep_versions=keep_versions)
+    for run_id, mark in marks.items():
+        if run_id in needed:
+            store.delete(mark)
+        else:
+            _remove_run(store, run_id)
+
+
+def _may_become_champion(store: Store, run_id: str) -> bool:
+    """Whether somebody has claimed a version for it that nobody has made yet; he may be asleep just before he makes it."""
+    return any(
+        store.get(contract.champion_key(model, version=version)) is None
+        for model, version in champion.claimed_versions(store, run_id)
+    )
+
+
+def _remove_run(store: Store, run_id: str) -> None:
+    publish.remove_commit(store, run_id)
+    gone = [entry for entry in store.list_objects(contract.run_prefix(run_id)) if not _closes(run_id, entry.key)]
+    for entry in gone:
+        store.delete(entry.key)
+    emit("retention.removed", run_removed=run_id, objects=len(gone), bytes=sum(entry.num_bytes for entry in gone))
+
+
+def _old_runs(store: Store, *, keep: int) -> list[str]:
+    """Committed runs beyond the newest, from one listing; runs that were removed before hold nothing more."""
+    objects: dict[str, list[Entry]] = defaultdict(list)
+    for entry in store.list_objects(contract.RUNS_PREFIX):
+        objects[entry.key.split("/")[1]].append(entry)
+    committed = {
+        run_id: entry.modified_seconds
+        for run_id, entries in objects.items()
+        for entry in entries
+        if entry.key == contract.commit_key(run_id) and not _is_removed(run_id, entries)
+    }
+    newest_first = sorted(committed, key=lambda run_id: (committed[run_id], run_id), reverse=True)
+    return [run_id for run_id in newest_first[keep:] if _has_result(store, run_id)]
+
+
+def _is_removed(run_id: str, entries: Iterable[Entry]) -> bool:
+    return all(_closes(run_id, entry.key) for entry in entries)
+
+
+def _closes(run_id: str, key: str) -> bool:
+    """Whether it stays when a run is removed, so that no attempt and no move can ever make it a result again."""
+    closing = (contract.run_key(run_id), contract.commit_key(run_id))
+    return key in closing or key.startswith(contract.retirements_prefix(run_id))
+
+
+def _has_result(store: Store, run_id: str) -> bool:
+    """Whether it is a COMMIT that stands there, or what an earlier removal that was cut off left."""
+    try:
+        standing = publish.read_standing(store, run_id)
+    except IntegrityError as error:  # a COMMIT that cannot be read is for a person to look at
+        warn("retention.skipped", run_skipped=run_id, reason=str(error))
+        return False
+    if standing is None:
+        return False
+    return not publish.is_abandoned(standing) or bool(store.list_objects(contract.retirements_prefix(run_id)))
+
+
+def _remove_old_versions(store: Store, model: str, *, keep: int) -> None:
+    """Delete serving layouts beyond the newest, what makes them loadable first."""
+    newest = champion.read_newest(store, model)
+    if newest is None:
+        return
+    prefix = contract.versions_prefix(model)
+    old = [
+        entry
+        for entry in store.list_objects(prefix)
+        if (version := entry.key.removeprefix(prefix).partition("/")[0]).isdecimal()
+        and int(version) <= newest.version - keep
+    ]
+    for entry in sorted(old, key=lambda entry: (not entry.key.endswith(f"/{LAST_FILE}"), entry.key)):
+        store.delete(entry.key)
