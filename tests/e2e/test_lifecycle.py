@@ -70,14 +70,15 @@ def test_a_drained_node_sends_the_run_away_with_a_checkpoint(
     pod = ns.wait_for_training(job)
     node = next(each["spec"]["nodeName"] for each in ns.pods(job) if each["metadata"]["name"] == pod)
     try:  # by selector: the only node may carry the store too
-        run_command(
-            "kubectl", "drain", node, f"--pod-selector=batch.kubernetes.io/job-name={job}", "--ignore-daemonsets",
-            "--delete-emptydir-data", "--force", "--timeout=90s",
-        )  # fmt: skip
+        with ns.following(pod) as events:
+            run_command(
+                "kubectl", "drain", node, f"--pod-selector=batch.kubernetes.io/job-name={job}", "--ignore-daemonsets",
+                "--delete-emptydir-data", "--force", "--timeout=90s",
+            )  # fmt: skip
     finally:
         run_command("kubectl", "uncordon", node)
     assert ns.wait_for_end(job) == "Complete"
-    assert _restored_step(ns, ns.pods(job)[-1]["metadata"]["name"]) > 0
+    assert _restored_step(ns, ns.pods(job)[-1]["metadata"]["name"]) == _interrupted_step(events)
     assert ns.commit(job)["weights_digest"] == undisturbed(ns)
 
 
@@ -98,8 +99,8 @@ def test_a_deleted_pod_is_replaced_and_the_new_one_goes_on_at_the_very_step(
 
 def test_suspend_saves_and_resume_goes_on(ns: Namespace, undisturbed: Callable[[Namespace], str]) -> None:
     job = ns.install("train", _LONG)
-    ns.wait_for_training(job)
-    assert ns.install("train", _LONG, {"suspend": True}) == job
+    with ns.following(ns.wait_for_training(job)) as events:
+        assert ns.install("train", _LONG, {"suspend": True}) == job
     wait_until(lambda: not ns.pods(job), "end of the suspended pod", seconds=90)
     assert any(
         condition["type"] == "Suspended" and condition["status"] == "True"
@@ -107,8 +108,24 @@ def test_suspend_saves_and_resume_goes_on(ns: Namespace, undisturbed: Callable[[
     )
     assert ns.install("train", _LONG) == job
     assert ns.wait_for_end(job) == "Complete"
-    assert _restored_step(ns, ns.pods(job)[-1]["metadata"]["name"]) > 0
+    assert _restored_step(ns, ns.pods(job)[-1]["metadata"]["name"]) == _interrupted_step(events)
     assert ns.commit(job)["weights_digest"] == undisturbed(ns)
+
+
+@pytest.mark.slow
+def test_an_upgrade_during_a_run_goes_on_with_it_in_another_job(
+    ns: Namespace, undisturbed: Callable[[Namespace], str]
+) -> None:
+    """The first pod saves where it is; until it has ended both may work on the run."""
+    first = ns.install("train", _LONG)
+    with ns.following(ns.wait_for_training(first)) as events:
+        bigger = ns.install("train", _LONG, {"resources": {"limits": {"memory": "1600Mi"}}})
+    assert bigger != first
+    assert _interrupted_step(events) > 0
+    assert ns.wait_for_end(bigger) == "Complete"
+    assert first not in [job["metadata"]["name"] for job in ns.get("job")]
+    assert _restored_step(ns, ns.pods(bigger)[-1]["metadata"]["name"]) > 0
+    assert ns.commit(bigger)["weights_digest"] == undisturbed(ns)
 
 
 @pytest.mark.slow

@@ -1,0 +1,75 @@
+"""Real MNIST in a cluster without internet: from a mirror in the store, and through tensorflow-datasets with a cache volume."""
+
+import io
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import IDX_FILES
+from tests.e2e.cluster import Namespace, Object
+from tests.e2e.conftest import IMAGE, keys_in
+
+_MIRROR = Path(__file__).parents[2] / "scripts" / "kind-mirror.yaml"
+_QUICK: Object = {"train": {"epochs": 1, "optimizer": "sgd", "global_batch_size": 128}}
+
+
+@contextmanager
+def _pod_with_files(
+    ns: Namespace, mnist_dir: Path, *, endpoint: str = "", folder: str, claim: str = ""
+) -> Iterator[str]:
+    """A pod like that of scripts/kind that has the four files in `folder`; yields its name."""
+    pod = yaml.safe_load(_MIRROR.read_text().replace("JOB_IMAGE", IMAGE).replace("S3_ENDPOINT", endpoint))
+    [container] = pod["spec"]["containers"]
+    container["resources"] = {"limits": {"cpu": "1", "memory": "1Gi"}}
+    if claim:
+        pod["spec"]["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
+        container["volumeMounts"].append({"name": "data", "mountPath": "/data"})
+        del container["envFrom"]
+    ns.apply(pod)
+    ns.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/mirror")
+    ns.kubectl("exec", "mirror", "--", "mkdir", "-p", folder)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name in IDX_FILES:
+            archive.add(mnist_dir / name, arcname=name)
+    subprocess.run(
+        ["kubectl", "--namespace", ns.name, "exec", "-i", "mirror", "--", "tar", "-C", folder, "-xf", "-"],
+        input=packed.getvalue(),
+        check=True,
+        timeout=120,
+    )
+    yield "mirror"
+    ns.kubectl("delete", "pod", "mirror", "--grace-period=1")
+
+
+def _data_of(ns: Namespace, job: str) -> tuple[str, str, bool]:
+    """Name and digest of the data that the Job's pod trained on, and whether it had to prepare it."""
+    assert ns.wait_for_end(job) == "Complete"
+    events = ns.events_of(ns.pods(job)[-1]["metadata"]["name"])
+    ready = next(event for event in events if event["event"] == "data.ready")
+    return ready["dataset"], ready["digest"], any(event["event"] == "data.prepare" for event in events)
+
+
+@pytest.mark.slow
+def test_mnist_from_a_mirror_in_the_store_and_from_a_cache_on_a_volume_is_the_same(
+    ns: Namespace, s3: Object, mnist_dir: Path
+) -> None:
+    keys = keys_in(ns)
+    mirror = f"s3://models/{ns.name}/mnist"
+    with _pod_with_files(ns, mnist_dir, endpoint=s3["endpoint"], folder="/tmp/mnist") as pod:
+        ns.kubectl("exec", pod, "--", "mnist-job", "data", "prepare", "--from", "/tmp/mnist", "--to", mirror)
+    mirrored = ns.install("mirrored", keys, {"store": s3}, _QUICK, {"data": {"source": "idx", "uri": mirror}})
+    dataset, digest, is_prepared = _data_of(ns, mirrored)
+    assert (dataset, is_prepared) == ("mnist", False)
+
+    cached = {"data": {"source": "tfds", "uri": "/data/downloads"}, "persistence": {"size": "1Gi"}}
+    ns.install("cached", cached, _QUICK, {"suspend": True})
+    with _pod_with_files(ns, mnist_dir, folder="/data/downloads", claim="cached-store"):
+        pass
+    assert _data_of(ns, ns.install("cached", cached, _QUICK)) == ("mnist", digest, True)
+    assert _data_of(ns, ns.install("cached", cached, _QUICK, {"run": {"suffix": "again"}})) == ("mnist", digest, False)
