@@ -220,7 +220,7 @@ def _row(store: Store, run_id: str, moves: Mapping[str, list[tuple[Pointer, bool
     except IntegrityError as error:
         state = "damaged"
         logs.warn("commit.damaged", run_of_commit=run_id, reason=str(error))
-    if state == "abandoned" and store.list_objects(contract.retirements_prefix(run_id)):
+    if state == "abandoned" and publish.is_removed(record):
         return None
     metrics, served = record.get("metrics", {}), [pointer for pointer, is_now in moves.get(run_id, []) if is_now]
     return {

@@ -118,6 +118,11 @@ def is_abandoned(standing: Mapping[str, Any]) -> bool:
     return "abandoned" in standing
 
 
+def is_removed(standing: Mapping[str, Any]) -> bool:
+    """Whether it is the record of a run that had a result, and that retention removed."""
+    return is_abandoned(standing) and "by" in standing
+
+
 def abandon(store: Store, run_id: str) -> bool:
     """Close a run without a result for good, so that no attempt can commit it; False when one was quicker."""
     record = _abandoned_record(run_id)
@@ -139,7 +144,7 @@ def _now() -> str:
 
 def _refuse_abandoned(standing: Mapping[str, Any], *, run_id: str) -> None:
     if is_abandoned(standing):
-        what = "removed by retention" if "by" in standing else "given up and removed by mnist-job gc"
+        what = "removed by retention" if is_removed(standing) else "given up and removed by mnist-job gc"
         raise ConflictError(
             f"run {run_id} was {what} at {standing['abandoned']}; choose another run.id, or another run.suffix where the id "
             "is generated"

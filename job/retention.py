@@ -73,7 +73,7 @@ def _remove_run(store: Store, run_id: str) -> None:
 
 
 def _old_runs(store: Store, *, keep: int) -> list[str]:
-    """Committed runs beyond the newest, from one listing; runs that were removed before hold nothing more."""
+    """Committed runs beyond the newest, and those whose removal was cut off."""
     objects: dict[str, list[Entry]] = defaultdict(list)
     for entry in store.list_objects(contract.RUNS_PREFIX):
         objects[entry.key.split("/")[1]].append(entry)
@@ -81,32 +81,31 @@ def _old_runs(store: Store, *, keep: int) -> list[str]:
         run_id: entry.modified_seconds
         for run_id, entries in objects.items()
         for entry in entries
-        if entry.key == contract.commit_key(run_id) and not _is_removed(run_id, entries)
+        if entry.key == contract.commit_key(run_id) and not _is_empty(run_id, entries)
     }
-    newest_first = sorted(committed, key=lambda run_id: (committed[run_id], run_id), reverse=True)
-    return [run_id for run_id in newest_first[keep:] if _has_result(store, run_id)]
+    with_result, cut_off = [], []
+    for run_id in sorted(committed, key=lambda run_id: (committed[run_id], run_id), reverse=True):
+        try:
+            standing = publish.read_standing(store, run_id)
+        except IntegrityError as error:  # a COMMIT that cannot be read is for a person to look at
+            warn("retention.skipped", run_skipped=run_id, reason=str(error))
+            continue
+        if standing and not publish.is_abandoned(standing):
+            with_result.append(run_id)
+        elif standing and publish.is_removed(standing):
+            cut_off.append(run_id)
+    return cut_off + with_result[keep:]
 
 
-def _is_removed(run_id: str, entries: Iterable[Entry]) -> bool:
+def _is_empty(run_id: str, entries: Iterable[Entry]) -> bool:
+    """Whether nothing is left of a run, as of all that were ever removed: they cost no request."""
     return all(_closes(run_id, entry.key) for entry in entries)
 
 
 def _closes(run_id: str, key: str) -> bool:
     """Whether it stays when a run is removed, so that no attempt and no move can ever make it a result again."""
     closing = (contract.run_key(run_id), contract.commit_key(run_id))
-    return key in closing or key.startswith(contract.retirements_prefix(run_id))
-
-
-def _has_result(store: Store, run_id: str) -> bool:
-    """Whether it is a COMMIT that stands there, or what an earlier removal that was cut off left."""
-    try:
-        standing = publish.read_standing(store, run_id)
-    except IntegrityError as error:  # a COMMIT that cannot be read is for a person to look at
-        warn("retention.skipped", run_skipped=run_id, reason=str(error))
-        return False
-    if standing is None:
-        return False
-    return not publish.is_abandoned(standing) or bool(store.list_objects(contract.retirements_prefix(run_id)))
+    return key in closing or key.startswith((contract.retirements_prefix(run_id), contract.claims_prefix(run_id)))
 
 
 def _remove_old_versions(store: Store, model: str, *, keep: int) -> None:

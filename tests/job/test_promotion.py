@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
@@ -139,7 +140,7 @@ def test_first_row_that_applies_decides() -> None:
     champion = replace(CHAMPION, weights_digest="w2", dataset="digits", predicted=None)
     rules = Rules(min_accuracy=0.99, min_class_recall=0.99, max_accuracy_drop=0.0)
     rows = []
-    mend = [
+    mend: list[Callable[[], tuple[Candidate, Champion, Rules]]] = [
         lambda: (candidate, replace(champion, weights_digest="w1"), rules),
         lambda: (candidate, replace(champion, dataset="mnist"), rules),
         lambda: (replace(candidate, created="2026-03-01"), champion, rules),

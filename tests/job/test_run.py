@@ -43,6 +43,8 @@ def test_run_publishes_a_whole_verified_model(run_job: RunJob, tmp_path: Path) -
         "evaluate.end",
         "export.end",
         "commit.done",
+        "gate.decided",
+        "layout.done",
         "run.end",
     ]
     commit = json.loads(commit_of(tmp_path / "out", "ns.first"))
@@ -60,6 +62,7 @@ def test_run_publishes_a_whole_verified_model(run_job: RunJob, tmp_path: Path) -
     assert message["outcome"] == "committed"
     assert message["commit"] == "runs/ns.first/COMMIT.json"
     assert message["step"] == 90
+    assert message["promoted"] is True
     assert message["accuracy"] == commit["metrics"]["test_accuracy"] == done.event("run.end")["accuracy"]
 
     verified = run_job("verify", "--run", "ns.first")
@@ -67,7 +70,9 @@ def test_run_publishes_a_whole_verified_model(run_job: RunJob, tmp_path: Path) -
     assert commit["weights_digest"] in verified.stdout
     runs = json.loads(run_job("runs", "-o", "json").stdout)
     assert [(row["run"], row["state"]) for row in runs] == [("ns.first", "committed")]
-    assert json.loads(run_job("show", "ns.first").stdout) == commit
+    shown = json.loads(run_job("show", "ns.first").stdout)
+    assert shown.items() >= commit.items()
+    assert (shown["gate"]["verdict"], shown["champion"][0]["is_champion"]) == ("promoted", True)
     stored = run_job("logs", "ns.first")
     assert stored.stdout == done.stdout  # the last line included
     assert run_job("logs", "ns.other").code == 66

@@ -12,10 +12,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import safetensors.numpy
 
 from job import champion, publish, published, serving, store
 from job.errors import ConflictError, JobError
@@ -24,12 +20,13 @@ from job.promotion import Rules
 from job.retention import apply_retention
 from job.store import Store, TransientError
 from job.store_file import FolderBackend
+from tests.job.committed_runs import commit_run
 from tests.torture.campaign import Campaign, Result, Trial
 from tests.torture.checks import TrialFailed, objects_of_folder
 from tests.torture.planted import plant_chosen
 
 MODEL = "plain"
-_NUM_WRITERS, _NUM_EXAMPLES = 8, 50
+_NUM_WRITERS = 8
 _NUM_SHORT, _MOVES_SHORT, _MOVES_LONG = 6, 15, 125
 """The first trials, those of the short version, are short; the others make 1,000 moves each."""
 _KEEP_RUNS, _KEEP_VERSIONS = 12, 5
@@ -72,33 +69,6 @@ class Move:
     ended: float
     version: int | None
     run: str
-
-
-def commit_run(target: Store, run: str, *, num_wrong: int) -> dict[str, Any]:
-    """Publish a run whose model gets so many of the examples wrong."""
-    labels = np.arange(_NUM_EXAMPLES, dtype=np.int64) % 4
-    probabilities = np.eye(4, dtype=np.float32)[(labels + (np.arange(_NUM_EXAMPLES) < num_wrong)) % 4]
-    images = np.zeros((2, 2, 2), np.uint8)
-    files = {
-        "model/saved_model.pb": f"graph of {run}".encode(),
-        "model/variables/variables.data": f"weights of {run}".encode(),
-        "predictions.safetensors": safetensors.numpy.save(
-            {"probabilities": probabilities, "labels": labels, "sample_images": images}
-        ),
-    }
-    digest = publish.claim_run(target, run, inputs={"run": run}, config={})
-    stored = publish.upload(target, run, attempt_id="a", files=files)
-    content = {
-        "run": run,
-        "attempt": "a",
-        "committed": run,
-        "result_digest": digest,
-        "weights_digest": f"weights {run}",
-        "dataset": {"name": MODEL, "digest": "d", "evaluation_digest": "e"},
-        "metrics": {"test_accuracy": 1 - num_wrong / _NUM_EXAMPLES},
-        "files": [{"key": file.key, "num_bytes": file.num_bytes, "sha256": file.sha256} for file in stored],
-    }
-    return publish.commit(target, run, content=content)
 
 
 def _write(folder: Path, writer: int, *, seed: str, num_moves: int, log: Path) -> None:

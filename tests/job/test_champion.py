@@ -1,0 +1,188 @@
+"""Champion versions: one winner a number, carried accuracies, damaged records, and how a model is named."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from job import champion
+from job.champion import Committed, Pointer
+from job.config_sources import load_config
+from job.contract import champion_key, claim_key, retirements_prefix
+from job.errors import ConflictError, IntegrityError, NotFoundError
+from job.publish import remove_commit
+from job.store import Store, open_store
+from tests.job.committed_runs import commit_run
+
+MODEL = "plain"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(f"file:{tmp_path / 'store'}", environ={}, deadline_seconds=2)
+
+
+def to(run: str, *, accuracy: float = 0.9, digest: str = "e") -> Committed:
+    return Committed(
+        run=run, created="2026-01-01", dataset=MODEL, evaluation_digest=digest, weights_digest=run, accuracy=accuracy
+    )
+
+
+def move(store: Store, before: Pointer | None, target: Committed) -> Pointer | None:
+    return champion.move(store, MODEL, before=before, to=target, by="promote", who="me", why="test", forced=True)
+
+
+def moved(store: Store, before: Pointer | None, target: Committed) -> Pointer:
+    pointer = move(store, before, target)
+    assert pointer
+    return pointer
+
+
+class TestMove:
+    def test_each_move_is_the_next_version_and_says_on_top_of_what(self, store: Store) -> None:
+        assert champion.read_newest(store, MODEL) is None
+        first = moved(store, None, to("a"))
+        second = moved(store, first, to("b"))
+        assert (first.version, first.from_version, first.from_run) == (1, None, None)
+        assert (second.version, second.from_version, second.from_run) == (2, 1, "a")
+        assert champion.read_newest(store, MODEL) == second
+        assert list(champion.history(store, MODEL)) == [second, first]
+        assert (second.who, second.why, second.by, second.forced) == ("me", "test", "promote", True)
+
+    def test_whoever_is_late_moves_nothing(self, store: Store) -> None:
+        first = moved(store, None, to("a"))
+        second = moved(store, first, to("b"))
+        assert move(store, first, to("c")) is None
+        assert move(store, None, to("c")) is None
+        assert champion.read_newest(store, MODEL) == second
+
+    def test_of_many_at_once_one_moves(self, tmp_path: Path) -> None:
+        barrier, won = threading.Barrier(8), []
+
+        def compete(number: int) -> None:
+            own = open_store(f"file:{tmp_path}", environ={})
+            barrier.wait()
+            won.append(move(own, None, to(f"r{number}")))
+
+        threads = [threading.Thread(target=compete, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        [winner] = [pointer for pointer in won if pointer]
+        assert champion.read_newest(open_store(f"file:{tmp_path}", environ={}), MODEL) == winner
+
+    def test_claim_is_written_before_the_version(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        points: list[str] = []
+        monkeypatch.setattr("job.store.on_point", points.append)
+        move(store, None, to("a"))
+        created = [point.removeprefix("before create ") for point in points if point.startswith("before create ")]
+        assert created == [claim_key("a", model=MODEL, version=1), champion_key(MODEL, version=1)]
+        assert champion.claimed_versions(store, "a") == [(MODEL, 1)]
+
+    def test_run_that_is_being_removed_cannot_become_champion(self, store: Store) -> None:
+        store.create(retirements_prefix("a") + "mark", b"{}")
+        with pytest.raises(ConflictError, match=r"^run a is being removed, or was \(retention\.keep_runs\)"):
+            move(store, None, to("a"))
+        assert champion.read_newest(store, MODEL) is None
+
+
+class TestBestAccuracy:
+    def test_best_on_a_test_split_is_carried_over_worse_champions(self, store: Store) -> None:
+        pointer = moved(store, None, to("a", accuracy=0.98))
+        pointer = moved(store, pointer, to("b", accuracy=0.9))
+        pointer = moved(store, pointer, to("c", accuracy=0.5, digest="other"))
+        assert pointer.best_accuracy("e") == 0.98
+        assert pointer.best_accuracy("other") == 0.5
+        assert pointer.best_accuracy("never seen") is None
+        assert champion.read_newest(store, MODEL) == pointer
+
+    def test_champion_that_was_scored_again_counts(self, store: Store) -> None:
+        first = moved(store, None, to("a"))
+        gate = {"numbers": {"champion_accuracy": 0.97}}
+        target = to("b", accuracy=0.96, digest="new")
+        pointer = champion.move(store, MODEL, before=first, to=target, by="gate", who="", why="", gate=gate)
+        assert pointer
+        assert pointer.best_accuracy("new") == 0.97
+
+    def test_a_new_test_split_every_night_does_not_grow_the_record_for_ever(self, store: Store) -> None:
+        pointer = None
+        for night in range(30):
+            pointer = moved(store, pointer, to(f"r{night}", digest=f"e{night}"))
+        assert pointer
+        assert [digest for digest, _ in pointer.best] == [f"e{night}" for night in range(10, 30)]
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        ("data", "reason"),
+        [
+            (b"", "is not JSON"),
+            (b"[]", "must hold a JSON object"),
+            (b"{}", "it lacks accuracy, best"),
+        ],
+    )
+    def test_record_that_is_none_is_refused(self, data: bytes, reason: str, store: Store) -> None:
+        store.create(champion_key(MODEL, version=1), data)
+        with pytest.raises(IntegrityError, match=reason):
+            champion.read_newest(store, MODEL)
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            (b'"version":1', b'"version":2'),
+            (b'"model":"plain"', b'"model":"other"'),
+            (b'"run":"a"', b'"run":"../a"'),
+            (b'"best":[["e",0.9]]', b'"best":[["e"]]'),
+            (b'"best":[["e",0.9]]', b'"best":7'),
+            (b'"when":"2', b'"when":"x2'),
+        ],
+    )
+    def test_altered_record_is_refused(self, old: bytes, new: bytes, store: Store) -> None:
+        data = moved(store, None, to("a")).to_bytes()
+        assert old in data
+        store.put(champion_key(MODEL, version=1), data.replace(old, new))
+        with pytest.raises(IntegrityError, match=r"^store: models/plain/champion/000000001.json is not the record"):
+            champion.read_newest(store, MODEL)
+
+    def test_names_that_are_no_version_are_left_alone(self, store: Store) -> None:
+        store.create("models/plain/champion/notes.txt", b"")
+        assert champion.read_newest(store, MODEL) is None
+
+    def test_champion_without_a_commit_says_what_to_do(self, store: Store) -> None:
+        pointer = moved(store, None, to("a"))
+        with pytest.raises(IntegrityError, match=r"run a, which version 1 of plain names, has no COMMIT .*promote RUN"):
+            champion.commit_of(store, pointer)
+        commit_run(store, "b")
+        pointer = moved(store, pointer, to("b"))
+        remove_commit(store, "b")
+        with pytest.raises(IntegrityError, match=r"run b, which version 2 of plain names, was removed; .*promote RUN"):
+            champion.commit_of(store, pointer)
+
+
+class TestName:
+    @pytest.mark.parametrize(
+        ("dataset", "name"),
+        [
+            ("mnist", "mnist"),
+            ("emnist/digits", "emnist-digits"),
+            ("My.data:load", "my.data-load"),
+            ("../x", "x"),
+            ("///", "model"),
+        ],
+    )
+    def test_name_is_made_of_the_datasets(self, dataset: str, name: str) -> None:
+        assert champion.model_name(load_config([]).config, dataset=dataset) == name
+        given = load_config(["--promotion.model_name=served"]).config
+        assert champion.model_name(given, dataset=dataset) == "served"
+
+    def test_only_model_of_a_store_needs_no_name(self, store: Store) -> None:
+        config = load_config([]).config
+        with pytest.raises(NotFoundError, match=r"no run was promoted yet; name it with --promotion\.model_name"):
+            champion.choose_model(store, config)
+        moved(store, None, to("a"))
+        assert champion.choose_model(store, config) == "plain"
+        champion.move(store, "b", before=None, to=to("a"), by="gate", who="", why="")
+        with pytest.raises(NotFoundError, match="there are b, plain; name it"):
+            champion.choose_model(store, config)
+        assert champion.choose_model(store, load_config(["--promotion.model_name=b"]).config) == "b"

@@ -1,0 +1,243 @@
+"""The gate on a real store: what is compared with what, who writes first, and what a kill in between leaves."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job import champion, published
+from job.champion import Committed
+from job.contract import champion_key, gate_key
+from job.errors import ConflictError, IntegrityError
+from job.gate import Gate, read_gate
+from job.promotion import Rules
+from job.retention import remove_runs
+from job.store import Store, open_store
+from tests.job.committed_runs import commit_run, probabilities_with
+
+MODEL = "plain"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(f"file:{tmp_path / 'store'}", environ={}, deadline_seconds=2)
+
+
+def no_model(files: Mapping[str, bytes]) -> Any:
+    raise AssertionError("no model may be loaded")
+
+
+def gate(store: Store, reevaluate: Callable[[Mapping[str, bytes]], Any] | None = no_model, **rules: float) -> Gate:
+    return Gate(store=store, model=MODEL, rules=Rules(**rules), who="test", reevaluate=reevaluate)
+
+
+def settle(store: Store, run: str, **how: Any) -> tuple[str, str]:
+    """Commit a run and let the gate decide; returns verdict and rule."""
+    record = gate(store).settle(commit_run(store, run, **how))
+    return record["verdict"], record["rule"]
+
+
+def champion_run(store: Store) -> str | None:
+    newest = champion.read_newest(store, MODEL)
+    return newest.run if newest else None
+
+
+class TestDecision:
+    def test_first_worse_and_better(self, store: Store) -> None:
+        assert settle(store, "a", num_wrong=5) == ("promoted", "first")
+        assert settle(store, "b", num_wrong=6) == ("refused", "max_accuracy_drop")
+        assert champion_run(store) == "a"
+        assert settle(store, "c", num_wrong=4) == ("promoted", "not_worse")
+        assert champion_run(store) == "c"
+
+    def test_decision_is_kept_with_its_numbers(self, store: Store) -> None:
+        settle(store, "a", num_wrong=5)
+        settle(store, "b", num_wrong=6)
+        record = read_gate(store, "b")
+        assert record
+        assert record.pop("decided").startswith("20")
+        assert record == {
+            "format": 1,
+            "run": "b",
+            "model": MODEL,
+            "who": "test",
+            "verdict": "refused",
+            "rule": "max_accuracy_drop",
+            "reason": "accuracy 0.8800 is 0.0200 below the best champion so far (0.9000); "
+            "promotion.max_accuracy_drop is 0.002",
+            "numbers": {
+                "accuracy": 0.88,
+                "examples": 50,
+                "lowest_recall": pytest.approx(11 / 13),
+                "lowest_recall_class": 0,
+                "champion_accuracy": 0.9,
+                "best_accuracy": 0.9,
+                "only_champion_right": 1,
+                "only_candidate_right": 0,
+                "p_value": 0.5,
+            },
+            "compared_with": {"version": 1, "run": "a"},
+            "version": None,
+        }
+        promoted = read_gate(store, "a")
+        newest = champion.read_newest(store, MODEL)
+        assert newest
+        assert newest.gate == promoted
+
+    def test_commit_is_not_touched(self, store: Store) -> None:
+        commit_run(store, "a")
+        before = store.get("runs/a/COMMIT.json")
+        settle(store, "a")
+        assert store.get("runs/a/COMMIT.json") == before
+
+    def test_same_weights_are_not_promoted_again(self, store: Store) -> None:
+        settle(store, "a", weights="w")
+        assert settle(store, "b", weights="w") == ("same", "same_weights")
+        assert champion_run(store) == "a"
+
+    def test_another_dataset_does_not_displace_the_champion(self, store: Store) -> None:
+        settle(store, "a", num_wrong=9)
+        assert settle(store, "b", num_wrong=0, dataset="digits") == ("refused", "other_dataset")
+        assert champion_run(store) == "a"
+
+    def test_slow_old_run_does_not_displace_a_newer_one(self, store: Store) -> None:
+        settle(store, "new", num_wrong=9, created="2026-02-02T00:00:00.000+00:00")
+        old = {"num_wrong": 0, "created": "2026-02-01T00:00:00.000+00:00"}
+        assert settle(store, "old", **old) == ("refused", "older_run")
+        assert champion_run(store) == "new"
+
+    def test_drop_is_counted_from_the_best_champion_of_the_past(self, store: Store) -> None:
+        settle(store, "a", num_wrong=2)
+        worse = commit_run(store, "b", num_wrong=4)
+        newest = champion.read_newest(store, MODEL)
+        to = Committed.of(worse, created=published.created_at(store, worse))
+        champion.move(store, MODEL, before=newest, to=to, by="promote", who="", why="", forced=True)
+        record = gate(store, max_accuracy_drop=0.03).settle(commit_run(store, "c", num_wrong=4))
+        assert (record["verdict"], record["numbers"]["best_accuracy"]) == ("refused", 0.96)
+
+
+class TestOtherTestSplit:
+    def test_champion_is_scored_again_on_the_candidates_examples(self, store: Store) -> None:
+        settle(store, "a", num_wrong=5, evaluation_digest="last month's")
+        seen: list[Mapping[str, bytes]] = []
+
+        def predict(files: Mapping[str, bytes]) -> Any:
+            seen.append(files)
+            return probabilities_with(2)
+
+        record = gate(store, predict).settle(commit_run(store, "b", num_wrong=3))
+        assert seen == [{"saved_model.pb": b"graph", "variables/variables.data": b"weights of a"}]
+        assert (record["verdict"], record["numbers"]["champion_accuracy"]) == ("refused", 0.96)
+
+    def test_the_same_examples_need_no_model(self, store: Store) -> None:
+        settle(store, "a", num_wrong=5, evaluation_digest="this month's")
+        assert settle(store, "b", num_wrong=3, evaluation_digest="this month's") == ("promoted", "not_worse")
+
+    @pytest.mark.parametrize("how", [{"image_shape": (3, 3)}])
+    def test_model_for_other_images_is_not_asked(self, how: dict[str, Any], store: Store) -> None:
+        settle(store, "a", evaluation_digest="last month's", **how)
+        assert settle(store, "b", num_wrong=0) == ("refused", "not_comparable")
+
+    def test_by_hand_there_are_no_examples_to_score_it_on(self, store: Store) -> None:
+        settle(store, "a", evaluation_digest="last month's")
+        newest = champion.read_newest(store, MODEL)
+        assert gate(store, None).assess(commit_run(store, "b"), newest)["rule"] == "not_comparable"
+
+
+class TestOnce:
+    def test_what_was_decided_first_stands(self, store: Store) -> None:
+        settle(store, "a", num_wrong=5)
+        settle(store, "b", num_wrong=6)
+        before = store.get(gate_key("b"))
+        commit = commit_run(store, "b", num_wrong=6)
+        assert gate(store, max_accuracy_drop=0.9).settle(commit)["verdict"] == "refused"
+        assert store.get(gate_key("b")) == before
+        assert champion_run(store) == "a"
+
+    def test_attempt_killed_after_the_move_is_completed_and_moves_no_second_time(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def kill(point: str) -> None:
+            if point == f"after create {champion_key(MODEL, version=1)}":
+                raise KeyboardInterrupt
+
+        commit = commit_run(store, "a", num_wrong=5)
+        monkeypatch.setattr("job.store.on_point", kill)
+        with pytest.raises(KeyboardInterrupt):
+            gate(store).settle(commit)
+        monkeypatch.setattr("job.store.on_point", None)
+        assert read_gate(store, "a") is None
+        settle(store, "b", num_wrong=4)  # and another one has been promoted since
+
+        record = gate(store).settle(commit)
+
+        assert (record["verdict"], record["version"]) == ("promoted", 1)
+        assert read_gate(store, "a") == record
+        assert champion_run(store) == "b"
+        assert champion.list_versions(store, MODEL) == [1, 2]
+
+    def test_rival_that_moves_first_makes_the_gate_decide_again(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both are the first champion when they look; one has to see the other."""
+        commit, rivals = commit_run(store, "a", num_wrong=5), [commit_run(store, "b", num_wrong=2)]
+        other = open_store(store.uri, environ={})
+
+        def act(point: str) -> None:
+            if point == f"before create {champion_key(MODEL, version=1)}" and rivals:
+                gate(other).settle(rivals.pop())
+
+        monkeypatch.setattr("job.store.on_point", act)
+        record = gate(store).settle(commit)
+        assert (record["verdict"], record["rule"]) == ("refused", "older_run")
+        assert champion_run(store) == "b"
+        assert champion.list_versions(store, MODEL) == [1]
+
+    def test_two_attempts_at_one_run_move_once(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        commit, rivals = commit_run(store, "a"), ["the other attempt"]
+        other = open_store(store.uri, environ={})
+
+        def act(point: str) -> None:
+            if point == f"before create {champion_key(MODEL, version=1)}" and rivals:
+                rivals.pop()
+                gate(other).settle(commit)
+
+        monkeypatch.setattr("job.store.on_point", act)
+        record = gate(store).settle(commit)
+        assert (record["verdict"], record["version"]) == ("promoted", 1)
+        assert champion.list_versions(store, MODEL) == [1]
+
+    def test_rival_attempt_with_other_rules_does_not_unsay_a_promotion(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        commit, rivals = commit_run(store, "a"), ["the other attempt"]
+        other = open_store(store.uri, environ={})
+
+        def act(point: str) -> None:
+            if point == f"before create {champion_key(MODEL, version=1)}" and rivals:
+                rivals.pop()
+                assert gate(other, min_accuracy=0.99).settle(commit)["verdict"] == "refused"
+
+        monkeypatch.setattr("job.store.on_point", act)
+        assert gate(store).settle(commit)["verdict"] == "promoted"
+        assert "gate.other_decision" in [record.getMessage() for record in caplog.records]
+
+
+class TestDamage:
+    def test_damaged_champion_is_an_error_and_not_a_decision(self, store: Store) -> None:
+        settle(store, "a")
+        store.delete("runs/a/attempts/a/predictions.safetensors")
+        with pytest.raises(IntegrityError, match=r"predictions\.safetensors is named by the COMMIT and does not exist"):
+            settle(store, "b")
+        assert read_gate(store, "b") is None
+        assert champion_run(store) == "a"
+
+    def test_run_that_retention_removed_while_it_slept_is_told_so(self, store: Store) -> None:
+        settle(store, "a")
+        commit = commit_run(store, "b")
+        remove_runs(store, ["b"], keep_versions=10)
+        with pytest.raises(ConflictError, match=r"^run b was removed by retention at 20"):
+            gate(store).settle(commit)
+        assert json.loads(store.get("runs/b/COMMIT.json") or b"")["by"] == "retention"

@@ -1,0 +1,273 @@
+"""What is kept after a committed run, what is removed, and that no champion ever names a run that is gone."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from job import champion, published
+from job.champion import Committed
+from job.contract import champion_key, retirements_prefix
+from job.errors import ConflictError, UnavailableError
+from job.garbage import find_garbage
+from job.publish import abandon, read_commit
+from job.retention import apply_retention, reachable_runs, remove_runs
+from job.serving import finish_layout
+from job.store import Entry, Store, TransientError, open_store
+from job.store_file import FolderBackend
+from tests.job.committed_runs import commit_run
+from tests.job.test_serving import MODEL, Killed, promote
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(folder: Path) -> Store:
+    return open_store(f"file:{folder}", environ={}, deadline_seconds=2)
+
+
+def keys_of(store: Store, run: str) -> set[str]:
+    return {entry.key.removeprefix(f"runs/{run}/") for entry in store.list_objects(f"runs/{run}/")}
+
+
+def is_removed(store: Store, run: str) -> bool:
+    """Nothing but the records that close the run id."""
+    names = keys_of(store, run)
+    return {name for name in names if not name.startswith(("retirements/", "claims/"))} == {"run.json", "COMMIT.json"}
+
+
+def commit_in_order(store: Store, folder: Path, *runs: str, days: float = 1.0) -> None:
+    """Committed runs, the first ones longest ago."""
+    for number, run in enumerate(runs):
+        commit_run(store, run)
+        seconds = time.time() - (len(runs) - number) * days * 86400
+        os.utime(folder / "runs" / run / "COMMIT.json", (seconds, seconds))
+
+
+class TestRuns:
+    def test_newest_stay_and_older_ones_go(self, store: Store, folder: Path) -> None:
+        commit_in_order(store, folder, "c", "a", "b", "d")
+        apply_retention(store, keep_runs=2, keep_versions=10)
+        assert [run for run in "cabd" if is_removed(store, run)] == ["c", "a"]
+        assert published.read_files(store, read_commit(store, "d") or {})
+
+    def test_what_a_kept_pointer_reaches_stays(self, store: Store, folder: Path) -> None:
+        for run in ("a", "b", "c"):
+            promote(store, run)
+        commit_in_order(store, folder, "a", "b", "c", "x", "y", "z")
+        assert reachable_runs(store, keep_versions=2) == {"b", "c"}
+        apply_retention(store, keep_runs=1, keep_versions=2)
+        assert [run for run in "abcxyz" if is_removed(store, run)] == ["a", "x", "y"]
+        assert champion.list_versions(store, MODEL) == [1, 2, 3]  # the history itself stays for ever
+
+    def test_pointers_of_every_model_count(self, store: Store, folder: Path) -> None:
+        commit = commit_run(store, "a")
+        to = Committed.of(commit, created="2026-01-01")
+        champion.move(store, "another", before=None, to=to, by="promote", who="", why="")
+        promote(store, "b")
+        commit_in_order(store, folder, "a", "b", "z")
+        apply_retention(store, keep_runs=1, keep_versions=1)
+        assert not is_removed(store, "a")
+
+    def test_run_without_a_result_and_one_that_cannot_be_read_stay(
+        self, store: Store, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store.create("runs/going/run.json", b"{}")
+        commit_in_order(store, folder, "damaged", "z")
+        store.put("runs/damaged/COMMIT.json", b"{")
+        os.utime(folder / "runs/damaged/COMMIT.json", (0, 0))
+        before = keys_of(store, "damaged")
+        apply_retention(store, keep_runs=1, keep_versions=1)
+        assert keys_of(store, "damaged") == before
+        assert keys_of(store, "going") == {"run.json"}
+        assert "retention.skipped" in [record.getMessage() for record in caplog.records]
+
+    def test_id_of_a_removed_run_is_closed(self, store: Store, folder: Path) -> None:
+        commit_in_order(store, folder, "a", "z")
+        apply_retention(store, keep_runs=1, keep_versions=1)
+        assert is_removed(store, "a")
+        with pytest.raises(ConflictError, match=r"^run a was removed by retention at 20.*another run\.suffix"):
+            read_commit(store, "a")
+        with pytest.raises(ConflictError, match="run a is being removed, or was"):
+            champion.move(
+                store,
+                MODEL,
+                before=None,
+                to=Committed.of(commit_of("a"), created="2026-01-01"),
+                by="promote",
+                who="",
+                why="",
+            )
+        apply_retention(store, keep_runs=1, keep_versions=1)
+        assert len(keys_of(store, "a")) == 4
+
+    def test_removal_killed_anywhere_is_completed_by_the_next(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        number = 0
+        while True:
+            folder = tmp_path / str(number)
+            store, seen = open_store(f"file:{folder}", environ={}), []
+            commit_in_order(store, folder, "a", "z")
+
+            def kill(point: str, number: int = number, seen: list[str] = seen) -> None:
+                seen.append(point)
+                if len(seen) > number:
+                    raise Killed(point)
+
+            monkeypatch.setattr("job.store.on_point", kill)
+            try:
+                apply_retention(store, keep_runs=1, keep_versions=1)
+            except Killed:
+                monkeypatch.setattr("job.store.on_point", None)
+            else:
+                break
+            try:
+                commit = read_commit(store, "a")
+            except ConflictError:
+                pass
+            else:
+                assert published.read_files(store, commit or {})  # as long as there is a COMMIT, it is whole
+            apply_retention(store, keep_runs=1, keep_versions=1)
+            assert is_removed(store, "a")
+            number += 1
+        assert number > 20
+
+    def test_store_that_fails_costs_a_warning(self, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        class Failing(FolderBackend):
+            def list_objects(self, prefix: str) -> list[Entry]:
+                raise TransientError("away")
+
+        apply_retention(Store(Failing(folder), uri="file:x", deadline_seconds=0.1), keep_runs=1, keep_versions=1)
+        assert [record.getMessage() for record in caplog.records] == ["retention.failed"]
+
+
+def commit_of(run: str) -> dict[str, object]:
+    return {
+        "run": run,
+        "dataset": {"name": MODEL},
+        "weights_digest": "w",
+        "metrics": {"test_accuracy": 0.5},
+    }
+
+
+class TestAgainstMoves:
+    """A move sleeps at its last moment while everything else goes on."""
+
+    def test_run_that_is_about_to_become_champion_stays(
+        self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other, passes = open_store(store.uri, environ={}), ["one"]
+
+        def act(point: str) -> None:
+            if point == f"before create {champion_key(MODEL, version=1)}" and passes:
+                passes.pop()
+                commit_in_order(other, folder, "a", "z")
+                apply_retention(other, keep_runs=1, keep_versions=1)
+
+        monkeypatch.setattr("job.store.on_point", act)
+        pointer = promote(store, "a")
+        assert passes == []
+        assert published.read_files(store, champion.commit_of(store, pointer))
+        assert not any(name.startswith("retirements") for name in keys_of(store, "a"))
+
+    def test_run_that_was_marked_first_does_not_become_champion(
+        self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other, passes = open_store(store.uri, environ={}), ["one"]
+
+        def act(point: str) -> None:
+            if point.startswith("before put runs/a/COMMIT.json") and passes:
+                passes.pop()
+                with pytest.raises(ConflictError, match="run a is being removed"):
+                    promote(other, "a")
+
+        commit_in_order(store, folder, "a", "z")
+        monkeypatch.setattr("job.store.on_point", act)
+        apply_retention(store, keep_runs=1, keep_versions=1)
+        assert passes == []
+        assert champion.read_newest(store, MODEL) is None
+
+    def test_claim_on_a_version_that_another_has_made_keeps_nothing(self, store: Store, folder: Path) -> None:
+        first = promote(store, "b")
+        commit = commit_run(store, "a")
+        to = Committed.of(commit, created="2026-01-01")
+        assert champion.move(store, MODEL, before=None, to=to, by="promote", who="", why="") is None
+        assert champion.claimed_versions(store, "a") == [(MODEL, 1)]
+        commit_in_order(store, folder, "a", "b", "z")
+        apply_retention(store, keep_runs=1, keep_versions=1)
+        assert is_removed(store, "a")
+        assert champion.read_newest(store, MODEL) == first
+
+    def test_mark_is_taken_away_again_from_what_stays(self, store: Store) -> None:
+        promote(store, "a")
+        remove_runs(store, ["a"], keep_versions=1)
+        assert store.list_objects(retirements_prefix("a")) == []
+        assert read_commit(store, "a")
+
+
+class TestVersions:
+    def test_newest_layouts_stay_and_what_makes_one_loadable_goes_first(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for run in ("a", "b", "c"):
+            finish_layout(store, promote(store, run))
+        points: list[str] = []
+        monkeypatch.setattr("job.store.on_point", points.append)
+        apply_retention(store, keep_runs=9, keep_versions=1)
+        deleted = [point.removeprefix("after delete ") for point in points if point.startswith("after delete ")]
+        assert deleted == [
+            "models/plain/versions/1/saved_model.pb",
+            "models/plain/versions/2/saved_model.pb",
+            "models/plain/versions/1/variables/variables.data",
+            "models/plain/versions/2/variables/variables.data",
+        ]
+        assert {entry.key.split("/")[3] for entry in store.list_objects("models/plain/versions/")} == {"3"}
+
+
+class TestGarbage:
+    AGES = {"older_than_seconds": 3600.0, "now_seconds": time.time() + 86400}  # noqa: RUF012
+
+    def test_layout_that_was_cut_off_is_garbage_once_it_is_not_the_champions(self, store: Store) -> None:
+        promote(store, "a")
+        store.create("models/plain/versions/1/variables/variables.data", b"half")
+        assert list(find_garbage(store, **self.AGES)) == []
+        finish_layout(store, promote(store, "b"))
+        assert list(find_garbage(store, older_than_seconds=3600, now_seconds=time.time())) == []
+        [garbage] = find_garbage(store, **self.AGES)
+        assert (garbage.place, garbage.reason) == ("models/plain/versions/1/", "serving layout that was cut off")
+        assert [entry.key for entry in garbage.entries] == ["models/plain/versions/1/variables/variables.data"]
+
+    def test_what_is_reachable_is_never_garbage(self, store: Store) -> None:
+        for run in ("a", "b"):
+            finish_layout(store, promote(store, run))
+        store.create("models/plain/versions/notes.txt", b"")
+        store.create("models/plain/versions/01/x", b"not a version's name")
+        store.create("models/plain/versions/7/x", b"ahead of the champion")
+        assert list(find_garbage(store, **self.AGES)) == []
+
+
+def test_unreachable_store_of_a_removal_is_told(folder: Path) -> None:
+    class Failing(FolderBackend):
+        def create(self, key: str, data: bytes) -> None:
+            raise TransientError("away")
+
+    with pytest.raises(UnavailableError):
+        remove_runs(Store(Failing(folder), uri="file:x", deadline_seconds=0.1), ["a"], keep_versions=1)
+    assert json.dumps(list(folder.rglob("*"))) == "[]"
+
+
+def test_closed_runs_do_not_count_as_the_newest(store: Store, folder: Path) -> None:
+    """Their records are younger than many a result."""
+    commit_in_order(store, folder, "a", "z")
+    for run in ("b", "c"):
+        store.create(f"runs/{run}/attempts/a/attempt.json", b"{}")
+        assert abandon(store, run)
+    apply_retention(store, keep_runs=2, keep_versions=1)
+    assert not any(is_removed(store, run) for run in "az")
+    assert keys_of(store, "b") == {"COMMIT.json", "attempts/a/attempt.json"}  # for gc, not for retention
