@@ -117,11 +117,11 @@ def test_killed_after_training_evaluates_and_exports_again_without_training(undi
     assert committed_digest(tmp_path) == committed_digest(undisturbed)
     left = {
         path.relative_to(tmp_path / "out" / "runs" / "r").parts[0]
-        for path in (tmp_path / "out").rglob("*")
+        for path in (tmp_path / "out" / "runs" / "r").rglob("*")
         if path.is_file()
     }
-    assert left == {"run.json", "COMMIT.json", "attempts", "logs"}  # the winner deletes the checkpoints
-    assert len(list((tmp_path / "out").rglob("saved_model.pb"))) == 1
+    assert left == {"run.json", "COMMIT.json", "gate.json", "attempts", "claims", "logs"}  # the winner deletes the checkpoints
+    assert len(list((tmp_path / "out" / "runs").rglob("saved_model.pb"))) == 1
 
 
 def test_corrupt_checkpoints_are_skipped_and_all_corrupt_is_65(run_job: RunJob, tmp_path: Path) -> None:

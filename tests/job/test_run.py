@@ -80,7 +80,7 @@ def test_run_publishes_a_whole_verified_model(run_job: RunJob, tmp_path: Path) -
 
 def test_verify_refuses_a_model_that_was_altered(run_job: RunJob, tmp_path: Path) -> None:
     assert run_job("run", *QUICK, "--run.id=r").code == 0
-    [weights] = (tmp_path / "out").rglob("variables.data-00000-of-00001")
+    [weights] = (tmp_path / "out" / "runs").rglob("variables.data-00000-of-00001")
     damaged = bytearray(weights.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     weights.write_bytes(damaged)
