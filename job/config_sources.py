@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsError
 
 from job.config import Config, field_names
 from job.contract import ENV_PREFIX
@@ -54,6 +54,37 @@ def load_config(flags: Sequence[str], *, config_file: Path | None = None) -> Loa
     except SettingsError as error:
         raise ConfigError(_one_line(error)) from error
     return LoadedConfig(config=config, origins=origins)
+
+
+def check_flags(flags: Sequence[str]) -> Config:
+    """Flags over defaults, and nothing of this machine: settings that are meant for a pod.
+
+    Raises:
+        ConfigError: as from `load_config`.
+    """
+    values = _parse_flags(flags)
+    try:
+        return _FlagsOnly(_cli_parse_args=[f"--{name}={value}" for name, value in values.items()])
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe_all(error, {name: f"--{name}" for name in values}))) from error
+    except SettingsError as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+class _FlagsOnly(Config):
+    """The same schema, deaf to the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is given; flags come first by themselves."""
+        return (init_settings,)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

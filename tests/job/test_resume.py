@@ -120,7 +120,14 @@ def test_killed_after_training_evaluates_and_exports_again_without_training(undi
         for path in (tmp_path / "out" / "runs" / "r").rglob("*")
         if path.is_file()
     }
-    assert left == {"run.json", "COMMIT.json", "gate.json", "attempts", "claims", "logs"}  # the winner deletes the checkpoints
+    assert left == {
+        "run.json",
+        "COMMIT.json",
+        "gate.json",
+        "attempts",
+        "claims",
+        "logs",
+    }  # the winner deletes the checkpoints
     assert len(list((tmp_path / "out" / "runs").rglob("saved_model.pb"))) == 1
 
 

@@ -1,0 +1,196 @@
+"""Requests to the API server: plain JSON objects in and out, typed errors, one deadline over all tries of a request.
+
+Objects stay the dicts that the server sends: nothing that a newer cluster adds is lost on the way from a template to a Job.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from k8s.connection import Connection
+from k8s.errors import NoReplyError, ThrottledError, UnavailableError, UsageError, error_from_reply
+
+Object = dict[str, Any]
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 90.0
+"""How long a server that has answered before may be away: longer than an API server takes to be replaced."""
+FIRST_PATIENCE_SECONDS = 8.0
+"""The same before its first answer: most likely there is no cluster."""
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 15.0
+_MAX_BACKOFF_SECONDS = 5.0
+_MERGE_PATCH = "application/merge-patch+json"
+
+_log = logging.getLogger("k8s")
+
+
+class Api:
+    """The requests that the client needs, in one namespace. All but creates are tried again until they are answered."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        first_patience_seconds: float = FIRST_PATIENCE_SECONDS,
+    ) -> None:
+        self.namespace = connection.namespace
+        self._client = connection.client
+        self._patience_seconds = patience_seconds
+        self._first_patience_seconds = min(first_patience_seconds, patience_seconds)
+        self._has_answered = False
+
+    def get(self, resource: str, name: str) -> Object:
+        """One object; NotFoundError when it is not there."""
+        return self.persist(lambda: self._send("GET", resource, name))
+
+    def list(self, resource: str, *, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
+        """All objects that match, as they are now, and the version to watch from."""
+        query = {"labelSelector": labels, "fieldSelector": fields}
+        found = self.persist(lambda: self._send("GET", resource, query=query))
+        return list(found.get("items") or []), str(found.get("metadata", {}).get("resourceVersion", ""))
+
+    def create_once(self, resource: str, body: Object) -> Object:
+        """One try to create an object: who calls it knows what a lost reply means.
+
+        Raises:
+            NoReplyError, UnavailableError: it may exist now.
+            ConflictError: something of that name exists.
+        """
+        return self._send("POST", resource, body=body)
+
+    def patch(self, resource: str, name: str, body: Object) -> Object:
+        """A merge patch that says the same however often it is sent."""
+        return self.persist(lambda: self._send("PATCH", resource, name, body=body))
+
+    def delete(self, resource: str, name: str, *, uid: str) -> None:
+        """Delete exactly that object, its dependents after it; NotFoundError when it is gone."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        self.persist(lambda: self._send("DELETE", resource, name, body=body))
+
+    @contextmanager
+    def stream(
+        self, resource: str, name: str = "", *, query: Mapping[str, str], silence_seconds: float
+    ) -> Iterator[Iterator[bytes]]:
+        """A reply in pieces, as they come, in one try.
+
+        Raises:
+            NoReplyError: it broke off, or nothing came for `silence_seconds`; also while it is read.
+        """
+        response = self._open("GET", resource, name, query=query, read_seconds=silence_seconds)
+        try:
+            yield _pieces(response, what=f"read {resource} {name}".strip())
+        finally:
+            response.close()
+
+    def persist(self, request: Callable[[], T]) -> T:
+        """Try until there is an answer; a server that is away for longer than the patience is an error."""
+        started, pause = time.monotonic(), 0.1
+        while True:
+            try:
+                return request()
+            except UnavailableError as error:
+                patience = self._patience_seconds if self._has_answered else self._first_patience_seconds
+                wait = max(pause, error.retry_after_seconds) if isinstance(error, ThrottledError) else pause
+                if time.monotonic() + wait > started + patience:
+                    raise
+                _log.warning("%s; trying again in %.1f s", error, wait)
+            time.sleep(wait)
+            pause = min(_MAX_BACKOFF_SECONDS, pause * 2)
+
+    def _send(
+        self,
+        method: str,
+        resource: str,
+        name: str = "",
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+    ) -> Object:
+        response = self._open(method, resource, name, query=query or {}, body=body, read_seconds=READ_SECONDS)
+        what = _describe(method, resource, name)
+        try:
+            with _no_reply(what):
+                data = response.data
+            content: Object = json.loads(data)
+        except ValueError as error:  # cut off, by something that says that it was whole
+            raise NoReplyError(f"{what}: the reply is not JSON; try again later") from error
+        finally:
+            response.release_conn()
+        return content
+
+    def _open(
+        self,
+        method: str,
+        resource: str,
+        name: str,
+        *,
+        query: Mapping[str, str],
+        body: Object | None = None,
+        read_seconds: float,
+    ) -> Any:
+        """Send one request; returns urllib3's response, its body not read yet."""
+        what = _describe(method, resource, name)
+        given = [(key, value) for key, value in query.items() if value]
+        content_type = _MERGE_PATCH if method == "PATCH" else "application/json"
+        with _no_reply(what):
+            request = self._client.param_serialize(
+                method,
+                _path(self.namespace, resource, name),
+                query_params=given,
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            response = self._client.call_api(*request, _request_timeout=(CONNECT_SECONDS, read_seconds)).response
+            self._has_answered = True
+            if 200 <= response.status <= 299:
+                return response
+            data = response.data
+        raise error_from_reply(
+            status=response.status,
+            body=data,
+            what=what,
+            namespace=self.namespace,
+            retry_after=response.headers.get("Retry-After"),
+        )
+
+
+_GROUPS = {"jobs": "/apis/batch/v1", "cronjobs": "/apis/batch/v1", "pods": "/api/v1", "events": "/api/v1"}
+_VERBS = {"POST": "create", "GET": "get", "PATCH": "patch", "DELETE": "delete"}
+
+
+def _path(namespace: str, resource: str, name: str) -> str:
+    kind, _, sub = resource.partition("/")
+    return "/".join(filter(None, (f"{_GROUPS[kind]}/namespaces/{namespace}/{kind}", name, sub)))
+
+
+def _describe(method: str, resource: str, name: str) -> str:
+    verb = "list" if method == "GET" and not name else _VERBS[method]
+    return f"{verb} {resource} {name}".strip()
+
+
+@contextmanager
+def _no_reply(what: str) -> Iterator[None]:
+    """What a connection that does not work says, as our own errors."""
+    import urllib3
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        yield
+    except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
+        text = " ".join(str(error).split())[:300]
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            raise UsageError(
+                f"{what}: the certificate of the API server cannot be verified ({text}); correct the kubeconfig"
+            ) from error
+        raise NoReplyError(f"{what}: the API server does not answer ({text}); is the cluster up?") from error
+
+
+def _pieces(response: Any, *, what: str) -> Iterator[bytes]:
+    with _no_reply(what):
+        yield from response.stream(amt=None, decode_content=True)

@@ -1,0 +1,244 @@
+"""Why a pod ended, does not start, or was not made: the words of Kubernetes and the exit codes of the job, with what to do.
+
+Pure functions over the objects of the API server. `status.py` decides which of them counts.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from job.contract import ExitCode
+
+Object = dict[str, Any]
+
+CONTAINER = "train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One reason, for machines and for people."""
+
+    reason: str
+    """One word, as in Kubernetes' own conditions."""
+    message: str
+    action: str = ""
+    code: int | None = None
+    """Exit code of the container, when it has ended."""
+
+
+_ACTIONS_BY_CODE = {
+    ExitCode.UNKNOWN: ("UnknownError", "read the log"),
+    ExitCode.CONFIG: ("BadConfig", "submit again with a right setting, or helm upgrade"),
+    ExitCode.INTEGRITY: ("IntegrityError", "restore the data; when all checkpoints are bad, submit a new run"),
+    ExitCode.NOT_FOUND: ("NotFound", "correct data.uri, store.uri or the GPU limit of the release, then resume"),
+    ExitCode.UNAVAILABLE: ("Unavailable", "repair the store or the network, then resume"),
+    ExitCode.TRAINING_FAILED: ("TrainingFailed", "submit again with another learning rate or model"),
+    ExitCode.CONFLICT: ("Conflict", "submit a new run: this id belongs to other settings"),
+    ExitCode.STALLED: ("Stalled", "look for the stacks in the log; if it is only slow, raise observe.stall_timeout_seconds"),
+    ExitCode.INTERRUPTED: ("Interrupted", "nothing: a checkpoint is saved, and the next pod goes on from it"),
+    ExitCode.PEER_LOST: ("PeerLost", "nothing: it is tried again"),
+    ExitCode.ACCESS_DENIED: ("AccessDenied", "correct the Secret or the identity of the release, then resume"),
+    ExitCode.GATE_REFUSED: ("GateRefused", "the model is not good enough to be promoted; see gate.json in the store"),
+}  # fmt: skip
+_SIGNALS = {134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
+_DISRUPTIONS = {
+    "EvictionByEvictionAPI": "it was evicted, as when a node is drained",
+    "PreemptionByScheduler": "a pod of higher priority took its place",
+    "DeletionByTaintManager": "its node was tainted",
+    "DeletionByPodGC": "its node is gone",
+    "TerminationByKubelet": "its node was short of memory or disk, or shut down",
+}
+_GOES_ON = "nothing: the next pod goes on from the last checkpoint"
+_MEMORY = "raise resources.limits.memory of the release; the run goes on from its last checkpoint"
+
+
+def explain_end(pod: Object) -> Cause:
+    """Why a pod has ended, or is about to."""
+    disruption = find_condition(pod, "DisruptionTarget")
+    state = container_state(pod).get("terminated")
+    code = None if state is None else int(state.get("exitCode", 0))
+    if disruption and code != 0:
+        why = _DISRUPTIONS.get(disruption.get("reason", ""), one_line(disruption.get("message", "")))
+        said = one_line(pod.get("status", {}).get("message", ""))
+        text = f"{why} ({said})" if said else why
+        return Cause(reason=disruption.get("reason", "Disrupted"), message=text, action=_GOES_ON, code=code)
+    if state is not None:
+        return _explain_container_end(state)
+    status = pod.get("status", {})
+    reason, said = str(status.get("reason", "")), one_line(status.get("message", ""))
+    if pod.get("metadata", {}).get("deletionTimestamp"):
+        return Cause(reason="Deleted", message="it was deleted", action=_GOES_ON)
+    if reason.startswith("OutOf") or reason in ("NodeAffinity", "UnexpectedAdmissionError"):
+        return Cause(reason=reason, message=f"the node refused it: {said}", action="nothing: another pod is made")
+    if reason == "DeadlineExceeded":
+        return Cause(reason=reason, message=f"the pod's deadline is over: {said}", action="give it more time")
+    return Cause(reason=reason or "Unknown", message=said or "its end was not reported", action="look at the node")
+
+
+def _explain_container_end(state: Object) -> Cause:
+    code, reason = int(state.get("exitCode", 0)), str(state.get("reason", ""))
+    message = termination_message(state)
+    said = one_line(message.get("reason", ""))
+    if code == 0:
+        return Cause(reason="Completed", message=str(message.get("outcome", "done")), code=0)
+    if reason == "OOMKilled":
+        return Cause(reason=reason, message=f"out of memory{_how_far(message)}", action=_MEMORY, code=code)
+    if reason in ("StartError", "ContainerCannotRun"):
+        text = one_line(state.get("message", ""))
+        return Cause(
+            reason=reason, message=f"the container cannot start: {text}", action="rebuild the image", code=code
+        )
+    if code in _SIGNALS:
+        text = f"killed with {_SIGNALS[code]}{_how_far(message)}"
+        action = "read the log; out of memory on the node, or a crash in native code"
+        return Cause(reason="Killed", message=text, action=action, code=code)
+    try:
+        word, action = _ACTIONS_BY_CODE[ExitCode(code)]
+    except (ValueError, KeyError):
+        word, action = "UnknownError", "read the log"
+    return Cause(reason=word, message=f"exit code {code}" + (f": {said}" if said else ""), action=action, code=code)
+
+
+def _how_far(message: Object) -> str:
+    return f" at step {message['step']}, epoch {message.get('epoch')}" if message.get("step") else ""
+
+
+def explain_not_started(pod: Object, events: list[Object]) -> Cause:
+    """Why a pod that exists has no running container yet."""
+    scheduled = find_condition(pod, "PodScheduled", status="False")
+    if scheduled:
+        return _explain_unscheduled(scheduled)
+    waiting = container_state(pod).get("waiting") or {}
+    reason, said = str(waiting.get("reason", "")), one_line(waiting.get("message", ""))
+    if reason and reason not in ("ContainerCreating", "PodInitializing"):
+        return _explain_waiting(reason, said, image=_image(pod))
+    trouble = newest_warning(events, kind="Pod", name=pod["metadata"]["name"])
+    if trouble:
+        return _explain_setup(trouble)
+    node = pod.get("spec", {}).get("nodeName")
+    if not node:
+        return Cause(reason="Scheduling", message="the scheduler has not looked at it yet")
+    return Cause(reason="Starting", message=f"the container is being made on node {node}")
+
+
+def _explain_waiting(reason: str, said: str, *, image: str) -> Cause:
+    if reason in ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"):
+        action = "correct image.* or imagePullSecrets of the release, or load the image onto the nodes"
+        return Cause(reason=reason, message=f"the image {image} cannot be pulled: {said}", action=action)
+    if reason == "CreateContainerConfigError":
+        action = "make what it names in this namespace; the pod then starts by itself"
+        return Cause(reason=reason, message=said, action=action)
+    return Cause(reason=reason, message=said or "the container cannot start", action="kubectl describe pod")
+
+
+def _explain_unscheduled(condition: Object) -> Cause:
+    reason, said = str(condition.get("reason", "")), one_line(condition.get("message", ""))
+    if reason == "SchedulingGated":
+        return Cause(
+            reason=reason, message="a scheduling gate holds it back", action="ask who runs the cluster's queue"
+        )
+    claim = re.search(r'persistentvolumeclaim "([^"]+)" not found', said)
+    short = re.findall(r"Insufficient ([\w./-]+)", said)
+    if claim:
+        action = f"make the PersistentVolumeClaim {claim[1]}, or correct persistence.existingClaim"
+    elif "unbound immediate PersistentVolumeClaims" in said:
+        action = "no volume can be made: set persistence.storageClassName, or use object storage (store.uri)"
+    elif short:
+        action = f"lower resources.requests ({', '.join(dict.fromkeys(short))}) of the release, or add nodes"
+    elif "untolerated taint" in said:
+        action = "add tolerations to the release, or nodes without the taint"
+    elif "affinity" in said or "selector" in said:
+        action = "correct nodeSelector or affinity of the release, or label a node"
+    else:
+        action = "kubectl describe pod"
+    return Cause(reason=reason or "Unschedulable", message=f"no node takes the pod: {said}", action=action)
+
+
+def _explain_setup(event: Object) -> Cause:
+    reason, said = str(event.get("reason", "")), one_line(event.get("message", ""))
+    action = "make what it names in this namespace" if "not found" in said else "kubectl describe pod; look at the node"
+    return Cause(reason=reason, message=said, action=action)
+
+
+def explain_not_made(events: list[Object], *, job: str) -> Cause | None:
+    """Why the Job controller could not make a pod, or nothing when it did not try in vain."""
+    event = newest_warning(events, kind="Job", name=job, reason="FailedCreate")
+    if event is None:
+        return None
+    said = one_line(event.get("message", ""))
+    for words, word, action in _REFUSALS:
+        if all(any(each in said for each in either.split("|")) for either in words):
+            return Cause(reason=word, message=said, action=action)
+    return Cause(reason="FailedCreate", message=said, action="kubectl describe job")
+
+
+# What the API server says when it refuses a pod (all of the words; | separates alternatives), our word for it, what to do.
+_REFUSALS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        ("exceeded quota",),
+        "QuotaExceeded",
+        "free some of the quota, or have it raised (kubectl describe quota); the Job goes on trying",
+    ),
+    (("violates PodSecurity",), "PodSecurity", "use the pod settings of the chart, or another namespace"),
+    (("serviceaccount", "not found"), "NoServiceAccount", "make the ServiceAccount, or serviceAccount.create=true"),
+    (("per Container|per Pod",), "LimitRange", "change resources of the release to fit the LimitRange"),
+    (
+        ("denied|admission",),
+        "AdmissionRefused",
+        "a rule of the cluster refuses the pod: change what it names, or ask who runs the cluster",
+    ),
+)
+
+
+def find_condition(thing: Object, kind: str, *, status: str = "True") -> Object | None:
+    """The condition of that type, when it has that status."""
+    conditions = thing.get("status", {}).get("conditions") or []
+    return next((each for each in conditions if each.get("type") == kind and each.get("status") == status), None)
+
+
+def container_state(pod: Object) -> Object:
+    """The state of the container `train`, or of the first that has one: a pod that others changed may have more."""
+    statuses = pod.get("status", {}).get("containerStatuses") or []
+    ours = [status for status in statuses if status.get("name") == CONTAINER] or statuses
+    state: Object = (ours[0].get("state") or {}) if ours else {}
+    return state
+
+
+def termination_message(state: Object) -> Object:
+    """What the job wrote at its end or with its last checkpoint; nothing when it is not the job's JSON."""
+    try:
+        message = json.loads(state.get("message") or "")
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def newest_warning(events: list[Object], *, kind: str, name: str, reason: str = "") -> Object | None:
+    """The last warning about an object."""
+    found = [
+        event
+        for event in events
+        if event.get("type") == "Warning"
+        and event.get("involvedObject", {}).get("kind") == kind
+        and event.get("involvedObject", {}).get("name") == name
+        and reason in ("", event.get("reason"))
+    ]
+    return max(found, key=event_time, default=None)
+
+
+def event_time(event: Object) -> str:
+    """When it was last seen; RFC 3339, so that it sorts as text."""
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return max(str(time or "") for time in times)
+
+
+def one_line(text: object) -> str:
+    """As one line of at most 300 characters."""
+    return " ".join(str(text).split())[:300]
+
+
+def _image(pod: Object) -> str:
+    containers = pod.get("spec", {}).get("containers") or [{}]
+    return str(containers[0].get("image", "?"))

@@ -1,0 +1,262 @@
+"""`RunClient`: what a person does with the runs of a release. Runs are Jobs, found by label.
+
+A verdict comes from a list, never from a watch; every wait has a deadline.
+"""
+
+import contextlib
+import difflib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+from job.contract import is_run_id
+from k8s import submit
+from k8s.api import Api, Object
+from k8s.causes import container_state, find_condition
+from k8s.errors import ClientError, ConflictError, NotFoundError, UsageError
+from k8s.logs import LogLine, Notice, read_log
+from k8s.progress import last_log_events
+from k8s.runs import JOB_NAME_LABEL, label_selector, release_of, run_id_of
+from k8s.status import RunStatus, count_attempts, is_settled, judge
+from k8s.watch import wait_for
+
+DAY_SECONDS = 86_400.0
+_CANCEL_MARGIN_SECONDS = 60.0
+"""Above the grace period: for the kubelet to see the end, and the Job controller to count it."""
+
+
+class RunClient:
+    """The runs of one namespace, or of one release in it."""
+
+    def __init__(self, api: Api, *, release: str = "") -> None:
+        self._api = api
+        self._release = release
+
+    @classmethod
+    def connect(cls, *, kubeconfig: str = "", context: str = "", namespace: str = "", release: str = "") -> Self:
+        """A client for the cluster and namespace that kubectl would use.
+
+        Raises:
+            UsageError: no cluster is configured.
+        """
+        from k8s.connection import connect
+
+        return cls(Api(connect(kubeconfig=kubeconfig, context=context, namespace=namespace)), release=release)
+
+    @property
+    def namespace(self) -> str:
+        """Where it looks."""
+        return self._api.namespace
+
+    def submit(
+        self, settings: Sequence[str] = (), *, promote: bool = False, run_id: str = "", name: str = ""
+    ) -> RunStatus:
+        """Start a run with its own settings (`section.field=value`) from the release's template.
+
+        Raises:
+            UsageError: a setting that the job would refuse; nothing was sent.
+            ForbiddenError: RBAC, or a quota of Jobs.
+        """
+        cronjob = self._find_template()
+        job = submit.build_job(
+            cronjob, name=name or submit.make_name(cronjob), overrides=settings, run_id=run_id, promote=promote
+        )
+        return self._judge(submit.create_job(self._api, job))
+
+    def trigger(self, *, name: str = "") -> RunStatus:
+        """Start what the schedule would start next, now.
+
+        Raises:
+            UsageError: the release has no schedule.
+            ConflictError: one of its runs goes on, and the schedule forbids a second.
+        """
+        cronjob = self._find_template()
+        job = submit.build_triggered_job(cronjob, name=name or submit.make_name(cronjob))
+        active = cronjob.get("status", {}).get("active") or []
+        if active and cronjob["spec"].get("concurrencyPolicy") == "Forbid":
+            raise ConflictError(
+                f"the schedule's Job {active[0].get('name')} goes on, and concurrencyPolicy is Forbid; wait for it or cancel it"
+            )
+        return self._judge(submit.create_job(self._api, job))
+
+    def resume(self, run: str, settings: Sequence[str] = (), *, name: str = "") -> RunStatus:
+        """A new Job for an old run, which goes on from its last checkpoint.
+
+        Its settings are those of its last Job, where that is still there; else the release's and `settings`.
+
+        Raises:
+            ConflictError: the run goes on, or has succeeded.
+            NotFoundError: no Job is known, and the name can be no run's.
+        """
+        cronjob = self._find_template()
+        name = name or submit.make_name(cronjob)
+        jobs = self._jobs_of(run)
+        if not jobs:
+            if not is_run_id(run) or "." not in run:
+                raise self._not_found(run)
+            return self._judge(
+                submit.create_job(self._api, submit.build_job(cronjob, name=name, overrides=settings, run_id=run))
+            )
+        for job in jobs:
+            status = self._judge(job)
+            if status.phase != "Failed":
+                what = "has succeeded" if status.phase == "Succeeded" else f"goes on ({status.phase})"
+                raise ConflictError(f"run {status.run} {what} in the Job {status.job}; there is nothing to resume")
+        resumed = submit.build_resumed_job(cronjob, jobs[-1], name=name, overrides=settings)
+        return self._judge(submit.create_job(self._api, resumed))
+
+    def list_runs(self) -> list[RunStatus]:
+        """All runs whose Job is there, oldest first."""
+        jobs, _ = self._api.list("jobs", labels=label_selector(self._release))
+        pods, _ = self._api.list("pods", labels=label_selector(self._release))
+        of_job: dict[str, list[Object]] = {}
+        for pod in pods:
+            of_job.setdefault((pod["metadata"].get("labels") or {}).get(JOB_NAME_LABEL, ""), []).append(pod)
+        return [self._judge(job, pods=of_job.get(job["metadata"]["name"], [])) for job in _sorted(jobs)]
+
+    def status(self, run: str) -> RunStatus:
+        """One run, by its id or the name of its Job.
+
+        Raises:
+            NotFoundError: there is no such Job.
+        """
+        return self._judge(self._find_job(run))
+
+    def wait(self, run: str, *, timeout_seconds: float = DAY_SECONDS) -> RunStatus:
+        """Wait until the run has succeeded or failed; returns how.
+
+        Raises:
+            DeadlineError: it has not by then.
+            NotFoundError: its Job is not there, or was deleted meanwhile.
+        """
+        job = self._find_job(run)
+        name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+
+        def look(jobs: list[Object]) -> Object | None:
+            there = next((each for each in jobs if each["metadata"]["uid"] == uid), None)
+            if there is None:
+                raise NotFoundError(
+                    f"the Job {name} was deleted while it was waited for; mnist-k8s resume {run_id_of(job)}"
+                )
+            return there if is_settled(there) else None
+
+        deadline = time.monotonic() + timeout_seconds
+        fields = f"metadata.name={name}"
+        return self._judge(
+            wait_for(
+                self._api, look, resource="jobs", fields=fields, what=f"end of run {run_id_of(job)}", deadline=deadline
+            )
+        )
+
+    def cancel(self, run: str, *, timeout_seconds: float | None = None) -> RunStatus:
+        """Stop a run: its pod saves a checkpoint and ends, then the Job is deleted. A run that has ended is left as it is.
+
+        Raises:
+            DeadlineError: the pod did not end in its grace period; the Job stays suspended.
+        """
+        job = self._find_job(run)
+        if is_settled(job):
+            return self._judge(job)
+        name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+        # Suspended, not deleted at once: the Job's end is seen, so that no pod still writes when this returns.
+        self._api.patch("jobs", name, {"metadata": {"uid": uid}, "spec": {"suspend": True}})
+        grace = job["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+        seconds = grace + _CANCEL_MARGIN_SECONDS if timeout_seconds is None else timeout_seconds
+        stopped = wait_for(
+            self._api,
+            lambda pods: self._stopped(name, pods),
+            resource="pods",
+            labels=f"{JOB_NAME_LABEL}={name}",
+            what=f"end of the pods of {name}, which stays suspended",
+            deadline=time.monotonic() + seconds,
+        )
+        status = self._judge(stopped)
+        if not status.is_finished:
+            with contextlib.suppress(NotFoundError):  # by a try whose reply was lost, or by somebody else
+                self._api.delete("jobs", name, uid=uid)
+        return status
+
+    def _stopped(self, name: str, pods: list[Object]) -> Object | None:
+        """The Job, once it has ended or nothing of it runs and nothing will."""
+        job = self._api.get("jobs", name)
+        is_still = find_condition(job, "Suspended") is not None and not any(_is_active(pod) for pod in pods)
+        return job if is_still or is_settled(job) else None
+
+    def logs(
+        self, run: str, *, follow: bool = False, timeout_seconds: float = DAY_SECONDS
+    ) -> Iterator[LogLine | Notice]:
+        """The log of all attempts that are still there, oldest first; `follow` waits for more until the run has ended.
+
+        Raises:
+            NotFoundError: there is no such Job.
+            DeadlineError: it was followed for so long.
+        """
+        job = self._find_job(run)
+        pods, events = self._pods_of(job), self._events_of(job["metadata"]["name"])
+        num_gone = count_attempts(job, pods, events) - len(pods)
+        if num_gone > 0:
+            yield Notice(
+                text=f"{num_gone} earlier pods are gone (evicted or deleted); their log: mnist-job logs {run_id_of(job)}"
+            )
+        for item in read_log(self._api, job, follow=follow, timeout_seconds=timeout_seconds):
+            yield (
+                Notice(text=item.text.replace("logs RUN", f"logs {run_id_of(job)}"))
+                if isinstance(item, Notice)
+                else item
+            )
+
+    def _judge(self, job: Object, *, pods: list[Object] | None = None) -> RunStatus:
+        found = self._pods_of(job) if pods is None else pods
+        if is_settled(job):
+            return judge(job, found, events=[], log=[])
+        running = next((pod for pod in found if container_state(pod).get("running")), None)
+        events = self._events_of(job["metadata"]["name"], *(pod["metadata"]["name"] for pod in found))
+        log = last_log_events(self._api, running["metadata"]["name"]) if running else []
+        return judge(job, found, events=events, log=log)
+
+    def _pods_of(self, job: Object) -> list[Object]:
+        return self._api.list("pods", labels=f"{JOB_NAME_LABEL}={job['metadata']['name']}")[0]
+
+    def _events_of(self, *names: str) -> list[Object]:
+        return [event for name in names for event in self._api.list("events", fields=f"involvedObject.name={name}")[0]]
+
+    def _find_job(self, run: str) -> Object:
+        jobs = self._jobs_of(run)
+        if not jobs:
+            raise self._not_found(run)
+        return jobs[-1]
+
+    def _jobs_of(self, run: str) -> list[Object]:
+        """The Jobs that work on a run, oldest first; also by the name of one."""
+        jobs, _ = self._api.list("jobs", labels=label_selector(self._release))
+        return _sorted([job for job in jobs if run in (job["metadata"]["name"], run_id_of(job))])
+
+    def _not_found(self, run: str) -> ClientError:
+        jobs, _ = self._api.list("jobs", labels=label_selector(self._release))
+        known = [name for job in jobs for name in (run_id_of(job), job["metadata"]["name"])]
+        near = difflib.get_close_matches(run, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "mnist-k8s list shows all"
+        return NotFoundError(
+            f"run {run}: no Job of it in namespace {self.namespace}; {hint} What it stored: mnist-job logs {run}"
+        )
+
+    def _find_template(self) -> Object:
+        """The CronJob of the release, which is there with a schedule and without."""
+        cronjobs, _ = self._api.list("cronjobs", labels=label_selector(self._release))
+        if len(cronjobs) == 1:
+            return cronjobs[0]
+        if not cronjobs:
+            what = f"release {self._release}" if self._release else "any release of the chart mnist-train"
+            raise NotFoundError(
+                f"no CronJob of {what} in namespace {self.namespace}; helm install one, or name another --namespace or --release"
+            )
+        releases = ", ".join(sorted({release_of(cronjob) for cronjob in cronjobs}))
+        raise UsageError(f"--release: must name one of the releases in namespace {self.namespace}: {releases}")
+
+
+def _sorted(jobs: list[Object]) -> list[Object]:
+    return sorted(jobs, key=lambda job: (job["metadata"].get("creationTimestamp", ""), job["metadata"]["name"]))
+
+
+def _is_active(pod: Object) -> bool:
+    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")

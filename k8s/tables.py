@@ -1,0 +1,75 @@
+"""Runs as text for people."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from k8s.status import RunStatus
+
+_HEADINGS = ("RUN", "PHASE", "REASON", "PROGRESS", "ACCURACY", "AGE", "ATTEMPTS", "SETTINGS")
+
+
+def to_table(runs: Sequence[RunStatus], *, now: datetime | None = None) -> str:
+    """One line for each run, under headings."""
+    rows = [_HEADINGS, *(_row(run, now or datetime.now(UTC)) for run in runs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    return "\n".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def describe(run: RunStatus, *, now: datetime | None = None) -> str:
+    """One run in full: what is known, a line each."""
+    reason = f"{run.reason}: {run.message}" if run.message else run.reason
+    lines = [
+        ("run", run.run),
+        ("job", run.job + (f", pod {run.pod}" if run.pod else "")),
+        ("phase", run.phase),
+        ("reason", reason),
+        ("do", run.action),
+        ("settings", run.settings),
+        ("progress", _long_progress(run)),
+        ("accuracy", _accuracy(run) if run.accuracy is not None else ""),
+        ("attempts", str(run.attempts)),
+        ("age", _age(run, now or datetime.now(UTC))),
+        ("exit code", "" if run.exit_code is None else str(run.exit_code)),
+        ("commit", run.commit or ""),
+    ]
+    return "\n".join(f"{name:<10} {text}" for name, text in lines if text)
+
+
+def _row(run: RunStatus, now: datetime) -> tuple[str, ...]:
+    settings = run.settings or "-"
+    return (run.run, run.phase, run.reason, _progress(run), _accuracy(run), _age(run, now), str(run.attempts), settings)
+
+
+def _progress(run: RunStatus) -> str:
+    if run.phase == "Succeeded":
+        return "100%" if run.epoch is None else f"{run.epoch}/{run.epochs}"
+    return "-" if run.epoch is None else f"{run.epoch}/{run.epochs}"
+
+
+def _long_progress(run: RunStatus) -> str:
+    if run.epoch is None and run.step is None:
+        return ""
+    parts = [f"epoch {run.epoch} of {run.epochs}" if run.epoch is not None else "", f"step {run.step}"]
+    if run.eta_seconds is not None and not run.is_finished:
+        parts.append(f"{run.eta_seconds:.0f} s to go")
+    return ", ".join(filter(None, parts))
+
+
+def _accuracy(run: RunStatus) -> str:
+    return "-" if run.accuracy is None else f"{run.accuracy:.4f}"
+
+
+def _age(run: RunStatus, now: datetime) -> str:
+    """Since it was made, or how long it took."""
+    try:
+        start = datetime.fromisoformat(run.created)
+        end = datetime.fromisoformat(run.finished) if run.finished else now
+    except ValueError:
+        return "-"
+    seconds = max(0, int((end - start).total_seconds()))
+    for size, unit, below in ((1, "s", 120), (60, "m", 120 * 60), (3600, "h", 48 * 3600)):
+        if seconds < below:
+            return f"{seconds // size}{unit}"
+    return f"{seconds // 86400}d"
