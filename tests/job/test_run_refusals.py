@@ -147,9 +147,9 @@ def test_a_person_at_a_terminal_sees_progress_and_a_summary(tmp_path: Path) -> N
 
 
 def test_settings_without_effect_are_said(run_job: RunJob, tmp_path: Path) -> None:
-    done = run_job("run", *QUICK, "--promotion.min_accuracy=0.9", "--data.train_examples=9999")
+    done = run_job("run", *QUICK, "--observe.report=true", "--data.train_examples=9999")
 
-    assert done.event("config.no_effect")["settings"] == ["promotion.min_accuracy"]
+    assert done.event("config.no_effect")["settings"] == ["observe.report"]
 
 
 def test_pod_uid_becomes_the_attempt_and_nonsense_is_refused(run_job: RunJob) -> None:
