@@ -65,6 +65,8 @@ WORKDIR /work
 USER 65532:65532
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+# Recorded with every attempt.
+ENV REVISION=${REVISION}
 LABEL org.opencontainers.image.title="mnist-train" \
       org.opencontainers.image.description="A batch-training job for TensorFlow that publishes a whole, verified model or nothing" \
       org.opencontainers.image.licenses="Apache-2.0" \

@@ -47,6 +47,7 @@ def describe_attempt(
         "attempt": attempt_id,
         "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "pod": {"name": pod.name, "job": pod.job_name, "release": pod.release},
+        "revision": pod.revision or checked_out_revision(Path(__file__).parents[1]),
         "image": pod.image,
         "chart_version": pod.chart_version,
         "version": __version__,
@@ -69,6 +70,22 @@ def bits_depend_on(attempt: Mapping[str, Any]) -> dict[str, Any]:
     if attempt["compile"] == "xla" and not any(name.startswith("avx512") for name in attempt["instruction_sets"]):
         depends["intra_op_threads"] = attempt["threads"]["intra_op"]
     return depends
+
+
+def checked_out_revision(folder: Path) -> str:
+    """The git commit that a folder is at, without git; empty where it is no checkout."""
+    git = folder / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="ascii").strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (git / name).exists():
+            return (git / name).read_text(encoding="ascii").strip()
+        packed = (git / "packed-refs").read_text(encoding="ascii").splitlines()
+        return next((line.split(" ")[0] for line in packed if line.endswith(f" {name}")), "")
+    except (OSError, ValueError):
+        return ""
 
 
 def _version(package: str) -> str | None:

@@ -113,6 +113,9 @@ def _make_parser() -> _Parser:
     promote = _add(commands, "promote", "make a committed run the champion, when the gate lets it")
     promote.add_argument("run", metavar="RUN", help="the run to promote")
     promote.add_argument("--force", action="store_true", help="past the gate; recorded for ever")
+    again = _add(commands, "reproduce", "train again from a COMMIT, and say whether the digests agree")
+    again.add_argument("run", metavar="RUN", help="the run to reproduce")
+    again.add_argument("--to", metavar="URI", help="store for the new run; else a temporary folder")
     back = _add(commands, "rollback", "make the champion before the champion again, as a new version")
     back.add_argument("--to", metavar="RUN", help="an earlier champion; else the one before")
     for by_hand in (promote, back):

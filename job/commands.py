@@ -32,6 +32,7 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
         "promote": _promote,
         "rollback": _rollback,
         "fetch": _fetch,
+        "reproduce": _reproduce,
         "runs": _runs,
         "show": _show,
         "logs": _logs,
@@ -103,6 +104,41 @@ def _fetch(line: CommandLine, loaded: LoadedConfig) -> int:
     from job.champion_commands import fetch
 
     return fetch(line, loaded, store=_open_store(loaded))
+
+
+def _reproduce(line: CommandLine, loaded: LoadedConfig) -> int:
+    import secrets
+    import tempfile
+
+    from job import reproduce
+    from job.run import open_configured_store
+
+    wanted = _read_commit(_open_store(loaded), line.options.run, wait_seconds=0.0)
+    run_id = f"local.reproduced-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory(prefix="mnist-reproduced-") as folder:
+        uri = line.options.to or f"file:{folder}"
+        given = [setting for setting in line.settings if setting.startswith("--store.")] if line.options.to else []
+        code = reproduce.train_again(
+            wanted,
+            run_id=run_id,
+            store_uri=uri,
+            store_settings=[setting for setting in given if not setting.startswith("--store.uri")],
+            settings=line.settings,
+        )
+        if code:
+            print(
+                f"mnist-job: run {line.options.run} was not reproduced: the training ended with {code}", file=sys.stderr
+            )
+            return code
+        made = _read_commit(open_configured_store(loaded.config, environ=os.environ, uri=uri), run_id, wait_seconds=0.0)
+    reproduce.compare(wanted, made).check(run=line.options.run)
+    print(
+        f"reproduced: run {line.options.run}\n"
+        f"  result digest   {made['result_digest']}: equal\n"
+        f"  weights digest  {made['weights_digest']}: equal\n"
+        f"  state digest    {made['state_digest']}: equal"
+    )
+    return contract.ExitCode.OK
 
 
 def _runs(line: CommandLine, loaded: LoadedConfig) -> int:

@@ -48,6 +48,8 @@ class Pod:
     release: str = ""
     image: str = ""
     chart_version: str = ""
+    revision: str = ""
+    """Of the source that the image was built from."""
 
 
 def pod_from_environment(environ: Mapping[str, str]) -> Pod:
@@ -60,6 +62,7 @@ def pod_from_environment(environ: Mapping[str, str]) -> Pod:
         release=environ.get("RELEASE", ""),
         image=environ.get("IMAGE", ""),
         chart_version=environ.get("CHART_VERSION", ""),
+        revision=environ.get("REVISION", ""),
     )
 
 

@@ -132,6 +132,8 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
             },
             "files": [asdict(file) for file in stored],
             "inputs": prepared.inputs,
+            "config": config.model_dump(mode="json"),
+            "config_digest": identity.sha256_hex(identity.canonical_json(config.model_dump(mode="json"))),
             "lineage": attempt,
         }
         standing = publish.commit(store, status.run, content=content | record)
