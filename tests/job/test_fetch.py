@@ -59,7 +59,8 @@ def test_killed_at_any_point_the_folder_holds_whole_versions_only(
     promote(store, "a")
     promote(store, "b")
     while True:
-        served, seen = tmp_path / f"served-{number}", []
+        served = tmp_path / f"served-{number}"
+        seen: list[str] = []
         (served / "1" / "variables").mkdir(parents=True)
         for name, data in model_of("a").items():
             (served / "1" / name).write_bytes(data)
@@ -165,7 +166,8 @@ def test_retention_during_a_fetch_brings_the_next_champion(
 ) -> None:
     """The champion that was read is replaced, and its run removed, before its files are read."""
     promote(store, "a")
-    original, moved = champion.commit_of, []
+    original = champion.commit_of
+    moved: list[str] = []
 
     def read_late(own: Store, pointer: Pointer) -> dict[str, Any]:
         if not moved:

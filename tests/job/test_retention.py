@@ -112,7 +112,8 @@ class TestRuns:
         number = 0
         while True:
             folder = tmp_path / str(number)
-            store, seen = open_store(f"file:{folder}", environ={}), []
+            store = open_store(f"file:{folder}", environ={})
+            seen: list[str] = []
             commit_in_order(store, folder, "a", "z")
 
             def kill(point: str, number: int = number, seen: list[str] = seen) -> None:

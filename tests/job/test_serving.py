@@ -72,7 +72,8 @@ def test_layout_that_was_cut_off_anywhere_is_not_whole_and_is_repaired(
     number = 0
     while True:
         store = open_store(f"file:{tmp_path / str(number)}", environ={})
-        pointer, seen = promote(store, "a"), []
+        pointer = promote(store, "a")
+        seen: list[str] = []
 
         def kill(point: str, number: int = number, seen: list[str] = seen) -> None:
             seen.append(point)
