@@ -139,7 +139,7 @@ def _explain_unscheduled(condition: Object) -> Cause:
             reason=reason, message="a scheduling gate holds it back", action="ask who runs the cluster's queue"
         )
     claim = re.search(r'persistentvolumeclaim "([^"]+)" not found', said)
-    short = re.findall(r"Insufficient ([\w./-]+)", said)
+    short = re.findall(r"Insufficient ([\w./-]*\w)", said)
     if claim:
         action = f"make the PersistentVolumeClaim {claim[1]}, or correct persistence.existingClaim"
     elif "unbound immediate PersistentVolumeClaims" in said:

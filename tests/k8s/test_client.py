@@ -1,0 +1,279 @@
+"""Submitting, finding and cancelling over real HTTP, with replies that are lost: nothing is made twice, nobody waits for ever."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from k8s import RunClient
+from k8s.api import Api
+from k8s.causes import Object
+from k8s.connection import Connection
+from k8s.errors import (
+    ClientError,
+    ConflictError,
+    DeadlineError,
+    ForbiddenError,
+    NotFoundError,
+    RefusedError,
+    UnauthenticatedError,
+    UnavailableError,
+    UsageError,
+    error_from_reply,
+)
+from tests.k8s.server import ApiHandler, ApiServer, serve
+
+_LABELS = {"app.kubernetes.io/name": "mnist-train", "app.kubernetes.io/instance": "train"}
+
+
+def template(*, name: str = "train", schedule: str = "0 3 * * *", release: str = "train") -> Object:
+    """A CronJob as the chart makes it."""
+    labels = _LABELS | {"app.kubernetes.io/instance": release}
+    arguments = ["run", "--run.id=ml.$(JOB_NAME)", "--store.uri=s3://b/p", "--train.epochs=3"]
+    pod = {
+        "containers": [{"name": "train", "image": "i", "args": arguments, "resources": {}}],
+        "terminationGracePeriodSeconds": 60,
+    }
+    return {
+        "metadata": {"name": name, "namespace": "ml", "labels": labels},
+        "spec": {
+            "schedule": schedule,
+            "concurrencyPolicy": "Forbid",
+            "jobTemplate": {
+                "metadata": {"labels": labels},
+                "spec": {"template": {"metadata": {"labels": labels}, "spec": pod}},
+            },
+        },
+    }
+
+
+@pytest.fixture
+def cluster() -> ApiServer:
+    state = ApiServer()
+    state.add("cronjobs", template())
+    return state
+
+
+@pytest.fixture
+def client(cluster: ApiServer) -> Iterator[RunClient]:
+    from kubernetes.client import ApiClient, Configuration
+
+    server, url = serve(cluster)
+    configuration = Configuration(host=url)
+    configuration.retries = False
+    connection = Connection(client=ApiClient(configuration), namespace="ml")
+    yield RunClient(Api(connection, patience_seconds=5.0, first_patience_seconds=2.0))
+    server.shutdown()
+    server.server_close()
+
+
+def arguments(job: Object) -> list[str]:
+    found: list[str] = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    return found
+
+
+def test_a_submitted_run_is_the_releases_with_other_settings(client: RunClient, cluster: ApiServer) -> None:
+    status = client.submit(["train.learning_rate=0.5", "data.uri=$HOME"])
+    [job] = cluster.get("jobs")
+    assert status.run == f"ml.{status.job}"
+    assert (status.phase, status.settings) == ("Pending", "train.learning_rate=0.5, data.uri=$HOME")
+    assert arguments(job)[-3:] == ["--train.learning_rate=0.5", "--data.uri=$$HOME", "--promotion.enabled=false"]
+    [owner] = job["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["controller"]) == ("CronJob", "train", False)
+    assert job["metadata"]["labels"].items() >= _LABELS.items()
+    assert job["metadata"]["name"].startswith("train-")
+
+
+def test_promotion_is_left_to_the_release_when_asked(client: RunClient, cluster: ApiServer) -> None:
+    client.submit([], promote=True)
+    assert not any("promotion" in argument for argument in arguments(cluster.get("jobs")[0]))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.epochz=3", r"train\.epochz.*train\.epochs"),
+        ("train.epochs=none", r"train\.epochs"),
+        ("store.uri=file:/tmp/x", r"store\.uri: must not be a folder inside the pod"),
+        ("checkpoint.final_save_seconds=55", r"terminationGracePeriodSeconds \(60\)"),
+    ],
+)
+def test_what_the_job_would_refuse_is_refused_before_anything_is_sent(
+    client: RunClient, cluster: ApiServer, setting: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        client.submit([setting])
+    assert {method for method, _ in cluster.requests} == {"GET"}
+
+
+def _lose_reply(handler: ApiHandler) -> bool:
+    if handler.command != "POST":
+        return False
+    handler.serve(is_silent=True)
+    return True
+
+
+def _lose_request(handler: ApiHandler) -> bool:
+    if handler.command != "POST":
+        return False
+    handler.drop()
+    return True
+
+
+def _fail_with(status: int) -> Any:
+    def fault(handler: ApiHandler) -> bool:
+        handler.fail(status, "as told", {"Retry-After": "0.1"})
+        return True
+
+    return fault
+
+
+@pytest.mark.parametrize("num_lost", [1, 3])
+@pytest.mark.parametrize("lose", [_lose_reply, _lose_request])
+def test_a_lost_reply_makes_no_second_job(client: RunClient, cluster: ApiServer, lose: Any, num_lost: int) -> None:
+    cluster.faults += [lose] * num_lost
+    status = client.submit([])
+    assert [job["metadata"]["name"] for job in cluster.get("jobs")] == [status.job]
+    assert not cluster.faults
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_a_server_that_is_busy_is_asked_again(client: RunClient, cluster: ApiServer, code: int) -> None:
+    cluster.faults += [_fail_with(code), _fail_with(code)]
+    client.submit([])
+    assert len(cluster.get("jobs")) == 1
+
+
+def test_a_name_that_is_taken_by_another_job_is_refused(client: RunClient, cluster: ApiServer) -> None:
+    client.submit([], name="mine")
+    with pytest.raises(ConflictError, match="the Job mine exists, and is another one"):
+        client.submit([], name="mine")
+    assert len(cluster.get("jobs")) == 1
+
+
+def test_trigger_starts_what_the_schedule_would(client: RunClient, cluster: ApiServer) -> None:
+    client.trigger()
+    assert arguments(cluster.get("jobs")[0]) == arguments(template()["spec"]["jobTemplate"])
+    cluster.get("cronjobs")[0]["status"] = {"active": [{"name": "train-1"}]}
+    with pytest.raises(ConflictError, match="train-1 goes on, and concurrencyPolicy is Forbid"):
+        client.trigger()
+
+
+def test_a_release_without_a_schedule_cannot_be_triggered(client: RunClient, cluster: ApiServer) -> None:
+    cluster.get("cronjobs")[0]["spec"]["schedule"] = "0 0 31 2 *"
+    with pytest.raises(UsageError, match="has no schedule to trigger"):
+        client.trigger()
+
+
+def test_which_release_is_meant_must_be_clear(client: RunClient, cluster: ApiServer) -> None:
+    cluster.add("cronjobs", template(name="other", release="other"))
+    with pytest.raises(UsageError, match="one of the releases in namespace ml: other, train"):
+        client.submit([])
+    cluster.objects["cronjobs"].clear()
+    with pytest.raises(NotFoundError, match="no CronJob of any release"):
+        client.submit([])
+
+
+def _end(job: Object, *, kind: str = "Complete", reason: str = "") -> None:
+    condition = {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": "2026-11-24T03:01:00Z"}
+    job["status"] = {"conditions": [condition]}
+
+
+def test_wait_ends_with_the_job_and_at_its_deadline(client: RunClient, cluster: ApiServer) -> None:
+    status = client.submit([])
+    started = time.monotonic()
+    with pytest.raises(DeadlineError):
+        client.wait(status.job, timeout_seconds=0.5)
+    assert time.monotonic() - started < 5
+    _end(cluster.get("jobs")[0])
+    assert client.wait(status.run, timeout_seconds=5).phase == "Succeeded"
+
+
+def test_a_name_that_is_nearly_right_is_told(client: RunClient, cluster: ApiServer) -> None:
+    client.submit([], name="train-abc")
+    with pytest.raises(NotFoundError, match=r"run train-abd: no Job of it in namespace ml; did you mean .*train-abc\?"):
+        client.status("train-abd")
+
+
+def test_cancel_suspends_waits_and_deletes(client: RunClient, cluster: ApiServer) -> None:
+    status = client.submit([])
+    job = cluster.get("jobs")[0]
+    job["status"] = {"conditions": [{"type": "Suspended", "status": "True"}]}
+    client.cancel(status.run, timeout_seconds=5)
+    assert not cluster.get("jobs")
+    methods = [method for method, _ in cluster.requests if method in ("PATCH", "DELETE")]
+    assert methods == ["PATCH", "DELETE"]
+
+
+def test_a_run_that_has_ended_is_not_cancelled(client: RunClient, cluster: ApiServer) -> None:
+    status = client.submit([])
+    _end(cluster.get("jobs")[0])
+    assert client.cancel(status.run, timeout_seconds=5).phase == "Succeeded"
+    assert len(cluster.get("jobs")) == 1
+
+
+def test_resume_makes_a_new_job_for_the_old_run_with_its_settings(client: RunClient, cluster: ApiServer) -> None:
+    first = client.submit(["train.epochs=9"])
+    with pytest.raises(ConflictError, match="goes on"):
+        client.resume(first.run)
+    _end(cluster.get("jobs")[0], kind="Failed", reason="BackoffLimitExceeded")
+    again = client.resume(first.run)
+    assert (again.run, again.job != first.job) == (first.run, True)
+    made = next(job for job in cluster.get("jobs") if job["metadata"]["name"] == again.job)
+    assert "--train.epochs=9" in arguments(made)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (400, RefusedError, "correct what it names"),
+        (401, UnauthenticatedError, "log in again"),
+        (403, ForbiddenError, "clientRole.create=true"),
+        (404, NotFoundError, "mnist-k8s list"),
+        (409, ConflictError, "mnist-k8s list"),
+        (422, RefusedError, "correct what it names"),
+        (429, UnavailableError, "try again later"),
+        (500, UnavailableError, "try again later"),
+        (418, ClientError, "see what the API server says"),
+    ],
+)
+def test_every_status_is_a_typed_error_that_says_what_to_do(status: int, kind: type[ClientError], words: str) -> None:
+    error = error_from_reply(status=status, body=b'{"message": "no\\nreason"}', what="get jobs x", namespace="ml")
+    assert isinstance(error, kind)
+    assert f"get jobs x in namespace ml: {status}: no reason; " in str(error)
+    assert words in str(error)
+
+
+def run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("KUBECONFIG",)}
+    return subprocess.run(
+        [sys.executable, "-m", "k8s", *arguments],
+        env=inherited | environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_missing_cluster_is_one_line(tmp_path: Path) -> None:
+    nowhere = run_cli("list", HOME=str(tmp_path))
+    assert nowhere.returncode == 64
+    assert nowhere.stderr.startswith("mnist-k8s: error 64: no cluster is configured")
+    unknown = run_cli("list", "--kubeconfig=/no/such/file")
+    assert unknown.returncode == 64
+    assert len(unknown.stderr.splitlines()) == 1
+    assert run_cli("lisst").returncode == 64
+
+
+def test_help_imports_neither_kubernetes_nor_tensorflow() -> None:
+    names = ("kubernetes", "tensorflow", "pydantic", "yaml")
+    script = f"import sys, k8s.cli; k8s.cli._make_parser(); print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
