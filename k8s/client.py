@@ -207,8 +207,9 @@ class RunClient:
 
     def _judge(self, job: Object, *, pods: list[Object] | None = None) -> RunStatus:
         found = self._pods_of(job) if pods is None else pods
-        if is_settled(job):
-            return judge(job, found, events=[], log=[])
+        if is_settled(job):  # of one run its events too: they tell of pods that were evicted and are gone
+            events = self._events_of(job["metadata"]["name"]) if pods is None else []
+            return judge(job, found, events=events, log=[])
         running = next((pod for pod in found if container_state(pod).get("running")), None)
         events = self._events_of(job["metadata"]["name"], *(pod["metadata"]["name"] for pod in found))
         log = last_log_events(self._api, running["metadata"]["name"]) if running else []
