@@ -58,7 +58,10 @@ def _report(status: Status, code: ExitCode, reason: str) -> int:
     """Say why it ended, where people, the log and the pod's status will look."""
     for line in reason.splitlines():
         print(f"mnist-job: error {code.value}: {line}", file=sys.stderr)
-    status.end(outcome="interrupted" if code == ExitCode.INTERRUPTED else "failed", code=code, reason=reason)
+    try:
+        status.end(outcome="interrupted" if code == ExitCode.INTERRUPTED else "failed", code=code, reason=reason)
+    except Exception:  # noqa: BLE001 - a fault in saying how it ended must not change how it ended
+        traceback.print_exc()
     return code
 
 

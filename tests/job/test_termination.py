@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from job.__main__ import _report
 from job.contract import TERMINATION_MESSAGE_MAX_BYTES, ExitCode
 from job.observe.termination import KUBELET_PATH, Status, choose_path
 
@@ -108,3 +109,14 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
 def test_configured_path_is_preferred_to_the_kubelets(path: Path) -> None:
     assert choose_path(path) == path
     assert choose_path(None) == (KUBELET_PATH if KUBELET_PATH.exists() else None)
+
+
+def test_a_fault_in_what_is_said_at_the_end_keeps_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def break_down() -> None:
+        raise RuntimeError("in the log of the end")
+
+    status = Status(on_end=break_down)
+    assert _report(status, ExitCode.NOT_FOUND, "the bucket does not exist") == 66
+    said = capsys.readouterr().err
+    assert "mnist-job: error 66: the bucket does not exist" in said
+    assert "RuntimeError: in the log of the end" in said
