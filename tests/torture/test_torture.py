@@ -26,9 +26,9 @@ _WRITES = (
     "write_bytes",
     "write_text",
 )
-# What is no object of a store: a message that the kubelet reads, a model unpacked in a temporary folder to look at it, and
-# the local copy for a server, whose own tests kill it.
-_NOT_STORED = {"observe/termination.py", "verify.py", "tfds_source.py", "fetch.py"}
+# What is no object of a store: a message that the kubelet reads, a model unpacked in a temporary folder to look at it, the
+# settings of a run that is made again, and the local copy for a server, whose own tests kill it.
+_NOT_STORED = {"observe/termination.py", "verify.py", "tfds_source.py", "reproduce.py", "fetch.py"}
 
 # The real program is started in these; the others drive it with a plain workload.
 _WITH_TENSORFLOW = ("R1", "R5", "R23")
