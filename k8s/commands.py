@@ -11,7 +11,7 @@ from k8s.client import RunClient
 from k8s.errors import UsageError
 from k8s.logs import Notice
 from k8s.status import RunStatus
-from k8s.tables import describe, to_table
+from k8s.tables import describe, resume_command, to_table
 
 
 def dispatch(options: argparse.Namespace) -> int:
@@ -92,7 +92,7 @@ def _cancel(client: RunClient, options: argparse.Namespace) -> int:
     elif status.is_finished:
         print(f"run {status.run} has ended already ({status.phase}); nothing to cancel")
     else:
-        print(f"run {status.run} is cancelled; what it saved stays in the store; go on: mnist-k8s resume {status.run}")
+        print(f"run {status.run} is cancelled; what it saved stays in the store; go on: {resume_command(status)}")
     return ExitCode.OK
 
 

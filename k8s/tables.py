@@ -1,5 +1,7 @@
 """Runs as text for people."""
 
+import re
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -35,6 +37,12 @@ def describe(run: RunStatus, *, now: datetime | None = None) -> str:
         ("commit", run.commit or ""),
     ]
     return "\n".join(f"{name:<10} {text}" for name, text in lines if text)
+
+
+def resume_command(run: RunStatus) -> str:
+    """What goes on with a run whose Job, and with it its settings, is gone: without them it would end with 73."""
+    settings = re.split(r", (?=[a-z_]+\.[a-z_]+=)", run.settings) if run.settings else []
+    return " ".join(["mnist-k8s resume", run.run, *(f"--set {shlex.quote(setting)}" for setting in settings)])
 
 
 def _row(run: RunStatus, now: datetime) -> tuple[str, ...]:

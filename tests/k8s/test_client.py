@@ -1,6 +1,7 @@
 """Submitting, finding and cancelling over real HTTP, with replies that are lost: nothing is made twice, nobody waits for ever."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from k8s import RunClient
 from k8s.api import Api
 from k8s.causes import Object
+from k8s.cli import parse_command_line
 from k8s.connection import Connection
 from k8s.errors import (
     ClientError,
@@ -26,6 +28,7 @@ from k8s.errors import (
     UsageError,
     error_from_reply,
 )
+from k8s.tables import resume_command
 from tests.k8s.server import ApiHandler, ApiServer, serve
 
 _LABELS = {"app.kubernetes.io/name": "mnist-train", "app.kubernetes.io/instance": "train"}
@@ -208,6 +211,17 @@ def test_cancel_suspends_waits_and_deletes(client: RunClient, cluster: ApiServer
     assert not cluster.get("jobs")
     methods = [method for method, _ in cluster.requests if method in ("PATCH", "DELETE")]
     assert methods == ["PATCH", "DELETE"]
+
+
+def test_what_cancel_says_goes_on_with_the_settings_of_the_cancelled_run(client: RunClient, cluster: ApiServer) -> None:
+    run = client.submit(["train.epochs=9", "model.hidden_units=[8, 16]"]).run
+    cluster.get("jobs")[0]["status"] = {"conditions": [{"type": "Suspended", "status": "True"}]}
+    command = shlex.split(resume_command(client.cancel(run, timeout_seconds=5)))
+    assert command[:3] == ["mnist-k8s", "resume", run]
+    options = parse_command_line(command[1:])
+    client.resume(options.run, options.settings)
+    [job] = cluster.get("jobs")
+    assert {"--train.epochs=9", "--model.hidden_units=[8, 16]", f"--run.id={run}"} <= set(arguments(job))
 
 
 def test_a_run_that_has_ended_is_not_cancelled(client: RunClient, cluster: ApiServer) -> None:
