@@ -138,21 +138,18 @@ def fetch(line: CommandLine, loaded: LoadedConfig, *, store: Store) -> int:
         time.sleep(every_seconds)
 
 
-def champion_to_verify(store: Store, model: str, *, wait_seconds: float) -> tuple[Pointer, dict[str, Any]]:
-    """The champion and its COMMIT, once there is one.
+def commit_to_verify(store: Store, pointer: Pointer) -> dict[str, Any]:
+    """The COMMIT of a champion.
 
     Raises:
-        NotFoundError: none came in time.
+        IntegrityError: it is not there, or of other weights.
     """
-    deadline = time.monotonic() + wait_seconds
-    while (newest := champion.read_newest(store, model)) is None:
-        if time.monotonic() >= deadline:
-            raise champion.no_champion(store, model)
-        time.sleep(1.0)
-    commit = champion.commit_of(store, newest)
-    if commit["weights_digest"] != newest.weights_digest:
-        raise IntegrityError(f"version {newest.version} of {model} names other weights than the COMMIT of its run")
-    return newest, commit
+    commit = champion.commit_of(store, pointer)
+    if commit["weights_digest"] != pointer.weights_digest:
+        raise IntegrityError(
+            f"version {pointer.version} of {pointer.model} names other weights than the COMMIT of its run"
+        )
+    return commit
 
 
 def describe_champion(pointer: Pointer) -> str:

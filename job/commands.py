@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from job import contract
 from job.cli import CommandLine
@@ -17,6 +17,8 @@ from job.observe import logs
 from job.observe.termination import Status, choose_path
 from job.signals import StopSignal
 from job.store import Store, is_store_uri
+
+T = TypeVar("T")
 
 _TERMINATION_LOG = "--observe.termination_log="
 
@@ -60,14 +62,18 @@ def _termination_log_flag(settings: list[str]) -> Path | None:
 
 
 def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.champion_commands import champion_to_verify, describe_champion
+    from job.champion import no_champion, read_newest
+    from job.champion_commands import commit_to_verify, describe_champion
     from job.serving import check_layout
     from job.verify import verify_run
 
     store, options = _open_store(loaded), line.options
     pointer = None
     if options.champion:
-        pointer, record = champion_to_verify(store, options.champion, wait_seconds=options.wait)
+        pointer = _wait_for(lambda: read_newest(store, options.champion), seconds=options.wait)
+        if pointer is None:
+            raise no_champion(store, options.champion)
+        record = commit_to_verify(store, pointer)
     else:
         record = _read_commit(store, options.run, wait_seconds=options.wait)
     report = verify_run(store, record)
@@ -107,38 +113,10 @@ def _fetch(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def _reproduce(line: CommandLine, loaded: LoadedConfig) -> int:
-    import secrets
-    import tempfile
+    from job.reproduce import reproduce
 
-    from job import reproduce
-    from job.run import open_configured_store
-
-    wanted = _read_commit(_open_store(loaded), line.options.run, wait_seconds=0.0)
-    run_id = f"local.reproduced-{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory(prefix="mnist-reproduced-") as folder:
-        uri = line.options.to or f"file:{folder}"
-        given = [setting for setting in line.settings if setting.startswith("--store.")] if line.options.to else []
-        code = reproduce.train_again(
-            wanted,
-            run_id=run_id,
-            store_uri=uri,
-            store_settings=[setting for setting in given if not setting.startswith("--store.uri")],
-            settings=line.settings,
-        )
-        if code:
-            print(
-                f"mnist-job: run {line.options.run} was not reproduced: the training ended with {code}", file=sys.stderr
-            )
-            return code
-        made = _read_commit(open_configured_store(loaded.config, environ=os.environ, uri=uri), run_id, wait_seconds=0.0)
-    reproduce.compare(wanted, made).check(run=line.options.run)
-    print(
-        f"reproduced: run {line.options.run}\n"
-        f"  result digest   {made['result_digest']}: equal\n"
-        f"  weights digest  {made['weights_digest']}: equal\n"
-        f"  state digest    {made['state_digest']}: equal"
-    )
-    return contract.ExitCode.OK
+    commit = _read_commit(_open_store(loaded), line.options.run, wait_seconds=0.0)
+    return reproduce(loaded.config, commit, to_uri=line.options.to, settings=line.settings)
 
 
 def _runs(line: CommandLine, loaded: LoadedConfig) -> int:
@@ -281,12 +259,18 @@ def _read_commit(store: Store, run_id: str, *, wait_seconds: float) -> dict[str,
     from job.publish import read_commit
 
     _checked_run_id(run_id)
-    deadline = time.monotonic() + wait_seconds
-    while (record := read_commit(store, run_id)) is None:
-        if time.monotonic() >= deadline:
-            raise NotFoundError(f"run {run_id} has no COMMIT in {store.uri}; see mnist-job runs")
-        time.sleep(1.0)
+    record = _wait_for(lambda: read_commit(store, run_id), seconds=wait_seconds)
+    if record is None:
+        raise NotFoundError(f"run {run_id} has no COMMIT in {store.uri}; see mnist-job runs")
     return record
+
+
+def _wait_for(read: Callable[[], T | None], *, seconds: float) -> T | None:
+    """What is there within so many seconds, or None."""
+    deadline = time.monotonic() + seconds
+    while (found := read()) is None and time.monotonic() < deadline:
+        time.sleep(1.0)
+    return found
 
 
 def _checked_run_id(run_id: str) -> str:

@@ -7,7 +7,7 @@ dataset; checks that need those are made where they are known.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -273,6 +273,8 @@ class Config(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    reads_environment: ClassVar[bool] = True
+
     run: RunSection = RunSection()
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
@@ -294,7 +296,7 @@ class Config(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment before the YAML values, which `load_config` hands in; flags come first by themselves."""
-        return env_settings, init_settings
+        return (env_settings, init_settings) if cls.reads_environment else (init_settings,)
 
 
 def field_names() -> list[str]:

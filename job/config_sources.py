@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsError
+from pydantic_settings import SettingsError
 
 from job.config import Config, field_names
 from job.contract import ENV_PREFIX
@@ -42,18 +42,12 @@ def load_config(flags: Sequence[str], *, config_file: Path | None = None) -> Loa
     Raises:
         ConfigError: one line per bad setting, with its name, the rule, what was received and the nearest name.
     """
-    flag_values = _parse_flags(flags)
+    flag_values = parse_flags(flags)
     from_environment = _environment_origins(os.environ)
     from_file = _read_yaml(config_file) if config_file else {}
     origins = {name: str(config_file) for name in _leaf_names(from_file)}
     origins |= from_environment | {name: f"--{name}" for name in flag_values}
-    try:
-        config = Config(_cli_parse_args=[f"--{name}={value}" for name, value in flag_values.items()], **from_file)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe_all(error, origins))) from error
-    except SettingsError as error:
-        raise ConfigError(_one_line(error)) from error
-    return LoadedConfig(config=config, origins=origins)
+    return LoadedConfig(config=_build(Config, flag_values, origins=origins, from_file=from_file), origins=origins)
 
 
 def check_flags(flags: Sequence[str]) -> Config:
@@ -62,29 +56,25 @@ def check_flags(flags: Sequence[str]) -> Config:
     Raises:
         ConfigError: as from `load_config`.
     """
-    values = _parse_flags(flags)
-    try:
-        return _FlagsOnly(_cli_parse_args=[f"--{name}={value}" for name, value in values.items()])
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe_all(error, {name: f"--{name}" for name in values}))) from error
-    except SettingsError as error:
-        raise ConfigError(_one_line(error)) from error
+    values = parse_flags(flags)
+    return _build(_FlagsOnly, values, origins={name: f"--{name}" for name in values}, from_file={})
 
 
 class _FlagsOnly(Config):
     """The same schema, deaf to the environment."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is given; flags come first by themselves."""
-        return (init_settings,)
+    reads_environment = False
+
+
+def _build(
+    kind: type[Config], flags: Mapping[str, str], *, origins: Mapping[str, str], from_file: Mapping[str, Any]
+) -> Config:
+    try:
+        return kind(_cli_parse_args=[f"--{name}={value}" for name, value in flags.items()], **from_file)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe_all(error, origins))) from error
+    except SettingsError as error:
+        raise ConfigError(_one_line(error)) from error
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -93,7 +83,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
-def _parse_flags(flags: Sequence[str]) -> dict[str, str]:
+def parse_flags(flags: Sequence[str]) -> dict[str, str]:
     """Name -> value; the last of several flags of one name wins, for lists too.
 
     Names are checked here, before pydantic sees them: it knows no nearest name.

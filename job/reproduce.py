@@ -4,6 +4,7 @@ The settings that decide the result, and the threads, come from the COMMIT; wher
 """
 
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -15,12 +16,17 @@ from typing import Any
 import yaml
 
 from job.attempt import bits_depend_on
-from job.contract import ENV_PREFIX
+from job.config import Config
+from job.config_sources import parse_flags
+from job.contract import ENV_PREFIX, ExitCode
 from job.errors import ConflictError, IntegrityError
+from job.publish import read_commit
+from job.run import open_configured_store
 
 _DIGESTS = ("result_digest", "weights_digest", "state_digest")
-_OWN_SECTIONS = ("--run.", "--store.", "--promotion.")
+_OWN_SECTIONS = ("run.", "store.", "promotion.")
 """Of the command itself: where the COMMIT is read, never how the run is made again."""
+_KEEP_ALL_RUNS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,57 @@ class Reproduction:
         raise ConflictError(f"run {run} was not reproduced: {', '.join(self.different)} differ: {why}")
 
 
+def reproduce(config: Config, commit: Mapping[str, Any], *, to_uri: str | None, settings: Sequence[str]) -> int:
+    """Train again and say whether everything is equal; returns 0, or the exit code of a training that failed.
+
+    Args:
+        config: how stores are reached.
+        to_uri: store for the new run; None: a temporary folder.
+        settings: flags of the user, such as where the data is now.
+
+    Raises:
+        ConflictError: something differs.
+    """
+    run, run_id = str(commit["run"]), f"local.reproduced-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory(prefix="mnist-reproduce-") as folder:
+        store = config.store.model_copy(update={"uri": to_uri or f"file:{folder}/store"})
+        sections = settings_of(commit)
+        sections["run"]["id"] = run_id
+        sections |= {
+            "store": store.model_dump(mode="json"),
+            "promotion": {"enabled": False},
+            "retention": {"keep_runs": _KEEP_ALL_RUNS},
+            "observe": {"metrics_port": 0},
+        }
+        path = Path(folder) / "settings.yaml"
+        path.write_text(yaml.safe_dump(sections), encoding="utf-8")
+        given = [f"--{name}={value}" for name, value in parse_flags(settings).items()]
+        code = _train(path, [flag for flag in given if not flag.removeprefix("--").startswith(_OWN_SECTIONS)])
+        if code:
+            print(f"mnist-job: run {run} was not reproduced: the training ended with {code}", file=sys.stderr)
+            return code
+        made = read_commit(open_configured_store(config, environ=os.environ, uri=store.uri), run_id)
+    assert made
+    compare(commit, made).check(run=run)
+    print(f"reproduced: run {run}")
+    for name in _DIGESTS:
+        print(f"  {name.replace('_', ' '):<14}  {made[name]}: equal")
+    return ExitCode.OK
+
+
+def _train(config_file: Path, flags: Sequence[str]) -> int:
+    """One run in a process of its own, whose log goes to stderr; returns its exit code."""
+    command = [sys.executable, "-m", "job", "run", f"--config={config_file}", *flags]
+    # The environment would come before the COMMIT's settings.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    process = subprocess.Popen(command, env=environ, stdout=sys.stderr)  # noqa: S603 - settings are no shell text
+    try:
+        code = process.wait()
+    finally:
+        process.terminate()  # when this process is told to stop
+    return code if code >= 0 else 128 - code
+
+
 def settings_of(commit: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings that make the same result, from what was resolved when the run was made.
 
@@ -73,34 +130,6 @@ def settings_of(commit: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"the COMMIT does not say how its run was made: {error} is missing") from error
-
-
-def train_again(
-    commit: Mapping[str, Any], *, run_id: str, store_uri: str, store_settings: Sequence[str], settings: Sequence[str]
-) -> int:
-    """Make the run again under another id; returns the exit code of its process, whose log goes to stderr.
-
-    Args:
-        store_settings: how to reach `store_uri`.
-        settings: of the user, such as where the data is now.
-    """
-    with tempfile.TemporaryDirectory(prefix="mnist-reproduce-") as folder:
-        path = Path(folder) / "settings.yaml"
-        path.write_text(yaml.safe_dump(settings_of(commit)), encoding="utf-8")
-        command = [
-            *(sys.executable, "-m", "job", "run", f"--config={path}", f"--run.id={run_id}", f"--store.uri={store_uri}"),
-            *store_settings,
-            *("--promotion.enabled=false", "--observe.metrics_port=0", f"--retention.keep_runs={2**31 - 1}"),
-            *[setting for setting in settings if not setting.startswith(_OWN_SECTIONS)],
-        ]
-        # The environment would come before the COMMIT's settings.
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-        process = subprocess.Popen(command, env=environ, stdout=sys.stderr)  # noqa: S603 - settings are no shell text
-        try:
-            code = process.wait()
-        finally:
-            process.terminate()  # when this process is told to stop
-    return code if code >= 0 else 128 - code
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Reproduction:

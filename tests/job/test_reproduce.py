@@ -25,7 +25,7 @@ def test_a_committed_run_is_reproduced_whatever_the_environment_says_now(run_job
     assert commit["config"]["train"]["epochs"] == 2
     assert commit["config_digest"] == sha256_hex(canonical_json(commit["config"]))
 
-    done = run_job("reproduce", "r", env={"MNIST_TRAIN__EPOCHS": "7"})
+    done = run_job("reproduce", "r", "--store.uri", "file:./out", env={"MNIST_TRAIN__EPOCHS": "7"})
     assert done.code == 0, done.stderr
     for name in ("result_digest", "weights_digest", "state_digest"):
         assert f"{commit[name]}: equal" in done.stdout
