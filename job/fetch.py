@@ -14,6 +14,7 @@ from job import champion, published
 from job.champion import Pointer
 from job.errors import IntegrityError
 from job.store import Store, point
+from job.store_file import fsync_folder
 
 _TEMPORARY_PREFIX = ".tmp-"
 _STALE_SECONDS = 3600.0
@@ -45,10 +46,10 @@ def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Poin
         for name, data in files.items():
             _write(temporary / name, data)
         for made in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
-            _fsync(made)
+            fsync_folder(made)
         with point("rename", final.name):
             temporary.rename(final)
-        _fsync(folder)
+        fsync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _remove_old(folder, keep=keep)
@@ -61,15 +62,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with point("fsync folder", folder.name):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_old(folder: Path, *, keep: int) -> None:

@@ -75,7 +75,7 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
         JobError: typed, with its exit code; readers see nothing half-done then.
         StopRequested: SIGTERM or SIGINT.
     """
-    phases, status = around.phases, around.status
+    phases, status, settings = around.phases, around.status, config.model_dump(mode="json")
     with phases("store"):
         store = open_configured_store(config, environ=around.environ, traffic=around.metrics.traffic)
         store.list_objects(contract.run_prefix(status.run))  # a missing bucket or a wrong key is known at once
@@ -88,9 +88,7 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
         if unchanged:
             return unchanged
     with phases("store"):
-        result_digest = publish.claim_run(
-            store, status.run, inputs=prepared.inputs, config=config.model_dump(mode="json")
-        )
+        result_digest = publish.claim_run(store, status.run, inputs=prepared.inputs, config=settings)
         committed = publish.read_commit(store, status.run)
         if committed is not None:
             publish.check_same_result(committed, run_id=status.run, result_digest=result_digest)
@@ -132,8 +130,8 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
             },
             "files": [asdict(file) for file in stored],
             "inputs": prepared.inputs,
-            "config": config.model_dump(mode="json"),
-            "config_digest": identity.sha256_hex(identity.canonical_json(config.model_dump(mode="json"))),
+            "config": settings,
+            "config_digest": identity.sha256_hex(identity.canonical_json(settings)),
             "lineage": attempt,
         }
         standing = publish.commit(store, status.run, content=content | record)

@@ -44,16 +44,16 @@ class FolderBackend:
                 with point("link", key):
                     os.link(temporary, path)
             except FileExistsError as error:
-                _fsync_folder(path.parent)  # its writer may have been killed before it came to this
+                fsync_folder(path.parent)  # its writer may have been killed before it came to this
                 raise AlreadyExists(key) from error
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
 
     def put(self, key: str, data: bytes) -> None:
         """Write a file, replacing an older one in one step."""
         with self._temporary(key, data) as (temporary, path):
             with point("replace", key):
                 temporary.replace(path)
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
 
     def get(self, key: str) -> bytes:
         """Read a file; `FileNotFoundError` when absent."""
@@ -93,7 +93,7 @@ class FolderBackend:
             with contextlib.suppress(FileNotFoundError):
                 with point("unlink", key):
                     path.unlink()
-                _fsync_folder(path.parent)
+                fsync_folder(path.parent)
 
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Remove temporary files that nobody has touched for so long: their writer was killed."""
@@ -124,7 +124,7 @@ class FolderBackend:
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         try:
-            _fsync_folder(folder.parent)
+            fsync_folder(folder.parent)
         except PermissionError:  # what is above the store may be closed to us, such as the mount point of a volume
             if folder != self._folder:
                 raise
@@ -170,7 +170,8 @@ class FolderBackend:
             raise TransientError(f"{key}: {reason}") from error
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder outlive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with point("fsync folder", folder.name):

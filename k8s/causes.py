@@ -197,6 +197,11 @@ def find_condition(thing: Object, kind: str, *, status: str = "True") -> Object 
     return next((each for each in conditions if each.get("type") == kind and each.get("status") == status), None)
 
 
+def has_ended(pod: Object) -> bool:
+    """Whether nothing of a pod runs, or will."""
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
 def container_state(pod: Object) -> Object:
     """The state of the container `train`, or of the first that has one: a pod that others changed may have more."""
     statuses = pod.get("status", {}).get("containerStatuses") or []

@@ -12,7 +12,7 @@ from typing import Self
 from job.contract import is_run_id
 from k8s import submit
 from k8s.api import Api, Object
-from k8s.causes import container_state, find_condition
+from k8s.causes import container_state, find_condition, has_ended
 from k8s.errors import ClientError, ConflictError, NotFoundError, UsageError
 from k8s.logs import LogLine, Notice, read_log
 from k8s.progress import last_log_events
@@ -179,7 +179,7 @@ class RunClient:
     def _stopped(self, name: str, pods: list[Object]) -> Object | None:
         """The Job, once it has ended or nothing of it runs and nothing will."""
         job = self._api.get("jobs", name)
-        is_still = find_condition(job, "Suspended") is not None and not any(_is_active(pod) for pod in pods)
+        is_still = find_condition(job, "Suspended") is not None and all(has_ended(pod) for pod in pods)
         return job if is_still or is_settled(job) else None
 
     def logs(
@@ -257,7 +257,3 @@ class RunClient:
 
 def _sorted(jobs: list[Object]) -> list[Object]:
     return sorted(jobs, key=lambda job: (job["metadata"].get("creationTimestamp", ""), job["metadata"]["name"]))
-
-
-def _is_active(pod: Object) -> bool:
-    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from k8s.api import Api
+from k8s.causes import CONTAINER
 from k8s.errors import ClientError
 
 _NUM_LINES = 40
@@ -11,7 +12,7 @@ _NUM_LINES = 40
 
 def last_log_events(api: Api, pod: str) -> list[dict[str, Any]]:
     """The job's last log events; none when they cannot be had: a status without progress is still a status."""
-    query = {"container": "train", "tailLines": str(_NUM_LINES)}
+    query = {"container": CONTAINER, "tailLines": str(_NUM_LINES)}
     try:
         with api.stream("pods/log", pod, query=query, silence_seconds=5.0) as pieces:
             lines = b"".join(pieces).decode(errors="replace").splitlines()

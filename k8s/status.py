@@ -16,6 +16,7 @@ from k8s.causes import (
     explain_not_made,
     explain_not_started,
     find_condition,
+    has_ended,
     termination_message,
 )
 from k8s.runs import created_pod_names, epochs_of, overrides_of, run_id_of
@@ -112,7 +113,7 @@ def _phase(job: Object, pods: list[Object], events: list[Object], now: datetime)
     ended = _judge_end(job, pods)
     if ended:
         return ended
-    active = [pod for pod in pods if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
+    active = [pod for pod in pods if not has_ended(pod)]
     if job.get("spec", {}).get("suspend"):
         return _suspended(job, active)
     if active:
@@ -237,8 +238,7 @@ def _explain_failure(job: Object, condition: Object, pods: list[Object]) -> Caus
 
 def _last_end(pods: list[Object], *, code: int | None = None) -> Cause | None:
     """Why the newest pod that has ended did so."""
-    ended = [pod for pod in pods if pod.get("status", {}).get("phase") in ("Succeeded", "Failed")]
-    causes = [explain_end(pod) for pod in ended]
+    causes = [explain_end(pod) for pod in pods if has_ended(pod)]
     return next((cause for cause in reversed(causes) if code is None or cause.code == code), None)
 
 

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import skip_or_fail
 from tests.e2e.cluster import Namespace, Object, made_namespace, run_command, wait_until
 
 IMAGE = os.environ.get("E2E_IMAGE", "mnist-train:e2e")
 S3_IMAGE = os.environ.get("E2E_S3_IMAGE", "versity/versitygw:v1.8.0")
+_TOOL_POD = Path(__file__).parents[2] / "scripts" / "kind-mirror.yaml"
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "e2e-key", "AWS_SECRET_ACCESS_KEY": "e2e-secret"}
 _RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -164,6 +166,21 @@ def keys_in(namespace: Namespace, *, name: str = "store-keys", keys: dict[str, s
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": keys or S3_KEYS},
     )
     return {"credentials": {"existingSecret": name}}
+
+
+def start_tool_pod(namespace: Namespace, *, endpoint: str = "", claim: str = "") -> str:
+    """The pod of scripts/kind that waits for commands, with the keys of a store or with a volume at /data; returns its name."""
+    pod = yaml.safe_load(_TOOL_POD.read_text().replace("JOB_IMAGE", IMAGE).replace("S3_ENDPOINT", endpoint))
+    [container] = pod["spec"]["containers"]
+    container["resources"] = {"limits": {"cpu": "1", "memory": "1Gi"}}
+    if claim:
+        pod["spec"]["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
+        container["volumeMounts"].append({"name": "data", "mountPath": "/data"})
+        del container["envFrom"]
+    namespace.apply(pod)
+    name = str(pod["metadata"]["name"])
+    namespace.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"pod/{name}")
+    return name
 
 
 def evict(namespace: Namespace, pod: str) -> None:

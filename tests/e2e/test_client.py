@@ -11,10 +11,9 @@ import pytest
 import yaml
 
 from tests.e2e.cluster import Namespace, Object, run_command, wait_until
-from tests.e2e.conftest import IMAGE, evict, keys_in
+from tests.e2e.conftest import evict, keys_in, start_tool_pod
 
 _REPOSITORY = Path(__file__).parents[2]
-_STORE_POD = _REPOSITORY / "scripts" / "kind-mirror.yaml"
 _MAY = {
     "jobs.batch": "[create delete get list patch watch]",
     "cronjobs.batch": "[list]",
@@ -66,10 +65,8 @@ def _install(ns: Namespace, s3: Object, folder: Path) -> Client:
 
 
 def _stored_log(ns: Namespace, s3: Object, run: str) -> list[str]:
-    pod = yaml.safe_load(_STORE_POD.read_text().replace("JOB_IMAGE", IMAGE).replace("S3_ENDPOINT", s3["endpoint"]))
-    ns.apply(pod)
-    ns.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/mirror")
-    return ns.kubectl("exec", "mirror", "--", "mnist-job", "logs", run, f"--store.uri={s3['uri']}").splitlines()
+    pod = start_tool_pod(ns, endpoint=s3["endpoint"])
+    return ns.kubectl("exec", pod, "--", "mnist-job", "logs", run, f"--store.uri={s3['uri']}").splitlines()
 
 
 def test_the_role_is_enough_and_no_more(ns: Namespace, s3: Object, tmp_path: Path) -> None:

@@ -8,13 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.conftest import IDX_FILES
 from tests.e2e.cluster import Namespace, Object
-from tests.e2e.conftest import IMAGE, keys_in
+from tests.e2e.conftest import keys_in, start_tool_pod
 
-_MIRROR = Path(__file__).parents[2] / "scripts" / "kind-mirror.yaml"
 _QUICK: Object = {"train": {"epochs": 1, "optimizer": "sgd", "global_batch_size": 128}}
 
 
@@ -23,28 +21,20 @@ def _pod_with_files(
     ns: Namespace, mnist_dir: Path, *, endpoint: str = "", folder: str, claim: str = ""
 ) -> Iterator[str]:
     """A pod like that of scripts/kind that has the four files in `folder`; yields its name."""
-    pod = yaml.safe_load(_MIRROR.read_text().replace("JOB_IMAGE", IMAGE).replace("S3_ENDPOINT", endpoint))
-    [container] = pod["spec"]["containers"]
-    container["resources"] = {"limits": {"cpu": "1", "memory": "1Gi"}}
-    if claim:
-        pod["spec"]["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
-        container["volumeMounts"].append({"name": "data", "mountPath": "/data"})
-        del container["envFrom"]
-    ns.apply(pod)
-    ns.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/mirror")
-    ns.kubectl("exec", "mirror", "--", "mkdir", "-p", folder)
+    pod = start_tool_pod(ns, endpoint=endpoint, claim=claim)
+    ns.kubectl("exec", pod, "--", "mkdir", "-p", folder)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name in IDX_FILES:
             archive.add(mnist_dir / name, arcname=name)
     subprocess.run(
-        ["kubectl", "--namespace", ns.name, "exec", "-i", "mirror", "--", "tar", "-C", folder, "-xf", "-"],
+        ["kubectl", "--namespace", ns.name, "exec", "-i", pod, "--", "tar", "-C", folder, "-xf", "-"],
         input=packed.getvalue(),
         check=True,
         timeout=120,
     )
-    yield "mirror"
-    ns.kubectl("delete", "pod", "mirror", "--grace-period=1")
+    yield pod
+    ns.kubectl("delete", "pod", pod, "--grace-period=1")
 
 
 def _data_of(ns: Namespace, job: str) -> tuple[str, str, bool]:

@@ -17,11 +17,6 @@ from tests.job.committed_runs import commit_run
 MODEL = "plain"
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"file:{tmp_path / 'store'}", environ={}, deadline_seconds=2)
-
-
 def to(run: str, *, accuracy: float = 0.9, digest: str = "e") -> Committed:
     return Committed(
         run=run, created="2026-01-01", dataset=MODEL, evaluation_digest=digest, weights_digest=run, accuracy=accuracy

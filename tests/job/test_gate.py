@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +17,6 @@ from job.store import Store, open_store
 from tests.job.committed_runs import commit_run, probabilities_with
 
 MODEL = "plain"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"file:{tmp_path / 'store'}", environ={}, deadline_seconds=2)
 
 
 def no_model(files: Mapping[str, bytes]) -> Any:

@@ -31,11 +31,6 @@ INPUTS = {"train": {"epochs": 3, "optimizer": "sgd"}, "seed": 1, "dataset_digest
 FILES = {"model/saved_model.pb": b"graph", "metrics.json": b"{}", "empty": b""}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store(f"file:{tmp_path / 'store'}", environ={}, deadline_seconds=2)
-
-
 def claim(store: Store, inputs: dict[str, Any] | None = None, *, run_id: str = RUN) -> str:
     return claim_run(store, run_id, inputs=INPUTS if inputs is None else inputs, config={"any": "thing"})
 

@@ -21,16 +21,6 @@ from tests.job.committed_runs import commit_run
 from tests.job.test_serving import MODEL, Killed, promote
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def store(folder: Path) -> Store:
-    return open_store(f"file:{folder}", environ={}, deadline_seconds=2)
-
-
 def keys_of(store: Store, run: str) -> set[str]:
     return {entry.key.removeprefix(f"runs/{run}/") for entry in store.list_objects(f"runs/{run}/")}
 

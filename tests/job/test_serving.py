@@ -19,16 +19,6 @@ MODEL = "plain"
 FILES = {"models/plain/versions/1/saved_model.pb", "models/plain/versions/1/variables/variables.data"}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def store(folder: Path) -> Store:
-    return open_store(f"file:{folder}", environ={}, deadline_seconds=2)
-
-
 def promote(store: Store, run: str, *, weights: str | None = None) -> Pointer:
     commit = commit_run(store, run, weights=weights)
     to = Committed.of(commit, created=published.created_at(store, commit))

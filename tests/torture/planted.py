@@ -107,7 +107,7 @@ def _interruptions_forgotten() -> None:
 
 def _folders_not_synced() -> None:
     """New names are left to the file system."""
-    vars(store_file)["_fsync_folder"] = lambda folder: None
+    vars(store_file)["fsync_folder"] = lambda folder: None
 
 
 def _files_not_synced() -> None:

@@ -1,0 +1,19 @@
+"""Fixtures of the tests that need a store of their own; a module may have others by these names."""
+
+from pathlib import Path
+
+import pytest
+
+from job.store import Store, open_store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where `store` keeps its objects."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(folder: Path) -> Store:
+    """An empty `file:` store that gives up after two seconds."""
+    return open_store(f"file:{folder}", environ={}, deadline_seconds=2)
