@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from job import champion
 from job.contract import (
     CHECKS_PREFIX,
     MODELS_PREFIX,
@@ -26,7 +25,7 @@ from job.contract import (
 from job.errors import IntegrityError
 from job.observe.logs import warn
 from job.publish import ATTEMPT_FILE, abandon, is_abandoned, read_standing
-from job.serving import LAST_FILE
+from job.serving import LAST_FILE, newest_whole
 from job.store import Entry, Store
 
 
@@ -86,9 +85,8 @@ def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float,
 
 
 def _of_model(store: Store, model: str, *, before_seconds: float) -> Iterator[Garbage]:
-    """Layouts without their last file, but for the champion's, which the next run completes."""
-    versions = champion.list_versions(store, model)
-    newest = versions[-1] if versions else 0
+    """Layouts without their last file below one that is whole; any other may be the champion's, which the next run completes."""
+    newest = newest_whole(store.list_objects(versions_prefix(model)), model)
     for name in store.list_folders(versions_prefix(model)):
         prefix = versions_prefix(model) + name + "/"
         if not name.isdecimal() or prefix != version_prefix(model, version=int(name)) or int(name) >= newest:

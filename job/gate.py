@@ -1,8 +1,8 @@
 """The gate's way through the store: from a COMMIT to a decision that stands, and the move that it may mean.
 
 Pointer first, then `gate.json`: of several attempts at once, or after a kill in between, whoever finds the run's own move
-in the history takes the decision from there. Never imports TensorFlow; a champion that was scored on other examples is
-scored again through a function that it is handed.
+in the history takes the decision from there, and corrects what a rival may have written before. Never imports TensorFlow; a
+champion that was scored on other examples is scored again through a function that it is handed.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,9 +54,12 @@ class Gate:
         if standing is None:
             record = self._decide_and_move(commit)
             standing = publish.parse_object(self.store.create(gate_key(run), canonical_json(record)), key=gate_key(run))
-            if standing["verdict"] != record["verdict"]:
-                warn("gate.other_decision", ours=record["reason"], standing=standing["reason"])
-                standing = record if record["verdict"] == "promoted" else standing  # the champion's own record stands
+        else:
+            record = self._own_move(commit) or standing
+        if record["verdict"] == "promoted" and standing != record:
+            warn("gate.other_decision", ours=record["reason"], standing=standing["reason"])
+            self.store.put(gate_key(run), canonical_json(record))  # of the one attempt that has moved the champion
+            standing = record
         emit("gate.decided", **{name: standing[name] for name in ("verdict", "rule", "reason", "model", "version")})
         return standing
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from job import champion, contract, publish
 from job.errors import IntegrityError, JobError
 from job.observe.logs import emit, warn
-from job.serving import LAST_FILE
+from job.serving import LAST_FILE, newest_whole
 from job.store import Entry, Store
 
 
@@ -109,16 +109,19 @@ def _closes(run_id: str, key: str) -> bool:
 
 
 def _remove_old_versions(store: Store, model: str, *, keep: int) -> None:
-    """Delete serving layouts beyond the newest, what makes them loadable first."""
-    newest = champion.read_newest(store, model)
-    if newest is None:
-        return
+    """Delete serving layouts beyond the newest, what makes them loadable first.
+
+    Counted from the newest that is whole: while a new champion's layout is being written, a server needs the one before.
+    """
     prefix = contract.versions_prefix(model)
+    entries = store.list_objects(prefix)
+    newest = newest_whole(entries, model)
     old = [
-        entry
-        for entry in store.list_objects(prefix)
-        if (version := entry.key.removeprefix(prefix).partition("/")[0]).isdecimal()
-        and int(version) <= newest.version - keep
+        entry.key
+        for entry in entries
+        if (version := entry.key.removeprefix(prefix).partition("/")[0]).isdecimal() and int(version) <= newest - keep
     ]
-    for entry in sorted(old, key=lambda entry: (not entry.key.endswith(f"/{LAST_FILE}"), entry.key)):
-        store.delete(entry.key)
+    folders = sorted({prefix + key.removeprefix(prefix).partition("/")[0] for key in old})
+    last = [f"{folder}/{LAST_FILE}" for folder in folders]  # even where it was not listed: it may be there by now
+    for key in (*last, *(key for key in old if key not in last)):
+        store.delete(key)

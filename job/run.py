@@ -93,7 +93,7 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
         if committed is not None:
             publish.check_same_result(committed, run_id=status.run, result_digest=result_digest)
     if committed is not None:
-        return _finish(config, store, committed, around=around, workload=workload)
+        return finish(config, store, committed, around=around, workload=workload)
     with phases("store"):
         store.sweep(contract.run_prefix(status.run))
         attempt, stored = _register_attempt(store, around, device=prepared.device)
@@ -137,7 +137,7 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
         standing = publish.commit(store, status.run, content=content | record)
     key, is_new = contract.commit_key(status.run), standing["attempt"] == status.attempt
     emit("commit.done", key=key, weights_digest=standing["weights_digest"], is_new=is_new)
-    return _finish(config, store, standing, around=around, workload=workload)
+    return finish(config, store, standing, around=around, workload=workload)
 
 
 def open_configured_store(
@@ -192,7 +192,7 @@ def _find_unchanged(config: Config, store: Store, *, around: Surroundings, prepa
     return replace(_outcome(store, standing, status=around.status), is_skipped=True)
 
 
-def _finish(
+def finish(
     config: Config, store: Store, standing: dict[str, Any], *, around: Surroundings, workload: Workload
 ) -> Outcome:
     """What follows a COMMIT, whoever made it: gate, serving layout, cleaning up."""

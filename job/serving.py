@@ -4,18 +4,23 @@ The pointer is made first. Then come the files, each once, `saved_model.pb` last
 finds the champion's layout cut off finishes it. Never imports TensorFlow.
 """
 
+from collections.abc import Iterable
+
 from job import champion, published
 from job.champion import Pointer
-from job.contract import version_prefix
+from job.contract import version_prefix, versions_prefix
 from job.errors import IntegrityError
 from job.observe.logs import emit
-from job.store import Store
+from job.store import Entry, Store
 
 LAST_FILE = "saved_model.pb"
 
 
 def finish_layout(store: Store, pointer: Pointer) -> None:
     """Write what is missing of a champion's serving layout.
+
+    Who sleeps here while the champion moves on may bring a version's last file back after the others were removed, so the
+    folder is looked at once more.
 
     Raises:
         IntegrityError: the champion's files, or what stands in the layout, are not what was committed.
@@ -29,6 +34,9 @@ def finish_layout(store: Store, pointer: Pointer) -> None:
             raise IntegrityError(
                 f"store {store.uri}: {prefix + name} is not the committed file; delete {store.location(prefix)} and start again"
             )
+    if files.keys() - {entry.key.removeprefix(prefix) for entry in store.list_objects(prefix)}:
+        store.delete(prefix + LAST_FILE)
+        return
     emit("layout.done", model=pointer.model, version=pointer.version, files=len(files))
 
 
@@ -36,6 +44,17 @@ def is_whole(store: Store, model: str, *, version: int) -> bool:
     """Whether a version's layout was finished."""
     prefix = version_prefix(model, version=version)
     return any(entry.key == prefix + LAST_FILE for entry in store.list_objects(prefix))
+
+
+def newest_whole(entries: Iterable[Entry], model: str) -> int:
+    """The highest version that a server can load; 0 when there is none.
+
+    Args:
+        entries: everything under the model's versions.
+    """
+    prefix = versions_prefix(model)
+    names = (entry.key.removeprefix(prefix).partition("/") for entry in entries)
+    return max((int(version) for version, _, name in names if name == LAST_FILE and version.isdecimal()), default=0)
 
 
 def check_layout(store: Store, pointer: Pointer) -> int:

@@ -217,6 +217,16 @@ class TestOnce:
         monkeypatch.setattr("job.store.on_point", act)
         assert gate(store).settle(commit)["verdict"] == "promoted"
         assert "gate.other_decision" in [record.getMessage() for record in caplog.records]
+        assert read_gate(store, "a") == gate(store).settle(commit)
+
+    def test_promotion_is_corrected_when_its_attempt_died_before(self, store: Store) -> None:
+        commit = commit_run(store, "a")
+        assert gate(store, min_accuracy=0.99).settle(commit)["verdict"] == "refused"
+        to = Committed.of(commit, created=published.created_at(store, commit))
+        decision = gate(store).assess(commit, None)
+        champion.move(store, MODEL, before=None, to=to, by="gate", who="rival", why="", gate=decision)
+        assert gate(store).settle(commit) == decision
+        assert read_gate(store, "a") == decision
 
 
 class TestDamage:

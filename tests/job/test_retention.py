@@ -14,7 +14,7 @@ from job.errors import ConflictError, UnavailableError
 from job.garbage import find_garbage
 from job.publish import abandon, read_commit
 from job.retention import apply_retention, reachable_runs, remove_runs
-from job.serving import finish_layout
+from job.serving import finish_layout, is_whole
 from job.store import Entry, Store, TransientError, open_store
 from job.store_file import FolderBackend
 from tests.job.committed_runs import commit_run
@@ -220,6 +220,34 @@ class TestVersions:
         ]
         assert {entry.key.split("/")[3] for entry in store.list_objects("models/plain/versions/")} == {"3"}
 
+    def test_only_layout_that_a_server_can_load_stays_until_the_champions_is_whole(self, store: Store) -> None:
+        finish_layout(store, promote(store, "a"))
+        newest = promote(store, "b")
+        store.create("models/plain/versions/2/variables/variables.data", b"weights of b")
+        apply_retention(store, keep_runs=9, keep_versions=1)
+        assert is_whole(store, MODEL, version=1)
+        finish_layout(store, newest)
+        apply_retention(store, keep_runs=9, keep_versions=1)
+        assert {entry.key.split("/")[3] for entry in store.list_objects("models/plain/versions/")} == {"2"}
+
+    def test_what_makes_a_version_loadable_goes_even_when_it_came_after_the_listing(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        promote(store, "a")
+        store.create("models/plain/versions/1/variables/variables.data", b"weights of a")
+        finish_layout(store, promote(store, "b"))
+        listed = store.list_objects
+
+        def list_then_finish(prefix: str) -> list[Entry]:
+            found = listed(prefix)
+            if prefix == "models/plain/versions/":
+                store.create("models/plain/versions/1/saved_model.pb", b"graph")
+            return found
+
+        monkeypatch.setattr(store, "list_objects", list_then_finish)
+        apply_retention(store, keep_runs=9, keep_versions=1)
+        assert listed("models/plain/versions/1/") == []
+
 
 class TestGarbage:
     AGES = {"older_than_seconds": 3600.0, "now_seconds": time.time() + 86400}  # noqa: RUF012
@@ -227,8 +255,9 @@ class TestGarbage:
     def test_layout_that_was_cut_off_is_garbage_once_it_is_not_the_champions(self, store: Store) -> None:
         promote(store, "a")
         store.create("models/plain/versions/1/variables/variables.data", b"half")
-        assert list(find_garbage(store, **self.AGES)) == []
-        finish_layout(store, promote(store, "b"))
+        newest = promote(store, "b")
+        assert list(find_garbage(store, **self.AGES)) == []  # its own layout is not whole yet
+        finish_layout(store, newest)
         assert list(find_garbage(store, older_than_seconds=3600, now_seconds=time.time())) == []
         [garbage] = find_garbage(store, **self.AGES)
         assert (garbage.place, garbage.reason) == ("models/plain/versions/1/", "serving layout that was cut off")

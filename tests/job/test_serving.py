@@ -10,6 +10,7 @@ from job import champion, published
 from job.champion import Committed, Pointer
 from job.errors import IntegrityError
 from job.fetch import fetch_champion
+from job.retention import apply_retention
 from job.serving import check_layout, finish_layout, is_whole
 from job.store import Store, open_store
 from job.store_file import FolderBackend
@@ -53,6 +54,26 @@ def test_whole_layout_is_not_written_again(store: Store, monkeypatch: pytest.Mon
     monkeypatch.setattr("job.store.on_point", points.append)
     finish_layout(store, pointer)
     assert points == []
+
+
+def test_last_file_of_a_version_that_was_removed_meanwhile_is_not_left_behind(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sleeps before its last file would make a folder without variables loadable."""
+    pointer = promote(store, "a")
+    last, other = "models/plain/versions/1/saved_model.pb", open_store(store.uri, environ={})
+
+    def act(point: str) -> None:
+        if point == f"before create {last}":
+            monkeypatch.setattr("job.store.on_point", None)
+            finish_layout(other, pointer)
+            finish_layout(other, promote(other, "b"))
+            apply_retention(other, keep_runs=9, keep_versions=1)
+
+    monkeypatch.setattr("job.store.on_point", act)
+    finish_layout(store, pointer)
+    assert store.list_objects("models/plain/versions/1/") == []
+    assert is_whole(store, MODEL, version=2)
 
 
 def test_layout_that_was_cut_off_anywhere_is_not_whole_and_is_repaired(
