@@ -9,7 +9,18 @@ import time
 from tests.torture.campaign import Campaign, Finished, broken_limits, run_campaign, table
 from tests.torture.planted import ENVIRONMENT, PLANTED
 
-MODULES = ("champions", "corruption", "counters", "disks", "kills", "power", "processes", "rivals", "stores")
+MODULES = (
+    "champions",
+    "corruption",
+    "counters",
+    "disks",
+    "kills",
+    "power",
+    "processes",
+    "protocol",
+    "rivals",
+    "stores",
+)
 
 
 def all_campaigns() -> list[Campaign]:

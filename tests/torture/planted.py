@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job import checkpoint, pipeline, publish, store_file
+from job import champion, checkpoint, garbage, pipeline, publish, retention, serving, store_file
 from job.contract import attempt_prefix, commit_key
+from job.gate import Gate
 from job.identity import sha256_hex
 from job.store import AlreadyExists, Store, point
 
@@ -133,6 +134,68 @@ def _champion_replaces() -> None:
     type.__setattr__(store_file.FolderBackend, "create", create_or_replace)
 
 
+def _move_without_claim() -> None:
+    """Nobody is told that a run is about to become champion."""
+    create = Store.create
+
+    def create_but_claims(self: Store, key: str, data: bytes) -> bytes:
+        return data if "/claims/" in key else create(self, key, data)
+
+    type.__setattr__(Store, "create", create_but_claims)
+
+
+def _removal_without_look() -> None:
+    """Retention asks the pointers only, not who is about to make one."""
+    vars(retention)["_may_become_champion"] = lambda store, run_id: False
+
+
+def _gc_without_closing() -> None:
+    """A run that shows no sign of life is taken for dead."""
+    vars(garbage)["abandon"] = lambda store, run_id: True
+
+
+def _gate_forgets_own_move() -> None:
+    """Every attempt decides for itself."""
+    type.__setattr__(Gate, "_own_move", lambda self, commit: None)
+
+
+def _graph_first() -> None:
+    """The serving layout in the order of the names: `saved_model.pb` comes first."""
+    vars(serving)["sorted"] = lambda names, key: sorted(names)
+
+
+def _layouts_counted_by_pointers() -> None:
+    """Retention counts versions that are not laid out yet, and takes the only one that a server can load."""
+    remove = retention._remove_old_versions
+
+    def remove_below_pointer(store: Store, model: str, *, keep: int) -> None:
+        newest = champion.list_versions(store, model)[-1]
+        vars(retention)["newest_whole"] = lambda entries, model: newest
+        remove(store, model, keep=keep)
+
+    vars(retention)["_remove_old_versions"] = remove_below_pointer
+
+
+def _prune_keeps_oldest() -> None:
+    """The wrong end of the list."""
+
+    def prune(store: Store, run_id: str, *, keep: int) -> None:
+        for _, key in checkpoint._list(store, run_id)[keep:]:
+            store.delete(key)
+
+    vars(checkpoint)["prune"] = prune
+
+
+def _move_on_top_of_whatever() -> None:
+    """A lost race is tried again without a new decision."""
+    move = champion.move
+
+    def move_now(store: Store, model: str, *, before: champion.Pointer | None, **how: Any) -> champion.Pointer | None:
+        return move(store, model, before=champion.read_newest(store, model), **how)
+
+    vars(champion)["move"] = move_now
+
+
 PLANTED: Mapping[str, Callable[[], None]] = {
     "commit-before-upload": _commit_before_upload,
     "checkpoint-without-hash-check": _checkpoint_without_hash_check,
@@ -143,6 +206,14 @@ PLANTED: Mapping[str, Callable[[], None]] = {
     "files-not-synced": _files_not_synced,
     "interruptions-forgotten": _interruptions_forgotten,
     "champion-replaces": _champion_replaces,
+    "move-without-claim": _move_without_claim,
+    "removal-without-look": _removal_without_look,
+    "gc-without-closing": _gc_without_closing,
+    "gate-forgets-own-move": _gate_forgets_own_move,
+    "graph-first": _graph_first,
+    "layouts-counted-by-pointers": _layouts_counted_by_pointers,
+    "prune-keeps-oldest": _prune_keeps_oldest,
+    "move-on-top-of-whatever": _move_on_top_of_whatever,
 }
 
 

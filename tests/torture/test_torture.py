@@ -32,7 +32,7 @@ _NOT_STORED = {"observe/termination.py", "verify.py", "tfds_source.py", "reprodu
 
 # The real program is started in these; the others drive it with a plain workload.
 _WITH_TENSORFLOW = ("R1", "R5", "R23")
-_PLAIN = ("R2", "R3", "R4", "R7", "R8", "R9", "R10", "R11", "R12", "R13", "R24")
+_PLAIN = ("R2", "R3", "R4", "R7", "R8", "R9", "R10", "R11", "R12", "R13", "R21", "R24")
 
 
 def torture(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,10 +73,18 @@ def test_promise_holds(name: str) -> None:
         ("folders-not-synced", "R4"),
         ("files-not-synced", "R4"),
         ("champion-replaces", "R13"),
+        ("move-without-claim", "R21"),
+        ("removal-without-look", "R21"),
+        ("gc-without-closing", "R21"),
+        ("gate-forgets-own-move", "R21"),
+        ("graph-first", "R21"),
+        ("layouts-counted-by-pointers", "R21"),
+        ("prune-keeps-oldest", "R21"),
+        ("move-on-top-of-whatever", "R21"),
     ],
 )
 def test_planted_bug_is_found(bug: str, name: str) -> None:
-    done = torture("--plant", bug, "--only", name, "--trials", "6" if name == "R13" else "24")
+    done = torture("--plant", bug, "--only", name, "--trials", {"R13": "6", "R21": "6"}.get(name, "24"))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "BROKEN" in done.stdout
 
@@ -86,12 +94,13 @@ def test_every_planted_bug_has_a_test() -> None:
     assert {bug for bug, _ in mark.args[1]} == set(PLANTED)
 
 
-def test_failure_is_replayed_by_its_seed_and_number() -> None:
-    bug = ("--plant", "checkpoint-without-hash-check", "--only", "R8", "--seed", "3")
-    done = torture(*bug, "--trials", "8")
+@pytest.mark.parametrize(("bug", "name"), [("checkpoint-without-hash-check", "R8"), ("move-on-top-of-whatever", "R21")])
+def test_failure_is_replayed_by_its_seed_and_number(bug: str, name: str) -> None:
+    planted = ("--plant", bug, "--only", name, "--seed", "3")
+    done = torture(*planted, "--trials", "8")
     broken = [line for line in done.stdout.splitlines() if ": BROKEN: " in line]
     number = broken[0].split(" trial ")[1].partition(":")[0]
-    again = torture(*bug, "--trial", number)
+    again = torture(*planted, "--trial", number)
     [line] = [line for line in again.stdout.splitlines() if ": BROKEN: " in line]
     assert line.partition(" (left in")[0] == broken[0].partition(" (left in")[0]
 

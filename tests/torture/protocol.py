@@ -1,0 +1,344 @@
+"""R21: the store protocol under a scheduler that may do anything a network, a kernel and a cluster may do.
+
+Attempts, movers by hand, readers, `gc` and retention are the program's own functions, as `job/run.py` and the commands call
+them. Before each change takes effect a judge, who sees the bare objects only, says whether it keeps every promise.
+"""
+
+import contextlib
+import functools
+import itertools
+import random
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from job import champion, champion_commands, contract, garbage, publish, published, serving
+from job import checkpoint as checkpoints
+from job import run as run_module
+from job.checkpoint import Checkpoint
+from job.cli import CommandLine
+from job.config import Config
+from job.config_sources import LoadedConfig, load_config
+from job.errors import ConflictError, IntegrityError, JobError, UnavailableError
+from job.identity import sha256_hex
+from job.observe.termination import Status
+from job.protocol import Workload
+from job.retention import apply_retention
+from job.store import Store
+from tests.job.committed_runs import LABELS, probabilities_with
+from tests.torture import simulation
+from tests.torture.campaign import Campaign, Result, Trial
+from tests.torture.checks import TrialFailed
+from tests.torture.judge import Judge
+from tests.torture.planted import plant_chosen
+from tests.torture.simulation import Client, Dangers, World
+
+T = TypeVar("T")
+
+MODEL = "plain"
+SEEDS_PER_TRIAL = 100
+_NUM_STEPS, _KEEP_CHECKPOINTS = 3, 2
+_SPREAD_SECONDS = 400.0
+_OLD_SECONDS = 120.0
+_MAX_LOOKS = 6
+_FOCUSES = (
+    "",
+    "create",
+    "delete",
+    "list",
+    "/champion/",
+    "/claims/",
+    "/retirements/",
+    "COMMIT",
+    "gate.json",
+    "/versions/",
+)
+
+
+class Simulation:
+    """One seed: who takes part, what may go wrong, and what has to hold."""
+
+    def __init__(self, seed: str) -> None:
+        chance = self._chance = random.Random(seed)
+        dangers = Dangers(
+            fault=chance.choice((0.0, 0.03, 0.1)),
+            crash=chance.choice((0.0, 0.003, 0.015)),
+            nap=chance.choice((0.0, 0.01, 0.05)),
+            focus=chance.choice(_FOCUSES),
+        )
+        self.keep_runs, self.keep_versions = chance.choice((1, 1, 2, 30)), chance.choice((1, 2, 3))
+        self.world = World(random=chance, dangers=dangers)
+        self.judge = self.world.judge = Judge(self.world.objects, model=MODEL, keep_versions=self.keep_versions)
+        self._config = _config(self.keep_runs, self.keep_versions)
+        self._runs = {f"r{number}": chance.randrange(10) for number in range(chance.randint(1, 4))}
+        """Run -> how many of the examples its model gets wrong."""
+
+    def run(self) -> None:
+        """Everybody at once, then what is still on its way, then a quiet end in which everything has to heal."""
+        simulation.enter(self.world)
+        self._invite()
+        self.world.run()
+        self.world.dangers = Dangers()
+        for run in self._runs:
+            self._go_on_in_peace(run)
+        self._end_well()
+
+    def _invite(self) -> None:
+        chance = self._chance
+        for run in self._runs:
+            for number in range(chance.randint(1, 3)):
+                name = f"{run}-a{number}"
+                self._invite_one(name, functools.partial(self._attempt, run, name))
+        for number in range(chance.randrange(6)):
+            name, run = f"by-hand-{number}", chance.choice([*self._runs])
+            act = chance.choice((self._promote, self._promote, self._roll_back))
+            self._invite_one(name, functools.partial(act, name, run))
+        for number in range(chance.randrange(3)):
+            self._invite_one(f"gc-{number}", functools.partial(self._collect, f"gc-{number}"))
+            self._invite_one(f"retention-{number}", functools.partial(self._retain, f"retention-{number}"))
+        self._invite_one("reader", self._read)
+
+    def _invite_one(self, name: str, work: Callable[[], object]) -> None:
+        def live() -> None:
+            with contextlib.suppress(JobError):  # its exit code; what it did is judged by what is stored
+                work()
+
+        client = self.world.start(name, live)
+        client.ready_at += self._chance.choice((0.0, self._chance.uniform(0, _SPREAD_SECONDS)))
+
+    def _attempt(self, run: str, name: str) -> None:
+        """The order of `job.run.run`, and from COMMIT on its own code."""
+        store = self.world.connect(name)
+        status = Status(run=run, attempt=name)
+        digest = publish.claim_run(store, run, inputs={"run": run}, config={})
+        standing = publish.read_commit(store, run)
+        if standing is not None:
+            publish.check_same_result(standing, run_id=run, result_digest=digest)
+        else:
+            status.attempt = publish.free_attempt_id(store, run, wanted=name)
+            stored = publish.upload(store, run, attempt_id=status.attempt, files={publish.ATTEMPT_FILE: b"{}"})
+            publish.list_attempts(store, run)
+            self._train(store, run, digest=digest)
+            stored += publish.upload(store, run, attempt_id=status.attempt, files=_files(run, self._runs[run]))
+            content = _commit(run, status.attempt, digest=digest, num_wrong=self._runs[run])
+            content["files"] = [{"key": f.key, "num_bytes": f.num_bytes, "sha256": f.sha256} for f in stored]
+            standing = publish.commit(store, run, content=content)
+        around = cast(run_module.Surroundings, SimpleNamespace(status=status, phases=lambda name: nullcontext()))
+        workload = cast(Workload, SimpleNamespace(predict_with=None))
+        run_module.finish(self._config, store, standing, around=around, workload=workload)
+
+    def _train(self, store: Store, run: str, *, digest: str) -> None:
+        """Steps with checkpoints, some of them written by a thread beside it."""
+        newest = checkpoints.load_newest(store, run, result_digest=digest)
+        step = newest.step if newest else 0
+        if newest and newest.arrays["state"][0] != step:
+            raise TrialFailed(f"the checkpoint of step {step} holds another state")
+        writer: Client | None = None
+        while step < _NUM_STEPS:
+            step += 1
+            checkpoint = Checkpoint(step=step, result_digest=digest, arrays={"state": np.array([step])}, meta={})
+            write = functools.partial(self._save, run, checkpoint)
+            if self._chance.random() < 0.5 or self.world.me is None:
+                write()
+            elif writer is None or writer.thread.dead:
+                writer = self.world.start(f"{self.world.me.name}-w", write, owner=self.world.me)
+
+    def _save(self, run: str, checkpoint: Checkpoint) -> None:
+        store = self.world.connect(f"writer of {run}")
+        with contextlib.suppress(UnavailableError):
+            checkpoints.save(store, run, checkpoint)
+            checkpoints.prune(store, run, keep=_KEEP_CHECKPOINTS)
+
+    def _promote(self, name: str, run: str) -> None:
+        store, forced = self.world.connect(name), self._chance.random() < 0.5
+        commit = self._patiently(lambda: publish.read_commit(store, run))
+        if commit:
+            champion_commands.promote(self._line(force=forced), self._loaded, store=store, commit=commit)
+
+    def _roll_back(self, name: str, run: str) -> None:
+        store, to = self.world.connect(name), self._chance.choice((None, run))
+        if self._patiently(lambda: champion.read_newest(store, MODEL)):
+            champion_commands.rollback(self._line(to=to), self._loaded, store=store)
+
+    def _patiently(self, look: Callable[[], T | None]) -> T | None:
+        """Whoever acts by hand waits until there is something to act on, and a little longer."""
+        for _ in range(_MAX_LOOKS):
+            found = look()
+            if found is not None:
+                self.world.pause(self._chance.choice((0.0, self._chance.uniform(0, _SPREAD_SECONDS))))
+                return found
+            self.world.pause(self._chance.uniform(0, _SPREAD_SECONDS / 2))
+        return None
+
+    def _line(self, *, force: bool = False, to: str | None = None) -> CommandLine:
+        return CommandLine(command="", options=Namespace(force=force, why="", to=to), settings=[])
+
+    @property
+    def _loaded(self) -> LoadedConfig:
+        return LoadedConfig(config=self._config, origins={})
+
+    def _collect(self, name: str) -> None:
+        store, ages = self.world.connect(name), {"older_than_seconds": _OLD_SECONDS, "now_seconds": self.world.now}
+        for found in garbage.find_garbage(store, **ages):
+            garbage.delete_garbage(store, found, **ages)
+
+    def _retain(self, name: str) -> None:
+        keep = self._config.retention.model_dump()
+        apply_retention(self.world.connect(name), **keep)
+
+    def _read(self) -> None:
+        """A server that follows the champion, and one that takes the highest version of the layout."""
+        store, highest = self.world.connect("reader"), 0
+        for _ in range(self._chance.randint(1, 6)):
+            with contextlib.suppress(UnavailableError):
+                highest = self._read_champion(store, highest)
+                self._read_layout(store)
+            self.world.pause(self._chance.uniform(0, 100))
+
+    def _read_champion(self, store: Store, highest: int) -> int:
+        newest = champion.read_newest(store, MODEL)
+        if newest is None:
+            return highest
+        if newest.version < highest:
+            raise TrialFailed(f"a reader saw the champion go back from version {highest} to {newest.version}")
+        try:
+            published.read_files(store, champion.commit_of(store, newest))
+        except IntegrityError as error:
+            if self.judge.is_kept(newest.version):
+                raise TrialFailed(f"a reader of version {newest.version} missed an object: {error}") from error
+        return newest.version
+
+    def _read_layout(self, store: Store) -> None:
+        prefix = contract.versions_prefix(MODEL)
+        names = [entry.key.removeprefix(prefix).partition("/") for entry in store.list_objects(prefix)]
+        whole = [int(version) for version, _, name in names if name == serving.LAST_FILE]
+        if not whole:
+            return
+        version = max(whole)
+        folder = contract.version_prefix(MODEL, version=version)
+        wanted = self.judge.model_of_version(version)
+        found = {name: store.get(folder + name) for name in wanted}
+        if found != wanted and version > self.judge.newest_whole() - self.keep_versions:
+            raise TrialFailed(f"a server loaded half of version {version}: {sorted(found)}")
+
+    def _go_on_in_peace(self, run: str) -> None:
+        """One more start, with nothing in its way: the run has its result, or can have none any more."""
+        is_refused = self._is_refused(lambda: self._attempt(run, f"{run}-last"))
+        standing = publish.parse_object(self.world.objects[contract.commit_key(run)], key=run)
+        if publish.is_abandoned(standing):
+            return
+        if is_refused:
+            self._count_mark(run)
+            return
+        self.judge.check_gate(run)
+        left = [key for key in self.world.objects if key.startswith(contract.checkpoint_prefix(run))]
+        if left:
+            raise TrialFailed(f"left over after the commit: {left}")
+
+    def _end_well(self) -> None:
+        """A new and better run becomes champion, and can be taken back."""
+        self._runs["z"] = 0
+        self.world.now += 1
+        self._attempt("z", "z-last")
+        store = self.world.connect("end")
+        newest = champion.read_newest(store, MODEL)
+        if newest is None or newest.run != "z":
+            raise TrialFailed(f"a better run did not become champion: {newest}")
+        serving.check_layout(store, newest)
+        self.judge.check_layouts()
+        kept = itertools.islice(champion.history(store, MODEL), self.keep_versions)
+        before = next((pointer.run for pointer in kept if pointer.run != "z"), None)
+        if before and self._is_refused(lambda: champion_commands.rollback(self._line(), self._loaded, store=store)):
+            self._count_mark(before)
+
+    def _is_refused(self, act: Callable[[], object]) -> bool:
+        try:
+            act()
+        except ConflictError:
+            return True
+        return False
+
+    def _count_mark(self, run: str) -> None:
+        """Whoever dies while he removes a run leaves a mark that keeps it from becoming champion for good."""
+        if not self.judge.is_marked(run):
+            raise TrialFailed(f"run {run} is refused for no reason")
+        self.world.count("marks left")
+
+
+@functools.cache
+def _config(keep_runs: int, keep_versions: int) -> Config:
+    flags = (f"--retention.keep_runs={keep_runs}", f"--retention.keep_versions={keep_versions}")
+    return load_config([*flags, "--promotion.model_name=plain", "--promotion.max_accuracy_drop=0.1"]).config
+
+
+@functools.cache
+def _files(run: str, num_wrong: int) -> Mapping[str, bytes]:
+    images = np.zeros((2, 2, 2), np.uint8)
+    arrays: dict[str, NDArray[Any]] = {
+        "probabilities": probabilities_with(num_wrong),
+        "labels": LABELS,
+        "sample_images": images,
+    }
+    return {
+        "model/saved_model.pb": b"graph",
+        "model/variables/variables.data": run.encode(),
+        published.PREDICTIONS_FILE: safetensors.numpy.save(arrays),
+    }
+
+
+def _commit(run: str, attempt: str, *, digest: str, num_wrong: int) -> dict[str, Any]:
+    return {
+        "run": run,
+        "attempt": attempt,
+        "result_digest": digest,
+        "weights_digest": sha256_hex(run.encode()),
+        "dataset": {"name": MODEL, "evaluation_digest": "e"},
+        "metrics": {"test_accuracy": 1 - num_wrong / len(LABELS)},
+    }
+
+
+@functools.cache
+def _prepare() -> None:
+    simulation.install()
+    plant_chosen()
+
+
+def _simulate_many(trial: Trial) -> Result:
+    _prepare()
+    counts: dict[str, int] = {}
+    for number in range(SEEDS_PER_TRIAL):
+        seed = f"{trial.random.getrandbits(64):016x}"
+        simulated = Simulation(seed)
+        try:
+            simulated.run()
+        except Exception as error:
+            (trial.folder / "trace").write_text("\n".join(simulated.world.trace) + "\n")
+            raise TrialFailed(f"seed {seed}, number {number}: {type(error).__name__}: {error}") from error
+        for name, count in _figures(simulated):
+            counts[name] = counts.get(name, 0) + count
+    return Result(note=f"{SEEDS_PER_TRIAL} seeds", figures={name: float(count) for name, count in counts.items()})
+
+
+def _figures(simulated: Simulation) -> Iterator[tuple[str, int]]:
+    world = simulated.world
+    yield "seeds", 1
+    yield "requests", len(world.trace)
+    yield "moves", len(simulated.judge.pointers)
+    yield from sorted(world.counts.items())
+
+
+CAMPAIGNS = (
+    Campaign(
+        name="R21",
+        promise="requests lost, late, repeated and reordered, processes asleep or gone: no step of the protocol breaks a promise",
+        trial=_simulate_many,
+        num_full=1000,
+        num_quick=50,
+    ),
+)
