@@ -6,10 +6,10 @@ records and their order, not who deserves to be champion. Never imports TensorFl
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from job import contract, publish
 from job.config import Config
@@ -24,6 +24,7 @@ _MAX_LISTINGS, _LISTING_SECONDS = 20, 0.05
 _NAME = re.compile(r"(\d{9,})\.json")
 _CLAIM = re.compile(r"(.+)\.(\d{9,})")
 
+T = TypeVar("T")
 By = Literal["gate", "promote", "rollback"]
 
 
@@ -110,6 +111,23 @@ def read_newest(store: Store, model: str) -> Pointer | None:
     raise IntegrityError(
         f"store {store.uri}: {contract.champion_key(model, version=versions[-1])} is listed and absent"
     )
+
+
+def use_newest(store: Store, model: str, act: Callable[[Pointer], T]) -> T | None:
+    """What `act` makes of the champion; None when there never was one.
+
+    Who is slow may find that its run was removed because the champion has moved on: then `act` is given the next one.
+
+    Raises:
+        IntegrityError: it is the champion still, and it, or what it names, is damaged.
+    """
+    while newest := read_newest(store, model):
+        try:
+            return act(newest)
+        except IntegrityError:
+            if read_newest(store, model) == newest:
+                raise
+    return None
 
 
 def history(store: Store, model: str) -> Iterator[Pointer]:

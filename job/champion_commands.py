@@ -119,9 +119,7 @@ def fetch(line: CommandLine, loaded: LoadedConfig, *, store: Store) -> int:
             model = champion.choose_model(store, loaded.config)
             brought = fetch_champion(store, model, folder, keep=line.options.keep)
             with _tolerated("layout.not_finished"):  # whoever may only read must still be able to fetch
-                newest = champion.read_newest(store, model)
-                if newest:
-                    serving.finish_layout(store, newest)
+                serving.finish_champions_layout(store, model)
         except JobError as error:
             if every_seconds is None:
                 raise

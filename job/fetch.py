@@ -12,7 +12,6 @@ from pathlib import Path
 
 from job import champion, published
 from job.champion import Pointer
-from job.errors import IntegrityError
 from job.store import Store, point
 from job.store_file import fsync_folder
 
@@ -27,21 +26,20 @@ def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Poin
         IntegrityError: the champion is damaged: nothing is brought.
         NotFoundError: there is no champion.
     """
-    newest = champion.read_newest(store, model)
-    if newest is None:
+
+    def read(newest: Pointer) -> tuple[Pointer, dict[str, bytes] | None]:
+        is_there = (folder / str(newest.version)).is_dir()
+        return newest, None if is_there else published.read_model(store, champion.commit_of(store, newest))
+
+    found = champion.use_newest(store, model, read)
+    if found is None:
         raise champion.no_champion(store, model)
-    final = folder / str(newest.version)
-    if final.is_dir():
+    newest, files = found
+    if files is None:
         return None
-    try:
-        files = published.read_model(store, champion.commit_of(store, newest))
-    except IntegrityError:
-        if champion.read_newest(store, model) == newest:
-            raise
-        return fetch_champion(store, model, folder, keep=keep)  # retention removed it since: there is a newer one
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    temporary = folder / f"{_TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    final, temporary = folder / str(newest.version), folder / f"{_TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
     try:
         for name, data in files.items():
             _write(temporary / name, data)

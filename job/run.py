@@ -13,6 +13,7 @@ from typing import Any
 from job import champion, contract, identity, publish, serving
 from job import checkpoint as checkpoints
 from job.attempt import Device, bits_depend_on, describe_attempt
+from job.champion import Pointer
 from job.checkpoint_writer import CheckpointWriter, Schedule
 from job.config import Config
 from job.gate import Gate
@@ -180,16 +181,19 @@ def peak_memory_bytes() -> int:
 
 def _find_unchanged(config: Config, store: Store, *, around: Surroundings, prepared: Prepared) -> Outcome | None:
     """The champion, when another run has made it from the same inputs with the same image."""
-    newest = champion.read_newest(store, champion.model_name(config, dataset=prepared.dataset["name"]))
-    if newest is None or newest.run == around.status.run:
-        return None
-    standing = champion.commit_of(store, newest)
-    is_same_image = standing.get("lineage", {}).get("image") == around.pod.image
-    if not is_same_image or standing["result_digest"] != publish.digest_of_inputs(prepared.inputs):
-        return None
-    serving.finish_layout(store, newest)
-    around.status.champion_accuracy = newest.accuracy
-    return replace(_outcome(store, standing, status=around.status), is_skipped=True)
+
+    def look_at(newest: Pointer) -> Outcome | None:
+        if newest.run == around.status.run:
+            return None
+        standing = champion.commit_of(store, newest)
+        is_same_image = standing.get("lineage", {}).get("image") == around.pod.image
+        if not is_same_image or standing["result_digest"] != publish.digest_of_inputs(prepared.inputs):
+            return None
+        serving.finish_layout(store, newest)
+        around.status.champion_accuracy = newest.accuracy
+        return replace(_outcome(store, standing, status=around.status), is_skipped=True)
+
+    return champion.use_newest(store, champion.model_name(config, dataset=prepared.dataset["name"]), look_at)
 
 
 def finish(
@@ -209,9 +213,8 @@ def finish(
                 reevaluate=workload.predict_with,
             ).settle(standing)
             status.promoted = gate["verdict"] == "promoted"
-        newest = champion.read_newest(store, model)
+        newest = serving.finish_champions_layout(store, model)
         if newest:
-            serving.finish_layout(store, newest)
             status.champion_accuracy = newest.accuracy
     with around.phases("clean_up"):
         publish.clean_up(store, standing)

@@ -40,6 +40,20 @@ def finish_layout(store: Store, pointer: Pointer) -> None:
     emit("layout.done", model=pointer.model, version=pointer.version, files=len(files))
 
 
+def finish_champions_layout(store: Store, model: str) -> Pointer | None:
+    """Write what is missing of the layout of whoever is champion, and return it; None when there never was one.
+
+    Raises:
+        IntegrityError: as from `finish_layout`.
+    """
+
+    def finish(newest: Pointer) -> Pointer:
+        finish_layout(store, newest)
+        return newest
+
+    return champion.use_newest(store, model, finish)
+
+
 def is_whole(store: Store, model: str, *, version: int) -> bool:
     """Whether a version's layout was finished."""
     prefix = version_prefix(model, version=version)

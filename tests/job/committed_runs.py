@@ -1,5 +1,8 @@
 """Committed runs made of plain arrays, as a workload would leave them: no training, no TensorFlow."""
 
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -36,26 +39,41 @@ def commit_run(
         record = {"format": 1, "created": created, "result_digest": sha256_hex(canonical_json({"run": run}))}
         store.create(run_key(run), canonical_json(record))
     weights = weights or f"weights of {run}"
-    images = np.zeros((2, *image_shape), np.uint8)
-    files = {
-        "attempt.json": b"{}",
+    files = files_of(weights, num_wrong=num_wrong, image_shape=image_shape)
+    digest = publish.claim_run(store, run, inputs={"run": run}, config={})
+    stored = publish.upload(store, run, attempt_id="a", files={publish.ATTEMPT_FILE: b"{}", **files})
+    content = content_of(run, "a", stored, digest=digest, weights=weights, num_wrong=num_wrong)
+    content["dataset"] |= {"name": dataset, "evaluation_digest": evaluation_digest}
+    return publish.commit(store, run, content=content)
+
+
+@functools.cache
+def files_of(weights: str, *, num_wrong: int, image_shape: tuple[int, ...] = (2, 2)) -> Mapping[str, bytes]:
+    """What an attempt uploads: name below its folder -> content."""
+    arrays: dict[str, NDArray[Any]] = {
+        "probabilities": probabilities_with(num_wrong),
+        "labels": LABELS,
+        "sample_images": np.zeros((2, *image_shape), np.uint8),
+    }
+    return {
         "model/saved_model.pb": b"graph",
         "model/variables/variables.data": weights.encode(),
-        "predictions.safetensors": safetensors.numpy.save(
-            {"probabilities": probabilities_with(num_wrong), "labels": LABELS, "sample_images": images}
-        ),
+        "predictions.safetensors": safetensors.numpy.save(arrays),
     }
-    digest = publish.claim_run(store, run, inputs={"run": run}, config={})
-    stored = publish.upload(store, run, attempt_id="a", files=files)
-    content = {
+
+
+def content_of(
+    run: str, attempt: str, stored: Iterable[publish.StoredFile], *, digest: str, weights: str, num_wrong: int
+) -> dict[str, Any]:
+    """The COMMIT of what was stored."""
+    return {
         "format": 1,
         "run": run,
-        "attempt": "a",
+        "attempt": attempt,
         "committed": "2026-03-01T00:00:00.000+00:00",
         "result_digest": digest,
         "weights_digest": sha256_hex(weights.encode()),
-        "dataset": {"name": dataset, "digest": "d", "evaluation_digest": evaluation_digest},
+        "dataset": {"name": "plain", "digest": "d", "evaluation_digest": "e"},
         "metrics": {"test_accuracy": 1 - num_wrong / NUM_EXAMPLES, "test_loss": 0.1, "test_examples": NUM_EXAMPLES},
-        "files": [{"key": file.key, "num_bytes": file.num_bytes, "sha256": file.sha256} for file in stored],
+        "files": [asdict(file) for file in stored],
     }
-    return publish.commit(store, run, content=content)

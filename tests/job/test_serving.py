@@ -10,8 +10,8 @@ from job import champion, published
 from job.champion import Committed, Pointer
 from job.errors import IntegrityError
 from job.fetch import fetch_champion
-from job.retention import apply_retention
-from job.serving import check_layout, finish_layout, is_whole
+from job.retention import apply_retention, remove_runs
+from job.serving import check_layout, finish_champions_layout, finish_layout, is_whole
 from job.store import Store, open_store
 from job.store_file import FolderBackend
 from tests.job.committed_runs import commit_run
@@ -74,6 +74,26 @@ def test_last_file_of_a_version_that_was_removed_meanwhile_is_not_left_behind(
     finish_layout(store, pointer)
     assert store.list_objects("models/plain/versions/1/") == []
     assert is_whole(store, MODEL, version=2)
+
+
+def test_who_slept_until_the_champion_was_removed_finishes_the_layout_of_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(store, "a")
+    other, read = open_store(store.uri, environ={}), champion.read_newest
+
+    def read_then_sleep(store: Store, model: str) -> Pointer | None:
+        newest = read(store, model)
+        if newest and newest.run == "a":
+            promote(other, "b")
+            remove_runs(other, ["a"], keep_versions=1)
+        return newest
+
+    monkeypatch.setattr("job.champion.read_newest", read_then_sleep)
+    newest = finish_champions_layout(store, MODEL)
+    assert newest
+    assert newest.run == "b"
+    assert check_layout(store, newest) == 2
 
 
 def test_layout_that_was_cut_off_anywhere_is_not_whole_and_is_repaired(
