@@ -6,16 +6,13 @@ only when the scheduler says so. Nothing here knows the protocol; `protocol.py` 
 
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, tzinfo
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from greenlet import greenlet
 
-from job import champion, champion_commands, checkpoint, gate, publish, retention, store
 from job.store import AlreadyExists, Entry, Store, TransientError
 from tests.torture.checks import TrialFailed
 
@@ -92,9 +89,9 @@ class World:
         self.me: Client | None = None
         self._hub = greenlet.getcurrent()
 
-    def connect(self, name: str) -> Store:
+    def connect(self) -> Store:
         """A store of its own for a client."""
-        return Store(_Backend(self, name), uri="sim:", deadline_seconds=_DEADLINE_SECONDS)
+        return Store(_Backend(self), uri="sim:", deadline_seconds=_DEADLINE_SECONDS)
 
     def start(self, name: str, work: Callable[[], object], *, owner: "Client | None" = None) -> Client:
         """A client that is ready to go; with an owner, a thread of that one."""
@@ -243,9 +240,8 @@ class World:
 class _Backend:
     """A `store.Backend` whose requests are steps of a world."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
-        self._name = name
 
     def create(self, key: str, data: bytes) -> None:
         self._world.request(f"create {key}", lambda: self._world.create(key, data))
@@ -291,56 +287,6 @@ class _Backend:
         """Nothing is left anywhere."""
 
 
-_world: World | None = None
-
-
-def enter(world: World) -> None:
-    """From now on the program's clock, chance and sleep are those of this world."""
-    global _world  # noqa: PLW0603 - the modules of the program have one clock
-    _world = world
-
-
-def _current() -> World:
-    assert _world is not None
-    return _world
-
-
 def _live(work: Callable[[], object]) -> None:
     with contextlib.suppress(Crash):
         work()
-
-
-class _Clock(datetime):
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> "_Clock":
-        return cls.fromtimestamp(_current().now, tz or UTC)
-
-
-def install() -> None:
-    """Take the modules of the protocol out of real time, for the rest of this process."""
-
-    def sleep(seconds: float) -> None:
-        _current().pause(seconds)
-
-    def uniform(low: float, high: float) -> float:
-        return _current().random.uniform(low, high)
-
-    time = SimpleNamespace(sleep=sleep, monotonic=lambda: _current().now)
-    chance = SimpleNamespace(uniform=uniform)
-    secrets = SimpleNamespace(token_hex=lambda num_bytes: f"{_current().random.getrandbits(8 * num_bytes):x}")
-    replaced: Mapping[Any, Mapping[str, object]] = {
-        store: {"time": time, "random": chance},
-        champion: {"time": time, "datetime": _Clock},
-        checkpoint: {"time": time},
-        gate: {"datetime": _Clock},
-        publish: {"datetime": _Clock},
-        retention: {"secrets": secrets},
-        champion_commands: {"print": lambda *texts: None, "_who": lambda: _current().name_of_client()},
-    }
-    for module, names in replaced.items():
-        vars(module).update(names)
-
-    def at_once(self: Store, attempt: Callable[[], T], *, deadline: float) -> T:
-        return attempt()
-
-    type.__setattr__(Store, "_in_worker", at_once)
