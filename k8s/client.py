@@ -89,30 +89,47 @@ class RunClient:
             NotFoundError: no Job is known, and the name can be no run's.
         """
         cronjob = self._find_template()
-        name = name or submit.make_name(cronjob)
         jobs = self._jobs_of(run)
-        if not jobs:
-            if not is_run_id(run) or "." not in run:
-                raise self._not_found(run)
-            return self._judge(
-                submit.create_job(self._api, submit.build_job(cronjob, name=name, overrides=settings, run_id=run))
-            )
-        for job in jobs:
-            status = self._judge(job)
-            if status.phase != "Failed":
-                what = "has succeeded" if status.phase == "Succeeded" else f"goes on ({status.phase})"
-                raise ConflictError(f"run {status.run} {what} in the Job {status.job}; there is nothing to resume")
-        resumed = submit.build_resumed_job(cronjob, jobs[-1], name=name, overrides=settings)
-        return self._judge(submit.create_job(self._api, resumed))
+        last = jobs[-1]["metadata"]["uid"] if jobs else ""
+        chosen = name or submit.make_name_of_resumed(cronjob, run=run, last_job=last)
+        if jobs:
+            for job in jobs:
+                status = self._judge(job)
+                if status.phase != "Failed":
+                    what = "has succeeded" if status.phase == "Succeeded" else f"goes on ({status.phase})"
+                    raise ConflictError(f"run {status.run} {what} in the Job {status.job}; there is nothing to resume")
+            resumed = submit.build_resumed_job(cronjob, jobs[-1], name=chosen, overrides=settings)
+        elif is_run_id(run) and "." in run:
+            resumed = submit.build_job(cronjob, name=chosen, overrides=settings, run_id=run)
+        else:
+            raise self._not_found(run)
+        try:
+            return self._judge(submit.create_job(self._api, resumed))
+        except ConflictError as error:
+            if name:
+                raise
+            raise ConflictError(
+                f"run {run_id_of(resumed)} was resumed by somebody else just now, in the Job {chosen}; follow it with "
+                f"mnist-k8s logs -f {chosen}"
+            ) from error
 
     def list_runs(self) -> list[RunStatus]:
         """All runs whose Job is there, oldest first."""
         jobs, _ = self._api.list("jobs", labels=label_selector(self._release))
         pods, _ = self._api.list("pods", labels=label_selector(self._release))
+        events, _ = self._api.list("events")
         of_job: dict[str, list[Object]] = {}
         for pod in pods:
             of_job.setdefault((pod["metadata"].get("labels") or {}).get(JOB_NAME_LABEL, ""), []).append(pod)
-        return [self._judge(job, pods=of_job.get(job["metadata"]["name"], [])) for job in _sorted(jobs)]
+        told: dict[str, list[Object]] = {}
+        for event in events:
+            told.setdefault(event.get("involvedObject", {}).get("name", ""), []).append(event)
+
+        def look_at(job: Object, pods: list[Object]) -> RunStatus:
+            names = (job["metadata"]["name"], *_names(pods))
+            return self._judge(job, pods=pods, events=[event for name in names for event in told.get(name, [])])
+
+        return [look_at(job, of_job.get(job["metadata"]["name"], [])) for job in _sorted(jobs)]
 
     def status(self, run: str) -> RunStatus:
         """One run, by its id or the name of its Job.
@@ -205,15 +222,15 @@ class RunClient:
                 else item
             )
 
-    def _judge(self, job: Object, *, pods: list[Object] | None = None) -> RunStatus:
+    def _judge(self, job: Object, *, pods: list[Object] | None = None, events: list[Object] | None = None) -> RunStatus:
+        """Args:
+        pods, events: of that Job, and of its pods, where they are at hand; else they are asked for.
+        """
         found = self._pods_of(job) if pods is None else pods
-        if is_settled(job):  # of one run its events too: they tell of pods that were evicted and are gone
-            events = self._events_of(job["metadata"]["name"]) if pods is None else []
-            return judge(job, found, events=events, log=[])
+        told = self._events_of(job["metadata"]["name"], *_names(found)) if events is None else events
         running = next((pod for pod in found if container_state(pod).get("running")), None)
-        events = self._events_of(job["metadata"]["name"], *(pod["metadata"]["name"] for pod in found))
-        log = last_log_events(self._api, running["metadata"]["name"]) if running else []
-        return judge(job, found, events=events, log=log)
+        log = last_log_events(self._api, running["metadata"]["name"]) if running and not is_settled(job) else []
+        return judge(job, found, events=told, log=log)
 
     def _pods_of(self, job: Object) -> list[Object]:
         return self._api.list("pods", labels=f"{JOB_NAME_LABEL}={job['metadata']['name']}")[0]
@@ -253,6 +270,10 @@ class RunClient:
             )
         releases = ", ".join(sorted({release_of(cronjob) for cronjob in cronjobs}))
         raise UsageError(f"--release: must name one of the releases in namespace {self.namespace}: {releases}")
+
+
+def _names(pods: list[Object]) -> list[str]:
+    return [pod["metadata"]["name"] for pod in pods]
 
 
 def _sorted(jobs: list[Object]) -> list[Object]:

@@ -4,6 +4,7 @@
 """
 
 import copy
+import hashlib
 import json
 import logging
 import secrets
@@ -95,7 +96,24 @@ def build_triggered_job(cronjob: Object, *, name: str) -> Object:
 
 def make_name(cronjob: Object) -> str:
     """A Job name that was never used before, chosen here so that it can be asked for when a reply is lost."""
-    suffix = "".join(secrets.choice(_NAME_ALPHABET) for _ in range(_NAME_CHARACTERS))
+    return _name(cronjob, secrets.randbits(256))
+
+
+def make_name_of_resumed(cronjob: Object, *, run: str, last_job: str) -> str:
+    """The same for everybody who resumes a run after the same Job: of two at once only one can make it.
+
+    Args:
+        run: its id, or the name of its Job.
+        last_job: UID of the newest Job of that run; empty when none is there any more.
+    """
+    return _name(cronjob, int.from_bytes(hashlib.sha256((last_job or run).encode()).digest(), "big"))
+
+
+def _name(cronjob: Object, number: int) -> str:
+    suffix = ""
+    for _ in range(_NAME_CHARACTERS):
+        number, index = divmod(number, len(_NAME_ALPHABET))
+        suffix += _NAME_ALPHABET[index]
     base = cronjob["metadata"]["name"][: _MAX_JOB_NAME_CHARACTERS - _NAME_CHARACTERS - 1].rstrip("-.")
     return f"{base}-{suffix}"
 

@@ -5,17 +5,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from k8s import RunClient
-from k8s.api import Api
 from k8s.causes import Object
 from k8s.cli import parse_command_line
-from k8s.connection import Connection
 from k8s.errors import (
     ClientError,
     ConflictError,
@@ -29,50 +26,8 @@ from k8s.errors import (
     error_from_reply,
 )
 from k8s.tables import resume_command
-from tests.k8s.server import ApiHandler, ApiServer, serve
-
-_LABELS = {"app.kubernetes.io/name": "mnist-train", "app.kubernetes.io/instance": "train"}
-
-
-def template(*, name: str = "train", schedule: str = "0 3 * * *", release: str = "train") -> Object:
-    """A CronJob as the chart makes it."""
-    labels = _LABELS | {"app.kubernetes.io/instance": release}
-    arguments = ["run", "--run.id=ml.$(JOB_NAME)", "--store.uri=s3://b/p", "--train.epochs=3"]
-    pod = {
-        "containers": [{"name": "train", "image": "i", "args": arguments, "resources": {}}],
-        "terminationGracePeriodSeconds": 60,
-    }
-    return {
-        "metadata": {"name": name, "namespace": "ml", "labels": labels},
-        "spec": {
-            "schedule": schedule,
-            "concurrencyPolicy": "Forbid",
-            "jobTemplate": {
-                "metadata": {"labels": labels},
-                "spec": {"template": {"metadata": {"labels": labels}, "spec": pod}},
-            },
-        },
-    }
-
-
-@pytest.fixture
-def cluster() -> ApiServer:
-    state = ApiServer()
-    state.add("cronjobs", template())
-    return state
-
-
-@pytest.fixture
-def client(cluster: ApiServer) -> Iterator[RunClient]:
-    from kubernetes.client import ApiClient, Configuration
-
-    server, url = serve(cluster)
-    configuration = Configuration(host=url)
-    configuration.retries = False
-    connection = Connection(client=ApiClient(configuration), namespace="ml")
-    yield RunClient(Api(connection, patience_seconds=5.0, first_patience_seconds=2.0))
-    server.shutdown()
-    server.server_close()
+from tests.k8s.objects import LABELS, end, template
+from tests.k8s.server import ApiHandler, ApiServer
 
 
 def arguments(job: Object) -> list[str]:
@@ -88,7 +43,7 @@ def test_a_submitted_run_is_the_releases_with_other_settings(client: RunClient, 
     assert arguments(job)[-3:] == ["--train.learning_rate=0.5", "--data.uri=$$HOME", "--promotion.enabled=false"]
     [owner] = job["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["controller"]) == ("CronJob", "train", False)
-    assert job["metadata"]["labels"].items() >= _LABELS.items()
+    assert job["metadata"]["labels"].items() >= LABELS.items()
     assert job["metadata"]["name"].startswith("train-")
 
 
@@ -182,18 +137,13 @@ def test_which_release_is_meant_must_be_clear(client: RunClient, cluster: ApiSer
         client.submit([])
 
 
-def _end(job: Object, *, kind: str = "Complete", reason: str = "") -> None:
-    condition = {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": "2026-11-24T03:01:00Z"}
-    job["status"] = {"conditions": [condition]}
-
-
 def test_wait_ends_with_the_job_and_at_its_deadline(client: RunClient, cluster: ApiServer) -> None:
     status = client.submit([])
     started = time.monotonic()
     with pytest.raises(DeadlineError):
         client.wait(status.job, timeout_seconds=0.5)
     assert time.monotonic() - started < 5
-    _end(cluster.get("jobs")[0])
+    end(cluster.get("jobs")[0])
     assert client.wait(status.run, timeout_seconds=5).phase == "Succeeded"
 
 
@@ -226,7 +176,7 @@ def test_what_cancel_says_goes_on_with_the_settings_of_the_cancelled_run(client:
 
 def test_a_run_that_has_ended_is_not_cancelled(client: RunClient, cluster: ApiServer) -> None:
     status = client.submit([])
-    _end(cluster.get("jobs")[0])
+    end(cluster.get("jobs")[0])
     assert client.cancel(status.run, timeout_seconds=5).phase == "Succeeded"
     assert len(cluster.get("jobs")) == 1
 
@@ -235,11 +185,41 @@ def test_resume_makes_a_new_job_for_the_old_run_with_its_settings(client: RunCli
     first = client.submit(["train.epochs=9"])
     with pytest.raises(ConflictError, match="goes on"):
         client.resume(first.run)
-    _end(cluster.get("jobs")[0], kind="Failed", reason="BackoffLimitExceeded")
+    end(cluster.get("jobs")[0], kind="Failed", reason="BackoffLimitExceeded")
     again = client.resume(first.run)
     assert (again.run, again.job != first.job) == (first.run, True)
     made = next(job for job in cluster.get("jobs") if job["metadata"]["name"] == again.job)
     assert "--train.epochs=9" in arguments(made)
+
+
+def test_two_who_resume_one_run_make_one_job(client: RunClient, cluster: ApiServer) -> None:
+    run = client.submit([]).run
+    end(cluster.get("jobs")[0], kind="Failed", reason="BackoffLimitExceeded")
+
+    def resume_beside(handler: ApiHandler) -> bool:
+        """A rival is quicker, between this one's look and its POST."""
+        if handler.command != "POST":
+            return False
+        cluster.faults.clear()
+        client.resume(run)
+        handler.serve()
+        cluster.faults.append(resume_beside)
+        return True
+
+    cluster.faults.append(resume_beside)
+    with pytest.raises(ConflictError, match=rf"run {run} was resumed by somebody else just now, in the Job train-"):
+        client.resume(run)
+    assert len(cluster.get("jobs")) == 2
+
+
+def test_list_counts_evicted_pods_as_status_does(client: RunClient, cluster: ApiServer) -> None:
+    job = client.submit([]).job
+    made = {"reason": "SuccessfulCreate", "message": f"Created pod: {job}-aaaaa"}
+    about = {"involvedObject": {"kind": "Job", "name": job}, "metadata": {"name": "e1"}}
+    cluster.add("events", made | about)
+    cluster.add("events", made | about | {"message": f"Created pod: {job}-bbbbb", "metadata": {"name": "e2"}})
+    end(cluster.get("jobs")[0])
+    assert [run.attempts for run in client.list_runs()] == [client.status(job).attempts] == [2]
 
 
 @pytest.mark.parametrize(

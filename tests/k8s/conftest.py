@@ -1,0 +1,31 @@
+"""A client and the small API server that it talks to."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from k8s import RunClient
+from k8s.api import Api
+from k8s.connection import Connection
+from tests.k8s.objects import template
+from tests.k8s.server import ApiServer, serve
+
+
+@pytest.fixture
+def cluster() -> ApiServer:
+    state = ApiServer()
+    state.add("cronjobs", template())
+    return state
+
+
+@pytest.fixture
+def client(cluster: ApiServer) -> Iterator[RunClient]:
+    from kubernetes.client import ApiClient, Configuration
+
+    server, url = serve(cluster)
+    configuration = Configuration(host=url)
+    configuration.retries = False
+    connection = Connection(client=ApiClient(configuration), namespace="ml")
+    yield RunClient(Api(connection, patience_seconds=5.0, first_patience_seconds=2.0))
+    server.shutdown()
+    server.server_close()

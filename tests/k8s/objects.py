@@ -1,0 +1,32 @@
+"""Objects as the chart and the Job controller make them."""
+
+from k8s.causes import Object
+
+LABELS = {"app.kubernetes.io/name": "mnist-train", "app.kubernetes.io/instance": "train"}
+
+
+def template(*, name: str = "train", schedule: str = "0 3 * * *", release: str = "train") -> Object:
+    """A CronJob as the chart makes it."""
+    labels = LABELS | {"app.kubernetes.io/instance": release}
+    arguments = ["run", "--run.id=ml.$(JOB_NAME)", "--store.uri=s3://b/p", "--train.epochs=3"]
+    pod = {
+        "containers": [{"name": "train", "image": "i", "args": arguments, "resources": {}}],
+        "terminationGracePeriodSeconds": 60,
+    }
+    return {
+        "metadata": {"name": name, "namespace": "ml", "labels": labels},
+        "spec": {
+            "schedule": schedule,
+            "concurrencyPolicy": "Forbid",
+            "jobTemplate": {
+                "metadata": {"labels": labels},
+                "spec": {"template": {"metadata": {"labels": labels}, "spec": pod}},
+            },
+        },
+    }
+
+
+def end(job: Object, *, kind: str = "Complete", reason: str = "") -> None:
+    """What the Job controller writes at a Job's end."""
+    condition = {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": "2026-11-24T03:01:00Z"}
+    job["status"] = {"conditions": [condition]}

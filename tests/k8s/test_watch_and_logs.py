@@ -1,0 +1,126 @@
+"""Waiting and following over connections that break: a watch decides nothing, and every line comes once."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from k8s import RunClient
+from k8s.causes import Object
+from k8s.logs import LogLine, _Reader
+from k8s.runs import JOB_NAME_LABEL
+from tests.k8s.objects import end
+from tests.k8s.server import ApiHandler, ApiServer
+
+Answer = Callable[[ApiHandler], object]
+
+_EXPIRED = {"type": "ERROR", "object": {"kind": "Status", "status": "Failure", "code": 410, "message": "too old"}}
+_ANSWERS: dict[str, Answer] = {
+    "410": lambda handler: handler.fail(410, "too old resource version"),
+    "410 as an event": lambda handler: handler.reply(200, json.dumps(_EXPIRED).encode() + b"\n"),
+    "end at once": lambda handler: handler.reply(200, b""),
+    "no JSON": lambda handler: handler.reply(200, b"<html>gateway</html>\n"),
+    "half an event": lambda handler: handler.send_half(b'{"type": "MODI'),
+    "dropped": lambda handler: handler.drop(),
+    "silence": lambda handler: time.sleep(3.0),
+    "DELETED": lambda handler: handler.reply(200, b'{"type": "DELETED", "object": {"kind": "Job"}}\n'),
+}
+
+
+def _on(part: str, answer: Answer) -> Callable[[ApiHandler], bool]:
+    def fault(handler: ApiHandler) -> bool:
+        if part not in handler.path:
+            return False
+        answer(handler)
+        return True
+
+    return fault
+
+
+@pytest.mark.parametrize("answer", _ANSWERS.values(), ids=_ANSWERS.keys())
+def test_whatever_a_watch_says_the_list_decides(
+    client: RunClient, cluster: ApiServer, monkeypatch: pytest.MonkeyPatch, answer: Answer
+) -> None:
+    monkeypatch.setattr("k8s.watch.SILENCE_SECONDS", 1.0)
+    run = client.submit([]).run
+    cluster.faults += [_on("watch=true", answer)] * 20
+    threading.Timer(1.5, end, [cluster.get("jobs")[0]]).start()
+    started, num_before = time.monotonic(), len(cluster.requests)
+    assert client.wait(run, timeout_seconds=20).phase == "Succeeded"
+    seconds = time.monotonic() - started
+    assert 1.4 < seconds < 5
+    lists = [path for method, path in cluster.requests[num_before:] if "/jobs?" in path and "watch" not in path]
+    assert len(lists) <= 4 + seconds / 0.5
+
+
+def _pod(job: str, *, name: str = "p", is_running: bool = False) -> Object:
+    state = {"running": {}} if is_running else {"terminated": {"exitCode": 0}}
+    return {
+        "metadata": {"name": name, "labels": {JOB_NAME_LABEL: job}},
+        "status": {"phase": "Succeeded", "containerStatuses": [{"name": "train", "state": state}]},
+    }
+
+
+def _stamped(number: int, text: str = "") -> str:
+    return f"2026-11-24T03:00:{number:02d}.000000000Z {text or f'line {number}'}"
+
+
+def _log(*numbers: int) -> bytes:
+    return "".join(f"{_stamped(number)}\n" for number in numbers).encode()
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 31, 32, 40, 41, 42, 60, 81, 82, 110])
+def test_connection_that_breaks_anywhere_costs_no_line_and_doubles_none(
+    client: RunClient, cluster: ApiServer, num_bytes: int
+) -> None:
+    status = client.submit([])
+    end(cluster.get("jobs")[0])
+    cluster.add("pods", _pod(status.job))
+    cluster.logs["p"] = [_log(1, 2, 3, 3, 4)]
+    cluster.faults.append(_on("/log?", lambda handler: handler.send_half(_log(1, 2, 3, 3, 4)[:num_bytes])))
+    told = [item.text for item in client.logs(status.run, follow=True) if isinstance(item, LogLine)]
+    assert told == ["line 1", "line 2", "line 3", "line 3", "line 4"]
+    assert not cluster.faults
+
+
+def take(reader: _Reader, *lines: str) -> list[str]:
+    return [line.text for line in reader.take(iter(lines))]
+
+
+class TestReader:
+    def test_second_reading_of_the_last_seconds_adds_only_what_is_new(self) -> None:
+        reader = _Reader("p")
+        assert take(reader, _stamped(1), _stamped(8)) == ["line 1", "line 8"]
+        assert reader.since() == "2026-11-24T03:00:03Z"
+        assert take(reader, _stamped(8), _stamped(9)) == ["line 9"]
+        assert take(reader, _stamped(8), _stamped(9)) == []
+
+    def test_equal_lines_are_told_as_often_as_they_were_written(self) -> None:
+        reader = _Reader("p")
+        assert take(reader, _stamped(1, "x"), _stamped(1, "x")) == ["x", "x"]
+        assert take(reader, _stamped(1, "x"), _stamped(1, "x"), _stamped(1, "x")) == ["x"]
+
+    def test_stamps_out_of_order_are_read_again_and_not_missed(self) -> None:
+        """stderr's line was stamped first and written last."""
+        reader = _Reader("p")
+        assert take(reader, _stamped(10, "out")) == ["out"]
+        assert take(reader, _stamped(9, "err"), _stamped(10, "out")) == ["err"]
+        assert take(reader, _stamped(9, "err"), _stamped(10, "out"), _stamped(11, "on")) == ["on"]
+
+    def test_lines_without_text_and_with_blanks_stay_as_they_are(self) -> None:
+        assert take(_Reader("p"), _stamped(1, " "), _stamped(2, "  two  \r"), "2026-11-24T03:00:03Z ") == [
+            " ",
+            "  two  \r",
+            "",
+        ]
+
+    def test_what_is_long_ago_is_forgotten(self) -> None:
+        reader = _Reader("p")
+
+        def lines() -> Iterator[str]:
+            yield from (f"2026-11-24T{hour:02d}:{minute:02d}:00Z x" for hour in range(20) for minute in range(60))
+
+        assert len(list(reader.take(lines()))) == 1200
+        assert len(reader.recent) == 1
