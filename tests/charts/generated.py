@@ -18,6 +18,7 @@ DEFAULTS = CHART / "files" / "defaults.json"
 README = CHART / "README.md"
 _TABLE = re.compile(r"(<!-- values: .*? -->\n).*?(<!-- /values -->)", re.DOTALL)
 _PRINTABLE = "^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\ufeff]*$"  # YAML would change or refuse the others
+_NUMBER = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$"  # `helm --set` makes a string of 0.5
 _WHOLE = ("resources", "podLabels", "podAnnotations")  # one row each
 
 
@@ -88,6 +89,8 @@ def _inline(node: Any, definitions: dict[str, Any]) -> Any:
         for key, value in node.items()
         if key != "title"
     }
+    if inlined.get("type") == "number":
+        return inlined | {"type": ["number", "string"], "pattern": _NUMBER}
     is_free_text = inlined.get("type") == "string" and not {"enum", "const", "pattern"} & set(inlined)
     return inlined | {"pattern": _PRINTABLE} if is_free_text else inlined
 

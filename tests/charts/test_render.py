@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from job.contract import ExitCode
-from tests.charts.helm import IMAGE, Manifest, arguments, find, job_spec, pod_spec, render, render_text
+from tests.charts.helm import IMAGE, Manifest, RenderError, arguments, find, job_spec, pod_spec, render, render_text
 from tests.conftest import skip_or_fail
 
 CHART = Path(__file__).parents[2] / "charts" / "mnist-train"
@@ -188,6 +188,16 @@ def test_large_numbers_and_lists_stay_what_they_are() -> None:
         "--run.seed=4294967295",
         "--store.path_style=false",
     } <= set(given)
+
+
+def test_fraction_is_a_number_also_from_the_command_line() -> None:
+    """`helm --set train.learning_rate=0.05` gives the chart a string."""
+    jobs = [find(render({"train": {"learning_rate": value}}), "Job") for value in (0.05, "0.05")]
+    assert "--train.learning_rate=0.05" in arguments(jobs[1])
+    assert jobs[0] == jobs[1]
+    assert find(render({"train": {"learning_rate": "0.01"}}), "Job") == find(render(), "Job")
+    with pytest.raises(RenderError, match=r"train/learning_rate.*fast"):
+        render({"train": {"learning_rate": "fast"}})
 
 
 def test_every_rendered_argument_is_accepted_by_the_job(tmp_path: Path) -> None:

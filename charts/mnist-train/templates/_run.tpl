@@ -1,6 +1,6 @@
 {{/*
 Which run it is, and with which settings. files/defaults.json is made of job/config.py, so that a value that equals its
-default neither becomes an argument nor another run.
+default neither becomes an argument nor another run. `helm --set` makes a string of 0.5: where a number is meant it is one again.
 */}}
 
 {{- /* [clusterName.]namespace, in front of each run id. */ -}}
@@ -22,6 +22,9 @@ default neither becomes an argument nor another run.
 {{- if or (not (hasKey $fields $field)) (kindIs "invalid" $value) -}}
 {{- $value = $default -}}
 {{- end -}}
+{{- if and (kindIs "string" $value) (kindIs "float64" $default) -}}
+{{- $value = float64 $value -}}
+{{- end -}}
 {{- $_ := set $decides (printf "%s.%s" $section $field) (toJson $value) -}}
 {{- end -}}
 {{- end -}}
@@ -40,6 +43,9 @@ default neither becomes an argument nor another run.
 {{- range $field := keys $fields | sortAlpha -}}
 {{- $value := get $fields $field -}}
 {{- $default := get (get $defaults $section) $field -}}
+{{- if and (kindIs "string" $value) (kindIs "float64" $default) -}}
+{{- $value = float64 $value -}}
+{{- end -}}
 {{- if not (or (kindIs "invalid" $value) (eq (toJson $value) (toJson $default))) -}}
 {{- $text := kindIs "string" $value | ternary $value (toJson $value) -}}
 {{- $arguments = append $arguments (printf "--%s.%s=%s" $section $field ($text | toString | replace "$" "$$")) -}}
