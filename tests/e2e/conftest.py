@@ -168,7 +168,7 @@ def keys_in(namespace: Namespace, *, name: str = "store-keys", keys: dict[str, s
     return {"credentials": {"existingSecret": name}}
 
 
-def start_tool_pod(namespace: Namespace, *, endpoint: str = "", claim: str = "") -> str:
+def start_tool_pod(namespace: Namespace, *, endpoint: str = "", claim: str = "", service_account: str = "") -> str:
     """The pod of scripts/kind that waits for commands, with the keys of a store or with a volume at /data; returns its name."""
     pod = yaml.safe_load(_TOOL_POD.read_text().replace("JOB_IMAGE", IMAGE).replace("S3_ENDPOINT", endpoint))
     [container] = pod["spec"]["containers"]
@@ -177,6 +177,8 @@ def start_tool_pod(namespace: Namespace, *, endpoint: str = "", claim: str = "")
         pod["spec"]["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
         container["volumeMounts"].append({"name": "data", "mountPath": "/data"})
         del container["envFrom"]
+    if service_account:
+        pod["spec"] |= {"serviceAccountName": service_account, "automountServiceAccountToken": True}
     namespace.apply(pod)
     name = str(pod["metadata"]["name"])
     namespace.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"pod/{name}")

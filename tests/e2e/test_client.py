@@ -1,9 +1,12 @@
 """`mnist-k8s` in a real cluster, with nothing but the Role of the chart: a story of two runs, one of which is evicted."""
 
+import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,44 @@ def _install(ns: Namespace, s3: Object, folder: Path) -> Client:
 def _stored_log(ns: Namespace, s3: Object, run: str) -> list[str]:
     pod = start_tool_pod(ns, endpoint=s3["endpoint"])
     return ns.kubectl("exec", pod, "--", "mnist-job", "logs", run, f"--store.uri={s3['uri']}").splitlines()
+
+
+def _copy_client(ns: Namespace, pod: str) -> None:
+    """The client and its packages, all plain Python: the image of the job does not hold them."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
+        for name in ("k8s", "kubernetes", "urllib3", "certifi", "dateutil", "six", "requests", "websocket", "idna"):
+            spec = importlib.util.find_spec(name)
+            assert spec
+            assert spec.origin
+            path = Path(spec.origin)
+            archive.add(
+                path.parent if path.name == "__init__.py" else path,
+                arcname=path.name if name == "six" else name,
+                filter=_leave_out,
+            )
+    unpack = ["kubectl", "--namespace", ns.name, "exec", "-i", pod, "--", "tar", "-C", "/tmp", "-xzf", "-"]
+    subprocess.run(unpack, input=packed.getvalue(), check=True, timeout=120)
+
+
+def _leave_out(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if {"__pycache__", "aio"} & set(entry.name.split("/")) else entry
+
+
+@pytest.mark.slow
+def test_a_pod_uses_it_as_its_service_account(ns: Namespace, s3: Object, tmp_path: Path) -> None:
+    _install(ns, s3, tmp_path)
+    pod = start_tool_pod(ns, endpoint=s3["endpoint"], service_account="person")
+    _copy_client(ns, pod)
+
+    def client(*arguments: str) -> str:
+        return ns.kubectl("exec", pod, "--", "env", "PYTHONPATH=/tmp", "python", "-m", "k8s", *arguments, timeout=300)
+
+    status = json.loads(client("submit", "--set", "train.epochs=1", "--wait", "-o", "json"))
+    assert (status["phase"], status["exit_code"]) == ("Succeeded", 0)
+    assert status["run"].startswith(f"{ns.name}.train-")
+    assert '"commit.done"' in client("logs", status["run"])
+    assert [run["run"] for run in json.loads(client("list", "-o", "json"))] == [status["run"]]
 
 
 def test_the_role_is_enough_and_no_more(ns: Namespace, s3: Object, tmp_path: Path) -> None:
