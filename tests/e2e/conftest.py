@@ -172,7 +172,8 @@ def start_tool_pod(namespace: Namespace, *, endpoint: str = "", claim: str = "",
     """The pod of scripts/kind that waits for commands, with the keys of a store or with a volume at /data; returns its name."""
     pod = yaml.safe_load(_TOOL_POD.read_text().replace("JOB_IMAGE", IMAGE).replace("S3_ENDPOINT", endpoint))
     [container] = pod["spec"]["containers"]
-    container["resources"] = {"limits": {"cpu": "1", "memory": "1Gi"}}
+    requests = {"cpu": "100m", "memory": "256Mi"}
+    container["resources"] = {"requests": requests, "limits": {"cpu": "1", "memory": "1Gi"}}
     if claim:
         pod["spec"]["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": claim}})
         container["volumeMounts"].append({"name": "data", "mountPath": "/data"})

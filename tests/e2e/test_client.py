@@ -76,7 +76,21 @@ def _copy_client(ns: Namespace, pod: str) -> None:
     """The client and its packages, all plain Python: the image of the job does not hold them."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as archive:
-        for name in ("k8s", "kubernetes", "urllib3", "certifi", "dateutil", "six", "requests", "websocket", "idna"):
+        for name in (
+            "k8s",
+            "kubernetes",
+            "urllib3",
+            "certifi",
+            "dateutil",
+            "six",
+            "requests",
+            "requests_oauthlib",
+            "oauthlib",
+            "websocket",
+            "idna",
+            "charset_normalizer",
+            "durationpy",
+        ):
             spec = importlib.util.find_spec(name)
             assert spec
             assert spec.origin
@@ -101,7 +115,9 @@ def test_a_pod_uses_it_as_its_service_account(ns: Namespace, s3: Object, tmp_pat
     _copy_client(ns, pod)
 
     def client(*arguments: str) -> str:
-        return ns.kubectl("exec", pod, "--", "env", "PYTHONPATH=/tmp", "python", "-m", "k8s", *arguments, timeout=300)
+        return ns.kubectl(
+            "exec", pod, "--", "env", "PYTHONPATH=/tmp:/app", "python", "-m", "k8s", *arguments, timeout=300
+        )
 
     status = json.loads(client("submit", "--set", "train.epochs=1", "--wait", "-o", "json"))
     assert (status["phase"], status["exit_code"]) == ("Succeeded", 0)

@@ -222,10 +222,14 @@ def _table(proxy: ApiProxy, trials: Trials, seen: list[Seen], seconds: float) ->
         "broken": f"{proxy.counts.total()}: {faults}",
         "wrong": f"{len(trials.wrong)}",
         "followed": f"{len(followed)} logs, {num_lines} lines",
-        "s a run": f"p50 {statistics.median(times):.1f}, p99 {percentile(times, 0.99):.1f}",
-        "s to the verdict": f"p50 {statistics.median(lags):.1f}, p99 {percentile(lags, 0.99):.1f} ({len(lags)} runs)",
+        "s a run": _spread(times),
+        "s to the verdict": f"{_spread(lags)} ({len(lags)} runs)",
     }
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _spread(values: list[float]) -> str:
+    return f"p50 {statistics.median(values):.1f}, p99 {percentile(values, 0.99):.1f}" if values else "-"
 
 
 def _run_trials(ns: Namespace, number: int, *, seed: int) -> Trials:
