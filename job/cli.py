@@ -107,6 +107,10 @@ def _make_parser() -> _Parser:
     )
     show.add_argument("run", metavar="RUN", help="the run to show")
 
+    report = _add(commands, "report", "the report of a committed run, made again from the store: one page of HTML")
+    report.add_argument("run", metavar="RUN", help="the run to report on")
+    report.add_argument("--to", metavar="FILE", help="where to write it; else report.html")
+
     stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")
     stored.add_argument("run", metavar="RUN", help="the run whose log to print")
 

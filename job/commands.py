@@ -37,6 +37,7 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
         "reproduce": _reproduce,
         "runs": _runs,
         "show": _show,
+        "report": _report,
         "logs": _logs,
         "data prepare": _prepare_data,
         "data check": _check_data,
@@ -130,6 +131,20 @@ def _show(line: CommandLine, loaded: LoadedConfig) -> int:
 
     store = _open_store(loaded)
     return show(store, _read_commit(store, line.options.run, wait_seconds=0.0))
+
+
+def _report(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.gate import read_gate
+    from job.observe.report import REPORT_FILE, make_report, write_report
+    from job.published import read_metrics
+
+    store, run_id = _open_store(loaded), line.options.run
+    commit = _read_commit(store, run_id, wait_seconds=0.0)
+    page = make_report(commit, read_metrics(store, commit), read_gate(store, run_id))
+    path = Path(line.options.to or REPORT_FILE)
+    write_report(path, page)
+    print(path)
+    return contract.ExitCode.OK
 
 
 def _logs(line: CommandLine, loaded: LoadedConfig) -> int:

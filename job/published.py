@@ -13,7 +13,7 @@ from job.identity import sha256_hex
 from job.publish import StoredFile, is_below, parse_object, stored_files
 from job.store import Store
 
-MODEL_FOLDER, PREDICTIONS_FILE = "model/", "predictions.safetensors"
+MODEL_FOLDER, PREDICTIONS_FILE, METRICS_FILE = "model/", "predictions.safetensors", "metrics.json"
 _LONG_AGO = "1970-01-01T00:00:00.000+00:00"
 
 
@@ -73,6 +73,18 @@ def read_predictions(store: Store, commit_record: Mapping[str, Any]) -> Predicti
     if file is None:
         raise IntegrityError(f"the COMMIT of run {commit_record['run']} names no {PREDICTIONS_FILE}")
     return parse_predictions(_read(store, file))
+
+
+def read_metrics(store: Store, commit_record: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored metrics.json, verified.
+
+    Raises:
+        IntegrityError: it is missing, or altered.
+    """
+    file = _by_name(store, commit_record).get(METRICS_FILE)
+    if file is None:
+        raise IntegrityError(f"the COMMIT of run {commit_record['run']} names no {METRICS_FILE}")
+    return parse_object(_read(store, file), key=file.key)
 
 
 def parse_predictions(data: bytes) -> Predictions:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from job import champion, contract, identity, publish, serving
+from job import champion, contract, identity, publish, published, serving
 from job import checkpoint as checkpoints
 from job.attempt import Device, bits_depend_on, describe_attempt
 from job.champion import Pointer
@@ -113,7 +113,7 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
             "bit_identical": ledger.is_bit_identical,
             "chain": ledger.chain,
         }
-        files = {**results.files, "metrics.json": _to_metrics_file(results, training=training, record=record)}
+        files = {**results.files, published.METRICS_FILE: _to_metrics_file(results, training=training, record=record)}
         stored += publish.upload(store, status.run, attempt_id=status.attempt, files=files)
         content = {
             "format": publish.FORMAT,

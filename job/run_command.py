@@ -14,18 +14,17 @@ from job.observe import exposition, logs
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.progress import Display
+from job.observe.report import REPORT_FILE, make_report
 from job.observe.stored_logs import StoredLog
 from job.observe.summary import print_summary
 from job.observe.termination import Status, choose_path
-from job.run import Surroundings, peak_memory_bytes, run
+from job.published import read_metrics
+from job.run import Outcome, Surroundings, open_configured_store, peak_memory_bytes, run
 from job.signals import StopSignal
 from job.workload import KerasWorkload
 
-METRICS_FILE = "metrics.prom"
+SERIES_FILE = "metrics.prom"
 """Beside the stored log: all series at the end of the attempt."""
-
-# Sections whose features are not built yet; silence would let a user believe that they act.
-_WITHOUT_EFFECT = ("observe.report",)
 
 
 def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
@@ -42,19 +41,19 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     status.run, status.attempt = make_run_id(config), make_attempt_id(pod)
     stored_log = StoredLog(run=status.run, attempt=status.attempt)
     metrics = _make_metrics(config, pod, status=status, phases=phases)
+    report: dict[str, bytes] = {}
 
     def end() -> None:
         if config.observe.pushgateway_url:
             exposition.push(config.observe.pushgateway_url, metrics.outcome, group=_push_group(config, pod))
         goodput = status.goodput() if status.goodput else None
         _emit_end(status, display, phases=phases.to_json(), goodput=goodput, peak_memory_bytes=peak_memory_bytes())
-        stored_log.finish({METRICS_FILE: exposition.to_text(metrics.everything)})
+        stored_log.finish({SERIES_FILE: exposition.to_text(metrics.everything), **report})
 
     status.on_end = end
     status.write()
     logs.configure(log_format, run=status.run, attempt=status.attempt, write=display.write, also=stored_log)
     logs.emit("run.start", store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
-    _warn_of_settings_without_effect(loaded)
     if config.observe.metrics_port:
         exposition.serve(metrics.running, port=config.observe.metrics_port)
 
@@ -71,6 +70,8 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     )
     outcome = run(config, around, KerasWorkload(os.environ))
     stop.ignore()  # a committed run must not be reported as interrupted
+    if config.observe.report and not outcome.is_skipped:
+        report |= _make_report(config, outcome)
     refusal = outcome.gate["reason"] if outcome.gate and outcome.gate["verdict"] == "refused" else ""
     if refusal and config.promotion.refused_is_failure:
         raise GateRefusedError(f"the gate refused run {status.run}, which is committed and whole: {refusal}")
@@ -99,12 +100,15 @@ def _push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
     return {"model": model, "namespace": pod.namespace, "release": pod.release}
 
 
-def _warn_of_settings_without_effect(loaded: LoadedConfig) -> None:
-    ignored = [name for name in loaded.origins if name.startswith(_WITHOUT_EFFECT)]
-    if ignored:
-        logs.warn(
-            "config.no_effect", settings=ignored, reason="this version reads and checks them, and does not use them yet"
-        )
+def _make_report(config: Config, outcome: Outcome) -> dict[str, bytes]:
+    """The page beside the stored log; that it cannot be made costs a warning, never the run."""
+    try:
+        store = open_configured_store(config, environ=os.environ)
+        page = make_report(outcome.commit, read_metrics(store, outcome.commit), outcome.gate)
+    except Exception as error:  # noqa: BLE001 - the result stands
+        logs.warn("report.failed", reason=f"{type(error).__name__}: {error}")
+        return {}
+    return {REPORT_FILE: page}
 
 
 def _end_stalled(stacks: str, *, status: Status, seconds: float) -> None:

@@ -146,12 +146,6 @@ def test_a_person_at_a_terminal_sees_progress_and_a_summary(tmp_path: Path) -> N
     assert '{"time"' not in text
 
 
-def test_settings_without_effect_are_said(run_job: RunJob, tmp_path: Path) -> None:
-    done = run_job("run", *QUICK, "--observe.report=true", "--data.train_examples=9999")
-
-    assert done.event("config.no_effect")["settings"] == ["observe.report"]
-
-
 def test_pod_uid_becomes_the_attempt_and_nonsense_is_refused(run_job: RunJob) -> None:
     uid = "0b3c6d5e-8f70-4e0a-9a53-2f1f3d1c9a77"
     ours = run_job("run", *QUICK, "--data.train_examples=9999", env={"POD_UID": uid})

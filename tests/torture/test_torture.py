@@ -27,8 +27,15 @@ _WRITES = (
     "write_text",
 )
 # What is no object of a store: a message that the kubelet reads, a model unpacked in a temporary folder to look at it, the
-# settings of a run that is made again, and the local copy for a server, whose own tests kill it.
-_NOT_STORED = {"observe/termination.py", "verify.py", "tfds_source.py", "reproduce.py", "fetch.py"}
+# settings of a run that is made again, the local copy for a server, whose own tests kill it, and a report that was asked for.
+_NOT_STORED = {
+    "observe/termination.py",
+    "observe/report.py",
+    "verify.py",
+    "tfds_source.py",
+    "reproduce.py",
+    "fetch.py",
+}
 
 # The real program is started in these; the others drive it with a plain workload.
 _WITH_TENSORFLOW = ("R1", "R5", "R23")

@@ -1,0 +1,211 @@
+"""report.html: what a run came to, on one page for people.
+
+Derived from COMMIT, metrics.json and gate.json, and made again at any time. The page needs nothing from elsewhere and runs no
+script. It is built as a tree of elements, so that no text can become markup.
+"""
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from job.errors import ConfigError
+
+REPORT_FILE = "report.html"
+
+_WIDTH, _HEIGHT, _MARGIN = 460, 220, 44
+_COLOURS = ("#1f6feb", "#d1470c")
+_MAX_WRONG = 20
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 64em; padding: 0 1em; color: #1f2328 }
+table { border-collapse: collapse; margin: .5em 0 1.5em }
+th, td { text-align: left; padding: .15em .8em .15em 0; vertical-align: top }
+table.counts td, table.counts th { text-align: right; padding: .15em .5em } td { overflow-wrap: anywhere }
+svg { margin-right: 1em } svg text { font: 12px system-ui, sans-serif; fill: #59636e }
+"""
+
+
+def make_report(commit: Mapping[str, Any], metrics: Mapping[str, Any], gate: Mapping[str, Any] | None) -> bytes:
+    """The page.
+
+    Args:
+        metrics: the run's metrics.json.
+        gate: its gate.json; None when it was not asked.
+    """
+    test, history = metrics["test"], metrics["history"]
+    page = _element(
+        "html",
+        _element(
+            "head",
+            _element("meta", charset="utf-8"),
+            _element("title", f"Run {commit['run']}"),
+            _element("style", _STYLE),
+        ),
+        _element(
+            "body",
+            _element("h1", f"Run {commit['run']}"),
+            _pairs(_summary(commit)),
+            _element("h2", "Gate"),
+            *_gate(gate),
+            _element("h2", "Epochs"),
+            _chart("loss", history, ("loss", "test_loss")),
+            _chart("accuracy", history, ("accuracy", "test_accuracy")),
+            _element("h2", "Classes"),
+            _classes(test["classes"]),
+            _element("h2", "Confusion: rows are true classes, columns predicted ones"),
+            _confusion(test),
+            _element("h2", "Most confidently wrong"),
+            _wrong(test),
+            _element("h2", "Time"),
+            _pairs(_goodput(metrics["goodput"])),
+            _element("h2", "Made of"),
+            _pairs(_origin(commit)),
+        ),
+        lang="en",
+    )
+    return f"<!doctype html>\n{ET.tostring(page, encoding='unicode', method='html')}\n".encode()
+
+
+def write_report(path: Path, page: bytes) -> None:
+    """Put it into a local file.
+
+    Raises:
+        ConfigError: it cannot be written there.
+    """
+    try:
+        path.write_bytes(page)
+    except OSError as error:
+        raise ConfigError(f"--to: {path} cannot be written: {error.strerror}") from error
+
+
+def _summary(commit: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    metrics = commit["metrics"]
+    yield "committed", str(commit.get("committed", ""))
+    yield "dataset", str(commit["dataset"].get("name"))
+    yield "test accuracy", f"{metrics['test_accuracy']:.4f}"
+    yield "test loss", f"{metrics['test_loss']:.4f}"
+    yield "test examples", str(metrics["test_examples"])
+    yield "weights digest", str(commit["weights_digest"])
+
+
+def _gate(gate: Mapping[str, Any] | None) -> Iterable[ET.Element]:
+    if gate is None:
+        yield _element("p", "Not asked.")
+        return
+    verdict = f"promoted to version {gate['version']} of {gate['model']}" if gate["version"] else str(gate["verdict"])
+    yield _element("p", _element("strong", verdict), f": {gate['reason']}")
+    yield _pairs((name, _number(value)) for name, value in gate["numbers"].items())
+
+
+def _goodput(goodput: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "goodput", f"{goodput['ratio']:.1%} of {goodput['wall_seconds']:.1f} s"
+    for name, seconds in goodput["seconds"].items():
+        yield name, f"{seconds:.1f} s"
+
+
+def _origin(commit: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    lineage = commit.get("lineage", {})
+    for name in ("revision", "image", "chart_version", "version", "python"):
+        if lineage.get(name):
+            yield name, str(lineage[name])
+    yield "packages", ", ".join(f"{name} {version}" for name, version in lineage.get("packages", {}).items())
+    yield "dataset digest", str(commit["dataset"].get("digest"))
+    yield "result digest", str(commit["result_digest"])
+    for section, fields in commit.get("config", {}).items():
+        yield section, ", ".join(f"{name}={json.dumps(value)}" for name, value in fields.items())
+
+
+def _chart(name: str, history: Sequence[Mapping[str, float]], series: Sequence[str]) -> ET.Element:
+    """A line for each series, epoch by epoch; the first is of the training examples, the second of the test split."""
+    values = [[float(epoch[key]) for epoch in history] for key in series]
+    low, high = min(map(min, values), default=0.0), max(map(max, values), default=1.0)
+    span, steps = (high - low) or 1.0, max(len(history) - 1, 1)
+
+    def point(index: int, value: float) -> str:
+        x = _MARGIN + index / steps * (_WIDTH - 2 * _MARGIN)
+        return f"{x:.1f},{_HEIGHT - _MARGIN - (value - low) / span * (_HEIGHT - 2 * _MARGIN):.1f}"
+
+    lines = []
+    for line, colour, key, place in zip(values, _COLOURS, series, (0, 1), strict=True):
+        points = [point(index, value) for index, value in enumerate(line)]
+        lines.append(_element("polyline", points=" ".join(points), fill="none", stroke=colour, stroke_width="2"))
+        x = _MARGIN + place * 150
+        lines.append(_element("text", f"{key} {line[-1]:.4f}", x=str(x), y=str(_HEIGHT - 8), style=f"fill: {colour}"))
+    labels = [
+        _element("text", name, x=str(_MARGIN), y="20"),
+        _element("text", f"{high:.3g}", x="4", y=str(_MARGIN)),
+        _element("text", f"{low:.3g}", x="4", y=str(_HEIGHT - _MARGIN)),
+        _element("text", f"epoch {len(history)}", x=str(_WIDTH - _MARGIN - 20), y=str(_HEIGHT - _MARGIN + 16)),
+    ]
+    return _element(
+        "svg",
+        *labels,
+        *lines,
+        width=str(_WIDTH),
+        height=str(_HEIGHT),
+        viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+        role="img",
+        aria_label=f"{name} by epoch",
+    )
+
+
+def _classes(classes: Sequence[Mapping[str, Any]]) -> ET.Element:
+    rows = [
+        (str(one["name"]), str(one["num_examples"]), f"{one['recall']:.4f}", f"{one['precision']:.4f}")
+        for one in classes
+    ]
+    return _table(("class", "examples", "recall", "precision"), rows)
+
+
+def _confusion(test: Mapping[str, Any]) -> ET.Element:
+    """Mistakes are shaded by their share of the row."""
+    names = [str(one["name"]) for one in test["classes"]]
+    table = _element("table", _row("th", ("", *names)), **{"class": "counts"})
+    for index, (name, counts) in enumerate(zip(names, test["confusion"], strict=True)):
+        row = ET.SubElement(table, "tr")
+        row.append(_element("th", name))
+        for column, count in enumerate(counts):
+            share = min(1.0, 8 * count / max(sum(counts), 1)) if column != index else 0.0
+            row.append(_element("td", str(count), style=f"background: rgba(209, 71, 12, {share:.2f})"))
+    return table
+
+
+def _wrong(test: Mapping[str, Any]) -> ET.Element:
+    names = [str(one["name"]) for one in test["classes"]]
+    rows = [
+        (str(one["position"]), names[one["label"]], names[one["predicted"]], f"{one['probability']:.4f}")
+        for one in test["wrong"][:_MAX_WRONG]
+    ]
+    return _table(("test example", "true", "predicted", "probability"), rows)
+
+
+def _number(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _pairs(rows: Iterable[tuple[str, str]]) -> ET.Element:
+    table = _element("table")
+    for name, value in rows:
+        table.append(_element("tr", _element("th", name), _element("td", value)))
+    return table
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> ET.Element:
+    return _element("table", _row("th", heading), *(_row("td", row) for row in rows), **{"class": "counts"})
+
+
+def _row(kind: str, cells: Iterable[str]) -> ET.Element:
+    return _element("tr", *(_element(kind, cell) for cell in cells))
+
+
+def _element(tag: str, *children: ET.Element | str, **attributes: str) -> ET.Element:
+    element = ET.Element(tag, {name.replace("_", "-"): value for name, value in attributes.items()})
+    for child in children:
+        if isinstance(child, ET.Element):
+            element.append(child)
+        elif len(element):
+            element[-1].tail = (element[-1].tail or "") + child
+        else:
+            element.text = (element.text or "") + child
+    return element

@@ -1,0 +1,134 @@
+"""report.html: what stands on it, that no text becomes markup, and that it costs no run."""
+
+import copy
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job import run_command
+from job.config import Config
+from job.observe.report import make_report
+from job.run import Outcome
+from tests.conftest import QUICK, RunJob
+
+_COMMIT: dict[str, Any] = {
+    "run": "r",
+    "committed": "2026-11-24T00:00:00.000+00:00",
+    "dataset": {"name": "digits", "digest": "d"},
+    "weights_digest": "w",
+    "result_digest": "e",
+    "metrics": {"test_accuracy": 0.75, "test_loss": 0.5, "test_examples": 4},
+    "config": {"train": {"epochs": 2}},
+    "lineage": {"image": "image:1", "packages": {"numpy": "2.4"}},
+}
+_METRICS: dict[str, Any] = {
+    "test": {
+        "classes": [
+            {"name": "zero", "num_examples": 2, "recall": 1.0, "precision": 0.6667},
+            {"name": "one", "num_examples": 2, "recall": 0.5, "precision": 1.0},
+        ],
+        "confusion": [[2, 0], [1, 1]],
+        "wrong": [{"position": 3, "label": 1, "predicted": 0, "probability": 0.9}],
+    },
+    "history": [
+        {"loss": 2.0, "accuracy": 0.25, "test_loss": 1.5, "test_accuracy": 0.5},
+        {"loss": 1.0, "accuracy": 0.5, "test_loss": 0.5, "test_accuracy": 0.75},
+    ],
+    "goodput": {"ratio": 0.5, "wall_seconds": 10.0, "seconds": {"train": 5.0, "lost": 0.0}},
+}
+_GATE: dict[str, Any] = {
+    "verdict": "refused",
+    "rule": "max_accuracy_drop",
+    "reason": "accuracy 0.7500 is 0.1000 below the best champion so far (0.8500)",
+    "numbers": {"accuracy": 0.75, "p_value": 0.031},
+    "model": "digits",
+    "version": None,
+}
+
+
+class Page(HTMLParser):
+    """The text of a page, and its elements."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += f"{data} "
+
+
+def test_page_tells_scores_gate_epochs_classes_time_and_origin() -> None:
+    page = Page(make_report(_COMMIT, _METRICS, _GATE))
+    for wanted in (
+        "Run r",
+        "0.7500",
+        "refused",
+        _GATE["reason"],
+        "0.031",
+        "zero",
+        "0.6667",
+        "50.0% of 10.0 s",
+        "image:1",
+    ):
+        assert wanted in page.text
+    lines = [attributes["points"] for tag, attributes in page.tags if tag == "polyline"]
+    assert lines == [
+        "44.0,44.0 416.0,132.0",
+        "44.0,88.0 416.0,176.0",
+        "44.0,176.0 416.0,110.0",
+        "44.0,110.0 416.0,44.0",
+    ]
+
+
+def test_run_that_was_not_asked_and_one_that_was_promoted() -> None:
+    assert "Not asked." in Page(make_report(_COMMIT, _METRICS, None)).text
+    promoted = _GATE | {"verdict": "promoted", "version": 3}
+    assert "promoted to version 3 of digits" in Page(make_report(_COMMIT, _METRICS, promoted)).text
+
+
+def test_no_text_becomes_markup() -> None:
+    hostile = "<script>alert(1)</script>\"'&amp;"
+    commit, metrics, gate = (copy.deepcopy(each) for each in (_COMMIT, _METRICS, _GATE))
+    commit["dataset"]["name"] = commit["config"]["train"]["x"] = commit["lineage"]["image"] = hostile
+    metrics["test"]["classes"][0]["name"] = gate["reason"] = hostile
+    page = Page(make_report(commit, metrics, gate))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(hostile) >= 5
+
+
+def test_one_epoch_and_equal_values_can_be_drawn() -> None:
+    metrics = _METRICS | {"history": [{"loss": 1.0, "accuracy": 1.0, "test_loss": 1.0, "test_accuracy": 1.0}]}
+    page = Page(make_report(_COMMIT, metrics, None))
+    assert all(attributes["points"] == "44.0,176.0" for tag, attributes in page.tags if tag == "polyline")
+
+
+def test_report_that_cannot_be_made_costs_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    config = Config.model_validate({"store": {"uri": f"file:{tmp_path}"}})
+    outcome = Outcome(commit={"run": "r"}, is_new=True, model_location="")
+    assert run_command._make_report(config, outcome) == {}
+    assert "report.failed" in [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.tf
+def test_run_leaves_a_report_beside_its_log_and_report_makes_it_again(run_job: RunJob, tmp_path: Path) -> None:
+    assert run_job("run", *QUICK, "--run.id=r").code == 0
+    [stored] = tmp_path.glob("out/runs/r/logs/*/report.html")
+    done = run_job("report", "r", "--to=again.html")
+    assert (done.code, done.stdout) == (0, "again.html\n")
+    assert (tmp_path / "again.html").read_bytes() == stored.read_bytes()
+    assert "promoted to version 1 of digits" in Page(stored.read_bytes()).text
+
+    refused = run_job("report", "r", "--to=no/such/folder.html")
+    assert (refused.code, refused.stderr.count("\n")) == (64, 1)
+    assert "--to: no/such/folder.html cannot be written: No such file or directory" in refused.stderr
+    assert run_job("report", "other").code == 66
+
+    assert run_job("run", *QUICK, "--run.id=q", "--observe.report=false").code == 0
+    assert not [*tmp_path.glob("out/runs/q/logs/*/report.html")]
