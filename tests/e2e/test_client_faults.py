@@ -246,7 +246,7 @@ def test_clients_are_right_whatever_is_broken(ns: Namespace) -> None:
     assert _run_trials(ns, 12, seed=1).wrong == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_two_hundred_runs_are_told_of_right(ns: Namespace) -> None:
     assert _run_trials(ns, 200, seed=2).wrong == []
@@ -271,7 +271,7 @@ def _ask_once(self: Api, request: Callable[[], T]) -> T:
     return request()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("place", "name", "bug", "says"),
     [

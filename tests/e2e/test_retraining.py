@@ -43,7 +43,7 @@ class Schedule:
         return next(event for event in self._ns.events_of(end.pod) if event["event"] == "gate.decided")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_night_is_judged_and_the_champion_can_be_taken_back(ns: Namespace, s3: Object) -> None:
     store = {**s3, "uri": f"{s3['uri']}/{ns.name}"}
     schedule = Schedule(ns, keys_in(ns), {"store": store})
