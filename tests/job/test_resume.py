@@ -16,7 +16,14 @@ from tests.conftest import QUICK, RunJob, job_command, job_environment
 
 pytestmark = pytest.mark.tf
 
-FLAGS = (*QUICK, "--train.epochs=30", "--model.dropout=0.1", "--run.id=r", "--checkpoint.interval_seconds=0.2")
+FLAGS = (
+    *QUICK,
+    "--train.epochs=30",
+    "--model.dropout=0.1",
+    "--run.id=r",
+    "--checkpoint.interval_seconds=0.2",
+    "--observe.metrics_port=0",
+)
 Event = dict[str, Any]
 
 
