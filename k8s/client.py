@@ -253,7 +253,7 @@ class RunClient:
         jobs, _ = self._api.list("jobs", labels=label_selector(self._release))
         known = [name for job in jobs for name in (run_id_of(job), job["metadata"]["name"])]
         near = difflib.get_close_matches(run, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "mnist-k8s list shows all"
+        hint = f"did you mean {near[0]}?" if near else "mnist-k8s list shows all."
         return NotFoundError(
             f"run {run}: no Job of it in namespace {self.namespace}; {hint} What it stored: mnist-job logs {run}"
         )

@@ -153,6 +153,13 @@ def test_a_name_that_is_nearly_right_is_told(client: RunClient, cluster: ApiServ
         client.status("train-abd")
 
 
+def test_a_name_like_no_other_is_told_where_to_look(client: RunClient) -> None:
+    with pytest.raises(
+        NotFoundError, match=r"namespace ml; mnist-k8s list shows all\. What it stored: mnist-job logs nothing"
+    ):
+        client.status("nothing")
+
+
 def test_cancel_suspends_waits_and_deletes(client: RunClient, cluster: ApiServer) -> None:
     status = client.submit([])
     job = cluster.get("jobs")[0]
