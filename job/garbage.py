@@ -20,12 +20,11 @@ from job.contract import (
     run_key,
     run_prefix,
     version_prefix,
-    versions_prefix,
 )
 from job.errors import IntegrityError
 from job.observe.logs import warn
 from job.publish import ATTEMPT_FILE, abandon, is_abandoned, read_standing
-from job.serving import LAST_FILE, newest_whole
+from job.serving import list_layouts, newest_loadable
 from job.store import Entry, Store
 
 
@@ -86,15 +85,13 @@ def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float,
 
 def _of_model(store: Store, model: str, *, before_seconds: float) -> Iterator[Garbage]:
     """Layouts without their last file below one that is whole; any other may be the champion's, which the next run completes."""
-    newest = newest_whole(store.list_objects(versions_prefix(model)), model)
-    for name in store.list_folders(versions_prefix(model)):
-        prefix = versions_prefix(model) + name + "/"
-        if not name.isdecimal() or prefix != version_prefix(model, version=int(name)) or int(name) >= newest:
-            continue
-        entries = store.list_objects(prefix)
-        is_whole = any(entry.key == prefix + LAST_FILE for entry in entries)
-        if entries and not is_whole and all(entry.modified_seconds < before_seconds for entry in entries):
-            yield Garbage(place=prefix, reason="serving layout that was cut off", entries=tuple(entries))
+    layouts = list_layouts(store, model)
+    newest = newest_loadable(layouts)
+    for layout in layouts:
+        is_ours = layout.prefix == version_prefix(model, version=layout.version) and layout.version < newest
+        is_old = all(entry.modified_seconds < before_seconds for entry in layout.entries)
+        if is_ours and is_old and not layout.is_loadable:
+            yield Garbage(place=layout.prefix, reason="serving layout that was cut off", entries=layout.entries)
 
 
 def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | None:

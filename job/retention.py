@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from job import champion, contract, publish
 from job.errors import IntegrityError, JobError
 from job.observe.logs import emit, warn
-from job.serving import LAST_FILE, newest_whole
+from job.serving import LAST_FILE, list_layouts, newest_loadable
 from job.store import Entry, Store
 
 
@@ -113,15 +113,10 @@ def _remove_old_versions(store: Store, model: str, *, keep: int) -> None:
 
     Counted from the newest that is whole: while a new champion's layout is being written, a server needs the one before.
     """
-    prefix = contract.versions_prefix(model)
-    entries = store.list_objects(prefix)
-    newest = newest_whole(entries, model)
-    old = [
-        entry.key
-        for entry in entries
-        if (version := entry.key.removeprefix(prefix).partition("/")[0]).isdecimal() and int(version) <= newest - keep
-    ]
-    folders = sorted({prefix + key.removeprefix(prefix).partition("/")[0] for key in old})
-    last = [f"{folder}/{LAST_FILE}" for folder in folders]  # even where it was not listed: it may be there by now
-    for key in (*last, *(key for key in old if key not in last)):
+    layouts = list_layouts(store, model)
+    newest = newest_loadable(layouts)
+    old = [layout for layout in layouts if layout.version <= newest - keep]
+    last = [layout.prefix + LAST_FILE for layout in old]  # even where it was not listed: it may be there by now
+    others = (entry.key for layout in old for entry in layout.entries if entry.key not in last)
+    for key in (*last, *others):
         store.delete(key)

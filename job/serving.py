@@ -4,7 +4,9 @@ The pointer is made first. Then come the files, each once, `saved_model.pb` last
 finds the champion's layout cut off finishes it. Never imports TensorFlow.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from job import champion, published
 from job.champion import Pointer
@@ -57,18 +59,40 @@ def finish_champions_layout(store: Store, model: str) -> Pointer | None:
 def is_whole(store: Store, model: str, *, version: int) -> bool:
     """Whether a version's layout was finished."""
     prefix = version_prefix(model, version=version)
-    return any(entry.key == prefix + LAST_FILE for entry in store.list_objects(prefix))
+    return Layout(prefix=prefix, entries=tuple(store.list_objects(prefix))).is_loadable
 
 
-def newest_whole(entries: Iterable[Entry], model: str) -> int:
-    """The highest version that a server can load; 0 when there is none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A folder of a model's serving layout, as it was listed."""
 
-    Args:
-        entries: everything under the model's versions.
-    """
-    prefix = versions_prefix(model)
-    names = (entry.key.removeprefix(prefix).partition("/") for entry in entries)
-    return max((int(version) for version, _, name in names if name == LAST_FILE and version.isdecimal()), default=0)
+    prefix: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def is_loadable(self) -> bool:
+        """Whether the file that is written last is there."""
+        return any(entry.key == self.prefix + LAST_FILE for entry in self.entries)
+
+    @property
+    def version(self) -> int:
+        """The number that names it."""
+        return int(self.prefix.split("/")[-2])
+
+
+def list_layouts(store: Store, model: str) -> list[Layout]:
+    """Every folder that is named by a number, in the order of the names, from one listing."""
+    prefix, entries = versions_prefix(model), defaultdict[str, list[Entry]](list)
+    for entry in store.list_objects(prefix):
+        name, slash, _ = entry.key.removeprefix(prefix).partition("/")
+        if slash and name.isdecimal():
+            entries[name].append(entry)
+    return [Layout(prefix=f"{prefix}{name}/", entries=tuple(found)) for name, found in entries.items()]
+
+
+def newest_loadable(layouts: Iterable[Layout]) -> int:
+    """The highest version that a server can load; 0 when there is none."""
+    return max((layout.version for layout in layouts if layout.is_loadable), default=0)
 
 
 def check_layout(store: Store, pointer: Pointer) -> int:

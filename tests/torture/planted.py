@@ -170,7 +170,7 @@ def _layouts_counted_by_pointers() -> None:
 
     def remove_below_pointer(store: Store, model: str, *, keep: int) -> None:
         newest = champion.list_versions(store, model)[-1]
-        vars(retention)["newest_whole"] = lambda entries, model: newest
+        vars(retention)["newest_loadable"] = lambda layouts: newest
         remove(store, model, keep=keep)
 
     vars(retention)["_remove_old_versions"] = remove_below_pointer
