@@ -99,31 +99,7 @@ def _make_parser() -> _Parser:
     )
     fetch.add_argument("--keep", type=_count, default=3, metavar="N", help="how many of the newest versions stay (3)")
 
-    runs = _add(commands, "runs", "table of the runs in the store: accuracy, gate, who is champion")
-    runs.add_argument("--last", type=_count, metavar="N", help="only the newest")
-    _add_output(runs)
-    show = _add(
-        commands, "show", "everything that is known about a committed run, as JSON: COMMIT, gate, when it was champion"
-    )
-    show.add_argument("run", metavar="RUN", help="the run to show")
-
-    report = _add(commands, "report", "the report of a committed run, made again from the store: one page of HTML")
-    report.add_argument("run", metavar="RUN", help="the run to report on")
-    report.add_argument("--to", metavar="FILE", help="where to write it; else report.html")
-
-    stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")
-    stored.add_argument("run", metavar="RUN", help="the run whose log to print")
-
-    promote = _add(commands, "promote", "make a committed run the champion, when the gate lets it")
-    promote.add_argument("run", metavar="RUN", help="the run to promote")
-    promote.add_argument("--force", action="store_true", help="past the gate; recorded for ever")
-    again = _add(commands, "reproduce", "train again from a COMMIT, and say whether the digests agree")
-    again.add_argument("run", metavar="RUN", help="the run to reproduce")
-    again.add_argument("--to", metavar="URI", help="store for the new run; else a temporary folder")
-    back = _add(commands, "rollback", "make the champion before the champion again, as a new version")
-    back.add_argument("--to", metavar="RUN", help="an earlier champion; else the one before")
-    for by_hand in (promote, back):
-        by_hand.add_argument("--why", default="", metavar="TEXT", help="reason, recorded for ever")
+    _add_run_commands(commands)
 
     data = _group(commands, "data", "bring or check training data")
     prepare = _add(
@@ -153,6 +129,35 @@ def _make_parser() -> _Parser:
     _add(config, "show", "the effective settings, as YAML, with where each came from", prefix="config ")
     _add(config, "schema", "the settings as JSON Schema", prefix="config ")
     return parser
+
+
+def _add_run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """Those that look at the runs of a store, or move its champion among them."""
+    runs = _add(commands, "runs", "table of the runs in the store: accuracy, gate, who is champion")
+    runs.add_argument("--last", type=_count, metavar="N", help="only the newest")
+    _add_output(runs)
+    show = _add(
+        commands, "show", "everything that is known about a committed run, as JSON: COMMIT, gate, when it was champion"
+    )
+    show.add_argument("run", metavar="RUN", help="the run to show")
+
+    report = _add(commands, "report", "the report of a committed run, made again from the store: one page of HTML")
+    report.add_argument("run", metavar="RUN", help="the run to report on")
+    report.add_argument("--to", metavar="FILE", help="where to write it; else report.html")
+
+    stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")
+    stored.add_argument("run", metavar="RUN", help="the run whose log to print")
+
+    promote = _add(commands, "promote", "make a committed run the champion, when the gate lets it")
+    promote.add_argument("run", metavar="RUN", help="the run to promote")
+    promote.add_argument("--force", action="store_true", help="past the gate; recorded for ever")
+    again = _add(commands, "reproduce", "train again from a COMMIT, and say whether the digests agree")
+    again.add_argument("run", metavar="RUN", help="the run to reproduce")
+    again.add_argument("--to", metavar="URI", help="store for the new run; else a temporary folder")
+    back = _add(commands, "rollback", "make the champion before the champion again, as a new version")
+    back.add_argument("--to", metavar="RUN", help="an earlier champion; else the one before")
+    for by_hand in (promote, back):
+        by_hand.add_argument("--why", default="", metavar="TEXT", help="reason, recorded for ever")
 
 
 def _add(

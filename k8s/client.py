@@ -6,6 +6,7 @@ A verdict comes from a list, never from a watch; every wait has a deadline.
 import contextlib
 import difflib
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -92,12 +93,12 @@ class RunClient:
         jobs = self._jobs_of(run)
         last = jobs[-1]["metadata"]["uid"] if jobs else ""
         chosen = name or submit.make_name_of_resumed(cronjob, run=run, last_job=last)
+        for job in jobs:
+            status = self._judge(job)
+            if status.phase != "Failed":
+                what = "has succeeded" if status.phase == "Succeeded" else f"goes on ({status.phase})"
+                raise ConflictError(f"run {status.run} {what} in the Job {status.job}; there is nothing to resume")
         if jobs:
-            for job in jobs:
-                status = self._judge(job)
-                if status.phase != "Failed":
-                    what = "has succeeded" if status.phase == "Succeeded" else f"goes on ({status.phase})"
-                    raise ConflictError(f"run {status.run} {what} in the Job {status.job}; there is nothing to resume")
             resumed = submit.build_resumed_job(cronjob, jobs[-1], name=chosen, overrides=settings)
         elif is_run_id(run) and "." in run:
             resumed = submit.build_job(cronjob, name=chosen, overrides=settings, run_id=run)
@@ -118,18 +119,17 @@ class RunClient:
         jobs, _ = self._api.list("jobs", labels=label_selector(self._release))
         pods, _ = self._api.list("pods", labels=label_selector(self._release))
         events, _ = self._api.list("events")
-        of_job: dict[str, list[Object]] = {}
+        of_job, told = defaultdict[str, list[Object]](list), defaultdict[str, list[Object]](list)
         for pod in pods:
-            of_job.setdefault((pod["metadata"].get("labels") or {}).get(JOB_NAME_LABEL, ""), []).append(pod)
-        told: dict[str, list[Object]] = {}
+            of_job[(pod["metadata"].get("labels") or {}).get(JOB_NAME_LABEL, "")].append(pod)
         for event in events:
-            told.setdefault(event.get("involvedObject", {}).get("name", ""), []).append(event)
-
-        def look_at(job: Object, pods: list[Object]) -> RunStatus:
-            names = (job["metadata"]["name"], *_names(pods))
-            return self._judge(job, pods=pods, events=[event for name in names for event in told.get(name, [])])
-
-        return [look_at(job, of_job.get(job["metadata"]["name"], [])) for job in _sorted(jobs)]
+            told[event.get("involvedObject", {}).get("name", "")].append(event)
+        found = []
+        for job in _sorted(jobs):
+            name = job["metadata"]["name"]
+            about = [event for each in (name, *_names(of_job[name])) for event in told[each]]
+            found.append(self._judge(job, pods=of_job[name], events=about))
+        return found
 
     def status(self, run: str) -> RunStatus:
         """One run, by its id or the name of its Job.
@@ -223,9 +223,7 @@ class RunClient:
             )
 
     def _judge(self, job: Object, *, pods: list[Object] | None = None, events: list[Object] | None = None) -> RunStatus:
-        """Args:
-        pods, events: of that Job, and of its pods, where they are at hand; else they are asked for.
-        """
+        """The status of a Job; its pods, and the events of both, are asked for where they are not at hand."""
         found = self._pods_of(job) if pods is None else pods
         told = self._events_of(job["metadata"]["name"], *_names(found)) if events is None else events
         running = next((pod for pod in found if container_state(pod).get("running")), None)

@@ -13,16 +13,15 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import pytest
-from kubernetes.client import ApiClient, Configuration
 
 from k8s import RunClient, submit
 from k8s.api import Api
-from k8s.connection import Connection
 from k8s.errors import UnavailableError
 from k8s.logs import LogLine, _parse, _Reader
 from k8s.status import RunStatus
 from tests.e2e.api_proxy import ApiProxy, api_port, faulty_api
 from tests.e2e.cluster import Namespace, Object
+from tests.k8s.server import connection_to
 from tests.torture.campaign import percentile
 
 T = TypeVar("T")
@@ -36,8 +35,8 @@ _EXPECTED = {
     "long": ("Succeeded", 0),
     "retried": ("Succeeded", 0),
     "corrupt": ("Failed", 65),
+    "unknown": ("Failed", 1),
 }
-_EXPECTED["unknown"] = ("Failed", 1)
 _PROGRAM = """
 for argument in "$@"; do
     case $argument in
@@ -105,9 +104,7 @@ class Trials:
         return seen
 
     def _client(self) -> RunClient:
-        configuration = Configuration(host=self._url)
-        configuration.retries = False
-        return RunClient(Api(Connection(client=ApiClient(configuration), namespace=self._ns.name)))
+        return RunClient(Api(connection_to(self._url, namespace=self._ns.name)))
 
     def _one(self, number: int) -> Seen | None:
         chance = random.Random(f"{self._seed} {number}")

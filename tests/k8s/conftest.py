@@ -6,9 +6,8 @@ import pytest
 
 from k8s import RunClient
 from k8s.api import Api
-from k8s.connection import Connection
 from tests.k8s.objects import template
-from tests.k8s.server import ApiServer, serve
+from tests.k8s.server import ApiServer, connection_to, serve
 
 
 @pytest.fixture
@@ -20,12 +19,7 @@ def cluster() -> ApiServer:
 
 @pytest.fixture
 def client(cluster: ApiServer) -> Iterator[RunClient]:
-    from kubernetes.client import ApiClient, Configuration
-
     server, url = serve(cluster)
-    configuration = Configuration(host=url)
-    configuration.retries = False
-    connection = Connection(client=ApiClient(configuration), namespace="ml")
-    yield RunClient(Api(connection, patience_seconds=5.0, first_patience_seconds=2.0))
+    yield RunClient(Api(connection_to(url, namespace="ml"), patience_seconds=5.0, first_patience_seconds=2.0))
     server.shutdown()
     server.server_close()

@@ -12,6 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from kubernetes.client import ApiClient, Configuration
+
+from k8s.connection import Connection
+
 Object = dict[str, Any]
 Fault = Callable[["ApiHandler"], bool]
 """Answers in place of the server and returns True, or leaves it alone."""
@@ -146,6 +150,13 @@ def serve(state: ApiServer) -> tuple[ThreadingHTTPServer, str]:
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_port}"
+
+
+def connection_to(url: str, *, namespace: str) -> Connection:
+    """Plain HTTP, without credentials."""
+    configuration = Configuration(host=url)
+    configuration.retries = False
+    return Connection(client=ApiClient(configuration), namespace=namespace)
 
 
 def _status(code: int, message: str) -> Object:

@@ -9,7 +9,8 @@ import functools
 import itertools
 import random
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import TypeVar, cast
@@ -267,7 +268,7 @@ class Simulation:
         """Whoever dies while he removes a run leaves a mark that keeps it from becoming champion for good."""
         if not self.judge.is_marked(run):
             raise TrialFailed(f"run {run} is refused for no reason")
-        self.world.count("marks left")
+        self.world.counts["marks left"] += 1
 
 
 @functools.cache
@@ -284,7 +285,7 @@ def _prepare() -> None:
 
 def _simulate_many(trial: Trial) -> Result:
     _prepare()
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for number in range(SEEDS_PER_TRIAL):
         seed = f"{trial.random.getrandbits(64):016x}"
         simulated = Simulation(seed)
@@ -293,17 +294,14 @@ def _simulate_many(trial: Trial) -> Result:
         except Exception as error:
             (trial.folder / "trace").write_text("\n".join(simulated.world.trace) + "\n")
             raise TrialFailed(f"seed {seed}, number {number}: {type(error).__name__}: {error}") from error
-        for name, count in _figures(simulated):
-            counts[name] = counts.get(name, 0) + count
+        counts.update(_figures(simulated))
     return Result(note=f"{SEEDS_PER_TRIAL} seeds", figures={name: float(count) for name, count in counts.items()})
 
 
-def _figures(simulated: Simulation) -> Iterator[tuple[str, int]]:
+def _figures(simulated: Simulation) -> dict[str, int]:
     world = simulated.world
-    yield "seeds", 1
-    yield "requests", len(world.trace)
-    yield "moves", len(simulated.judge.pointers)
-    yield from sorted(world.counts.items())
+    counted = {"seeds": 1, "requests": len(world.trace), "moves": len(simulated.judge.pointers)}
+    return counted | dict(sorted(world.counts.items()))
 
 
 CAMPAIGNS = (

@@ -6,6 +6,7 @@ only when the scheduler says so. Nothing here knows the protocol; `protocol.py` 
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,7 +82,8 @@ class World:
     clients: list[Client] = field(default_factory=list)
     late: list[tuple[float, str, Callable[[], object]]] = field(default_factory=list)
     """(when, what, request) of requests whose sender does not wait for them any more."""
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    """How often each thing went wrong, for the table."""
     trace: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -105,9 +107,9 @@ class World:
         self.clients.append(client)
         return client
 
-    def run(self, *, until: Callable[[], bool] = lambda: False) -> None:
+    def run(self) -> None:
         """Let everybody go on until all have ended and nothing is on its way."""
-        while not until():
+        while True:
             alive = [client for client in self.clients if not client.thread.dead]
             if not alive and not self.late:
                 return
@@ -151,7 +153,7 @@ class World:
     def crash(self, client: Client) -> None:
         """End a process, with all its threads, wherever they are."""
         process = client.owner or client
-        self.count("crashes")
+        self.counts["crashes"] += 1
         self.note(f"crash: {process.name}")
         for each in self.clients:
             if (each is process or each.owner is process) and not each.thread.dead:
@@ -184,7 +186,7 @@ class World:
                 self.pause()
             return result
         kind = ("lost", "reply lost", "late", "twice")[int(draw * 4)]
-        self.count(kind)
+        self.counts[kind] += 1
         self.note(f"{kind}: {what}")
         if kind in {"late", "twice"}:
             self.late.append((self.now + self.random.uniform(0, 2 * _NAP_SECONDS), what, act))
@@ -201,7 +203,7 @@ class World:
         return bool(focus) and focus in what and self.random.random() < _FOCUS
 
     def _long_pause(self) -> float:
-        self.count("naps")
+        self.counts["naps"] += 1
         return self.random.uniform(0, _NAP_SECONDS)
 
     def write(self, key: str, data: bytes) -> None:
@@ -223,10 +225,6 @@ class World:
             if self.judge:
                 self.judge.deleted(key)
             del self.objects[key], self.modified[key]
-
-    def count(self, what: str) -> None:
-        """One more of something, for the table."""
-        self.counts[what] = self.counts.get(what, 0) + 1
 
     def name_of_client(self) -> str:
         """Whose turn it is."""
