@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from job import champion, contract, publish, published, serving
+from job import champion, contract, logs, publish, published, serving
 from job.champion import Committed, Pointer
 from job.cli import CommandLine
 from job.config_sources import LoadedConfig
 from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, JobError, NotFoundError
 from job.gate import Gate, read_gate
-from job.observe import logs
 from job.promotion import Rules
 from job.store import Store
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from job.contract import checkpoint_prefix
 from job.errors import IntegrityError
 from job.identity import sha256_hex
-from job.observe.logs import warn
+from job.logs import warn
 from job.store import Store
 
 FORMAT = 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from job import checkpoint as checkpoints
 from job.checkpoint import Checkpoint
 from job.errors import JobError, UnavailableError
-from job.observe.logs import emit, warn
+from job.logs import emit, warn
 from job.signals import StopSignal
 from job.store import Store
 

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from job import contract
+from job import contract, logs
 from job.cli import CommandLine
 from job.config import describe_fields, to_text
 from job.config_sources import LoadedConfig, load_config
 from job.errors import IntegrityError, NotFoundError
-from job.observe import logs
 from job.observe.termination import Status, choose_path
 from job.signals import StopSignal
 from job.store import Store, is_store_uri

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from job.config import BUILT_IN_SOURCES, DataSection
 from job.errors import ConfigError, IntegrityError
-from job.observe.logs import warn
+from job.logs import warn
 from job.store import Store
 
 Images = NDArray[np.uint8]

@@ -22,7 +22,7 @@ from job.contract import (
     version_prefix,
 )
 from job.errors import IntegrityError
-from job.observe.logs import warn
+from job.logs import warn
 from job.publish import ATTEMPT_FILE, abandon, is_abandoned, read_standing
 from job.serving import list_layouts, newest_loadable
 from job.store import Entry, Store

@@ -15,7 +15,7 @@ from job.champion import Committed, Pointer
 from job.contract import gate_key
 from job.errors import IntegrityError
 from job.identity import canonical_json
-from job.observe.logs import emit, warn
+from job.logs import emit, warn
 from job.promotion import Candidate, Champion, Decision, Rules, decide
 from job.published import Predictions
 from job.store import Store

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from job.datasets import Dataset
 from job.errors import AccessDeniedError, IntegrityError, NotFoundError, UnavailableError
-from job.observe.logs import warn
+from job.logs import warn
 from job.store import Store
 
 FILES = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from job.observe.logs import warn
+from job.logs import warn
 from job.observe.phases import PROCESS, START_UP, Phases
 
 LOST, PRODUCTIVE = "lost", "train"

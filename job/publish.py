@@ -13,7 +13,7 @@ from job.checkpoint import prune
 from job.contract import attempt_prefix, attempts_prefix, commit_key, run_key
 from job.errors import ConflictError, IntegrityError, JobError, NotFoundError
 from job.identity import canonical_json, sha256_hex
-from job.observe.logs import warn
+from job.logs import warn
 from job.store import Store
 
 FORMAT = 1

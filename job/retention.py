@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from job import champion, contract, publish
 from job.errors import IntegrityError, JobError
-from job.observe.logs import emit, warn
+from job.logs import emit, warn
 from job.serving import LAST_FILE, list_layouts, newest_loadable
 from job.store import Entry, Store
 

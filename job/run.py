@@ -18,7 +18,7 @@ from job.checkpoint_writer import CheckpointWriter, Schedule
 from job.config import Config
 from job.gate import Gate
 from job.ledger import Ledger
-from job.observe.logs import emit
+from job.logs import emit
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.progress import Display

@@ -4,13 +4,13 @@ import os
 import sys
 from typing import Any
 
-from job import __version__, champion, contract
+from job import __version__, champion, contract, logs
 from job.attempt import make_attempt_id
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.errors import GateRefusedError
 from job.identity import make_run_id
-from job.observe import exposition, logs
+from job.observe import exposition
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.progress import Display

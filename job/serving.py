@@ -12,7 +12,7 @@ from job import champion, published
 from job.champion import Pointer
 from job.contract import version_prefix, versions_prefix
 from job.errors import IntegrityError
-from job.observe.logs import emit
+from job.logs import emit
 from job.store import Entry, Store
 
 LAST_FILE = "saved_model.pb"

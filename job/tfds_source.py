@@ -17,7 +17,7 @@ import numpy as np
 
 from job.datasets import Dataset, plain_copy_path, read_plain_copy
 from job.errors import AccessDeniedError, IntegrityError, JobError, NotFoundError, UnavailableError
-from job.observe.logs import emit
+from job.logs import emit
 
 PROBE_SECONDS = 4.0
 _OTHER_WAYS = (

@@ -18,7 +18,7 @@ from job.checkpoint_writer import CheckpointWriter
 from job.datasets import Labels
 from job.identity import canonical_json
 from job.ledger import Ledger
-from job.observe.logs import emit
+from job.logs import emit
 from job.observe.metrics import Metrics
 from job.observe.progress import Display
 from job.observe.termination import Status

@@ -13,8 +13,8 @@ from job import cluster, evaluation, export, identity, pipeline
 from job.attempt import Device
 from job.config import Config
 from job.datasets import LoadedDataset, evaluation_digest_of, load_dataset
+from job.logs import emit, warn
 from job.model import build_model, build_optimizer, model_input_shape
-from job.observe.logs import emit, warn
 from job.observe.phases import Phases
 from job.protocol import Prepared, Results
 from job.published import PREDICTIONS_FILE

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from job.observe.logs import LogFormat, write_line
+from job.logs import LogFormat, write_line
 
 
 class Display:

@@ -7,7 +7,7 @@ from typing import Any
 
 from job.contract import LOG_SUFFIX, log_prefix
 from job.errors import JobError
-from job.observe.logs import json_formatter, warn
+from job.logs import json_formatter, warn
 from job.store import Store
 
 EXIT_SECONDS = 5.0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from job.observe import logs
+from job import logs
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
-from job.observe.logs import LOGGER_NAME
+from job.logs import LOGGER_NAME
 from tests.torture.checks import TrialFailed
 
 
