@@ -15,7 +15,7 @@ from job import contract, publish
 from job.config import Config
 from job.errors import ConflictError, IntegrityError, NotFoundError
 from job.identity import canonical_json
-from job.store import Store
+from job.store.store import Store
 
 FORMAT = 1
 _MAX_BEST = 20

@@ -17,7 +17,7 @@ from job.config_sources import LoadedConfig
 from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, JobError, NotFoundError
 from job.gate import Gate, read_gate
 from job.promotion import Rules
-from job.store import Store
+from job.store.store import Store
 
 BY_HAND = "by hand"
 

@@ -18,7 +18,7 @@ from job.contract import checkpoint_prefix
 from job.errors import IntegrityError
 from job.identity import sha256_hex
 from job.logs import warn
-from job.store import Store
+from job.store.store import Store
 
 FORMAT = 2
 _HASH_CHARACTERS = 16

@@ -10,7 +10,7 @@ from job.checkpoint import Checkpoint
 from job.errors import JobError, UnavailableError
 from job.logs import emit, warn
 from job.signals import StopSignal
-from job.store import Store
+from job.store.store import Store
 
 _POLL_SECONDS = 0.1
 

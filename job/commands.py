@@ -15,7 +15,7 @@ from job.config_sources import LoadedConfig, load_config
 from job.errors import IntegrityError, NotFoundError
 from job.observe.termination import Status, choose_path
 from job.signals import StopSignal
-from job.store import Store, is_store_uri
+from job.store.store import Store, is_store_uri
 
 T = TypeVar("T")
 

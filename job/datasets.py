@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from job.config import BUILT_IN_SOURCES, DataSection
 from job.errors import ConfigError, IntegrityError
 from job.logs import warn
-from job.store import Store
+from job.store.store import Store
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -257,7 +257,7 @@ def _write_plain_copy(path: Path, dataset: Dataset, *, digest: str) -> None:
     """Keep the copy for the next run; a cache that cannot be written costs time, never the run."""
     from safetensors.numpy import save
 
-    from job.store_file import FolderBackend
+    from job.store.folder import FolderBackend
 
     meta = {"class_names": dataset.class_names, "digest": digest, "order": _ORDER}
     data = save({name: getattr(dataset, name) for name in _ARRAYS}, {"dataset": json.dumps(meta, sort_keys=True)})

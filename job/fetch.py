@@ -12,8 +12,8 @@ from pathlib import Path
 
 from job import champion, published
 from job.champion import Pointer
-from job.store import Store, point
-from job.store_file import fsync_folder
+from job.store.folder import fsync_folder
+from job.store.store import Store, point
 
 _TEMPORARY_PREFIX = ".tmp-"
 _STALE_SECONDS = 3600.0

@@ -25,7 +25,7 @@ from job.errors import IntegrityError
 from job.logs import warn
 from job.publish import ATTEMPT_FILE, abandon, is_abandoned, read_standing
 from job.serving import list_layouts, newest_loadable
-from job.store import Entry, Store
+from job.store.store import Entry, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from job.identity import canonical_json
 from job.logs import emit, warn
 from job.promotion import Candidate, Champion, Decision, Rules, decide
 from job.published import Predictions
-from job.store import Store
+from job.store.store import Store
 
 FORMAT = 1
 

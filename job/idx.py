@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from job.datasets import Dataset
 from job.errors import AccessDeniedError, IntegrityError, NotFoundError, UnavailableError
 from job.logs import warn
-from job.store import Store
+from job.store.store import Store
 
 FILES = {
     "train_images": "train-images-idx3-ubyte.gz",

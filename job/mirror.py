@@ -5,7 +5,7 @@ from pathlib import Path
 
 from job.errors import ConfigError, ConflictError, NotFoundError
 from job.idx import FILES, PINNED_SHA256, read_files
-from job.store import Store
+from job.store.store import Store
 
 
 def prepare_mirror(store: Store, *, dataset: str, source: Path | None, cache_dir: Path) -> list[str]:

@@ -14,7 +14,7 @@ from job.contract import attempt_prefix, attempts_prefix, commit_key, run_key
 from job.errors import ConflictError, IntegrityError, JobError, NotFoundError
 from job.identity import canonical_json, sha256_hex
 from job.logs import warn
-from job.store import Store
+from job.store.store import Store
 
 FORMAT = 1
 ATTEMPT_FILE = "attempt.json"

@@ -11,7 +11,7 @@ from job.contract import attempt_prefix, run_key
 from job.errors import IntegrityError
 from job.identity import sha256_hex
 from job.publish import StoredFile, is_below, parse_object, stored_files
-from job.store import Store
+from job.store.store import Store
 
 MODEL_FOLDER, PREDICTIONS_FILE, METRICS_FILE = "model/", "predictions.safetensors", "metrics.json"
 _LONG_AGO = "1970-01-01T00:00:00.000+00:00"

@@ -13,7 +13,7 @@ from job import champion, contract, publish
 from job.errors import IntegrityError, JobError
 from job.logs import emit, warn
 from job.serving import LAST_FILE, list_layouts, newest_loadable
-from job.store import Entry, Store
+from job.store.store import Entry, Store
 
 
 def apply_retention(store: Store, *, keep_runs: int, keep_versions: int) -> None:

@@ -28,7 +28,7 @@ from job.promotion import Rules
 from job.protocol import Prepared, Results, Workload
 from job.retention import apply_retention
 from job.signals import StopSignal
-from job.store import Store, Traffic, is_store_uri, open_store
+from job.store.store import Store, Traffic, is_store_uri, open_store
 from job.training import Training
 from job.watchdog import Watchdog
 

@@ -13,7 +13,7 @@ from job.champion import Pointer
 from job.contract import version_prefix, versions_prefix
 from job.errors import IntegrityError
 from job.logs import emit
-from job.store import Entry, Store
+from job.store.store import Entry, Store
 
 LAST_FILE = "saved_model.pb"
 

@@ -13,7 +13,7 @@ from typing import Any
 from job.contract import ExitCode
 from job.observe.phases import PHASES, Phases
 from job.observe.termination import Status
-from job.store import Traffic
+from job.store.store import Traffic
 
 PREFIX = "mnist_train_"
 

@@ -8,7 +8,7 @@ from typing import Any
 from job.contract import LOG_SUFFIX, log_prefix
 from job.errors import JobError
 from job.logs import json_formatter, warn
-from job.store import Store
+from job.store.store import Store
 
 EXIT_SECONDS = 5.0
 """How long the last segment may take: a store that is away must not hold the exit back."""

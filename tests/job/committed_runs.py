@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from job import publish
 from job.contract import run_key
 from job.identity import canonical_json, sha256_hex
-from job.store import Store
+from job.store.store import Store
 
 NUM_EXAMPLES, NUM_CLASSES = 50, 4
 LABELS = np.arange(NUM_EXAMPLES, dtype=np.int64) % NUM_CLASSES

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from job.store import Store, open_store
+from job.store.store import Store, open_store
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from job.config_sources import load_config
 from job.contract import champion_key, claim_key, retirements_prefix
 from job.errors import ConflictError, IntegrityError, NotFoundError
 from job.publish import remove_commit
-from job.store import Store, open_store
+from job.store.store import Store, open_store
 from tests.job.committed_runs import commit_run
 
 MODEL = "plain"
@@ -69,7 +69,7 @@ class TestMove:
 
     def test_claim_is_written_before_the_version(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         points: list[str] = []
-        monkeypatch.setattr("job.store.on_point", points.append)
+        monkeypatch.setattr("job.store.store.on_point", points.append)
         move(store, None, to("a"))
         created = [point.removeprefix("before create ") for point in points if point.startswith("before create ")]
         assert created == [claim_key("a", model=MODEL, version=1), champion_key(MODEL, version=1)]

@@ -12,7 +12,7 @@ from job.contract import champion_key
 from job.gate import Gate
 from job.promotion import Rules
 from job.retention import remove_runs
-from job.store import Store, open_store
+from job.store.store import Store, open_store
 from tests.conftest import RunJob
 from tests.job.committed_runs import commit_run
 

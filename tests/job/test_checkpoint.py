@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from job import checkpoint as checkpoints
 from job.checkpoint import Checkpoint
 from job.errors import IntegrityError
-from job.store import Store, open_store
+from job.store.store import Store, open_store
 
 
 def make_checkpoint(step: int, *, result_digest: str = "digest") -> Checkpoint:

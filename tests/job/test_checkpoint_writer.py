@@ -12,8 +12,8 @@ from job.checkpoint import Checkpoint
 from job.checkpoint_writer import CheckpointWriter, Schedule
 from job.errors import AccessDeniedError, UnavailableError
 from job.signals import StopSignal
-from job.store import Entry, Store, TransientError
-from job.store_file import FolderBackend
+from job.store.folder import FolderBackend
+from job.store.store import Entry, Store, TransientError
 
 SCHEDULE = Schedule(interval_seconds=0.01, keep=2, final_save_seconds=0.5)
 

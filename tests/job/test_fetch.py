@@ -14,7 +14,7 @@ from job.errors import IntegrityError, NotFoundError
 from job.fetch import fetch_champion
 from job.retention import remove_runs
 from job.serving import finish_layout
-from job.store import Store, open_store
+from job.store.store import Store, open_store
 from tests.conftest import RunJob
 from tests.job.test_serving import MODEL, Killed, promote
 
@@ -70,7 +70,7 @@ def test_killed_at_any_point_the_folder_holds_whole_versions_only(
             if len(seen) > number:
                 raise Killed(point)
 
-        monkeypatch.setattr("job.store.on_point", kill)
+        monkeypatch.setattr("job.store.store.on_point", kill)
         # What a kill leaves: nobody tidies up.
         monkeypatch.setattr("job.fetch.shutil.rmtree", lambda path, ignore_errors: None)
         try:

@@ -16,8 +16,8 @@ from job.contract import commit_key
 from job.errors import AccessDeniedError, ConfigError, ConflictError, UnavailableError
 from job.garbage import Garbage, delete_garbage, find_garbage
 from job.publish import StoredFile, abandon, commit, is_abandoned, read_commit, read_standing, upload
-from job.store import Entry, Store, TransientError, open_store
-from job.store_file import FolderBackend
+from job.store.folder import FolderBackend
+from job.store.store import Entry, Store, TransientError, open_store
 from tests.conftest import QUICK, S3, RunJob
 from tests.job.test_resume import run_until
 

@@ -13,7 +13,7 @@ from job.errors import ConflictError, IntegrityError
 from job.gate import Gate, read_gate
 from job.promotion import Rules
 from job.retention import remove_runs
-from job.store import Store, open_store
+from job.store.store import Store, open_store
 from tests.job.committed_runs import commit_run, probabilities_with
 
 MODEL = "plain"
@@ -158,10 +158,10 @@ class TestOnce:
                 raise KeyboardInterrupt
 
         commit = commit_run(store, "a", num_wrong=5)
-        monkeypatch.setattr("job.store.on_point", kill)
+        monkeypatch.setattr("job.store.store.on_point", kill)
         with pytest.raises(KeyboardInterrupt):
             gate(store).settle(commit)
-        monkeypatch.setattr("job.store.on_point", None)
+        monkeypatch.setattr("job.store.store.on_point", None)
         assert read_gate(store, "a") is None
         settle(store, "b", num_wrong=4)  # and another one has been promoted since
 
@@ -183,7 +183,7 @@ class TestOnce:
             if point == f"before create {champion_key(MODEL, version=1)}" and rivals:
                 gate(other).settle(rivals.pop())
 
-        monkeypatch.setattr("job.store.on_point", act)
+        monkeypatch.setattr("job.store.store.on_point", act)
         record = gate(store).settle(commit)
         assert (record["verdict"], record["rule"]) == ("refused", "older_run")
         assert champion_run(store) == "b"
@@ -198,7 +198,7 @@ class TestOnce:
                 rivals.pop()
                 gate(other).settle(commit)
 
-        monkeypatch.setattr("job.store.on_point", act)
+        monkeypatch.setattr("job.store.store.on_point", act)
         record = gate(store).settle(commit)
         assert (record["verdict"], record["version"]) == ("promoted", 1)
         assert champion.list_versions(store, MODEL) == [1]
@@ -214,7 +214,7 @@ class TestOnce:
                 rivals.pop()
                 assert gate(other, min_accuracy=0.99).settle(commit)["verdict"] == "refused"
 
-        monkeypatch.setattr("job.store.on_point", act)
+        monkeypatch.setattr("job.store.store.on_point", act)
         assert gate(store).settle(commit)["verdict"] == "promoted"
         assert "gate.other_decision" in [record.getMessage() for record in caplog.records]
         assert read_gate(store, "a") == gate(store).settle(commit)

@@ -16,7 +16,7 @@ from job.config import DataSection
 from job.datasets import LoadedDataset, load_dataset
 from job.errors import AccessDeniedError, IntegrityError, JobError, NotFoundError
 from job.idx import FILES, load_idx
-from job.store import Store, open_store
+from job.store.store import Store, open_store
 from tests.conftest import IDX_FILES, S3, RunJob, to_idx
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = IDX_FILES

@@ -8,7 +8,7 @@ import pytest
 from job.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
 from job.idx import load_idx
 from job.mirror import prepare_mirror
-from job.store import Store, open_store
+from job.store.store import Store, open_store
 from tests.conftest import IDX_FILES, S3, RunJob
 
 NO_CACHE = Path("/nonexistent")

@@ -23,8 +23,8 @@ from job.publish import (
     upload,
 )
 from job.published import read_files
-from job.store import Store, open_store
-from job.store_file import FolderBackend
+from job.store.folder import FolderBackend
+from job.store.store import Store, open_store
 
 RUN, ATTEMPT = "namespace.name-1", "attempt-1"
 INPUTS = {"train": {"epochs": 3, "optimizer": "sgd"}, "seed": 1, "dataset_digest": "d"}

@@ -15,8 +15,8 @@ from job.garbage import find_garbage
 from job.publish import abandon, read_commit
 from job.retention import apply_retention, reachable_runs, remove_runs
 from job.serving import finish_layout, is_whole
-from job.store import Entry, Store, TransientError, open_store
-from job.store_file import FolderBackend
+from job.store.folder import FolderBackend
+from job.store.store import Entry, Store, TransientError, open_store
 from tests.job.committed_runs import commit_run
 from tests.job.test_serving import MODEL, Killed, promote
 
@@ -111,11 +111,11 @@ class TestRuns:
                 if len(seen) > number:
                     raise Killed(point)
 
-            monkeypatch.setattr("job.store.on_point", kill)
+            monkeypatch.setattr("job.store.store.on_point", kill)
             try:
                 apply_retention(store, keep_runs=1, keep_versions=1)
             except Killed:
-                monkeypatch.setattr("job.store.on_point", None)
+                monkeypatch.setattr("job.store.store.on_point", None)
             else:
                 break
             try:
@@ -161,7 +161,7 @@ class TestAgainstMoves:
                 commit_in_order(other, folder, "a", "z")
                 apply_retention(other, keep_runs=1, keep_versions=1)
 
-        monkeypatch.setattr("job.store.on_point", act)
+        monkeypatch.setattr("job.store.store.on_point", act)
         pointer = promote(store, "a")
         assert passes == []
         assert published.read_files(store, champion.commit_of(store, pointer))
@@ -179,7 +179,7 @@ class TestAgainstMoves:
                     promote(other, "a")
 
         commit_in_order(store, folder, "a", "z")
-        monkeypatch.setattr("job.store.on_point", act)
+        monkeypatch.setattr("job.store.store.on_point", act)
         apply_retention(store, keep_runs=1, keep_versions=1)
         assert passes == []
         assert champion.read_newest(store, MODEL) is None
@@ -209,7 +209,7 @@ class TestVersions:
         for run in ("a", "b", "c"):
             finish_layout(store, promote(store, run))
         points: list[str] = []
-        monkeypatch.setattr("job.store.on_point", points.append)
+        monkeypatch.setattr("job.store.store.on_point", points.append)
         apply_retention(store, keep_runs=9, keep_versions=1)
         deleted = [point.removeprefix("after delete ") for point in points if point.startswith("after delete ")]
         assert deleted == [

@@ -12,8 +12,8 @@ from job.errors import IntegrityError
 from job.fetch import fetch_champion
 from job.retention import apply_retention, remove_runs
 from job.serving import check_layout, finish_champions_layout, finish_layout, is_whole
-from job.store import Store, open_store
-from job.store_file import FolderBackend
+from job.store.folder import FolderBackend
+from job.store.store import Store, open_store
 from tests.job.committed_runs import commit_run
 
 MODEL = "plain"
@@ -38,7 +38,7 @@ def test_layout_is_the_committed_model_with_the_file_that_makes_it_loadable_last
 ) -> None:
     pointer = promote(store, "a")
     points: list[str] = []
-    monkeypatch.setattr("job.store.on_point", points.append)
+    monkeypatch.setattr("job.store.store.on_point", points.append)
     finish_layout(store, pointer)
     created = [point.removeprefix("after create ") for point in points if point.startswith("after create ")]
     assert set(created) == FILES
@@ -51,7 +51,7 @@ def test_whole_layout_is_not_written_again(store: Store, monkeypatch: pytest.Mon
     pointer = promote(store, "a")
     finish_layout(store, pointer)
     points: list[str] = []
-    monkeypatch.setattr("job.store.on_point", points.append)
+    monkeypatch.setattr("job.store.store.on_point", points.append)
     finish_layout(store, pointer)
     assert points == []
 
@@ -65,12 +65,12 @@ def test_last_file_of_a_version_that_was_removed_meanwhile_is_not_left_behind(
 
     def act(point: str) -> None:
         if point == f"before create {last}":
-            monkeypatch.setattr("job.store.on_point", None)
+            monkeypatch.setattr("job.store.store.on_point", None)
             finish_layout(other, pointer)
             finish_layout(other, promote(other, "b"))
             apply_retention(other, keep_runs=9, keep_versions=1)
 
-    monkeypatch.setattr("job.store.on_point", act)
+    monkeypatch.setattr("job.store.store.on_point", act)
     finish_layout(store, pointer)
     assert store.list_objects("models/plain/versions/1/") == []
     assert is_whole(store, MODEL, version=2)
@@ -111,11 +111,11 @@ def test_layout_that_was_cut_off_anywhere_is_not_whole_and_is_repaired(
             if len(seen) > number:
                 raise Killed(point)
 
-        monkeypatch.setattr("job.store.on_point", kill)
+        monkeypatch.setattr("job.store.store.on_point", kill)
         try:
             finish_layout(store, pointer)
         except Killed:
-            monkeypatch.setattr("job.store.on_point", None)
+            monkeypatch.setattr("job.store.store.on_point", None)
             if is_whole(store, MODEL, version=1):
                 assert check_layout(store, pointer) == 2
             else:

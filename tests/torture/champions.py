@@ -13,13 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from job import champion, publish, published, serving, store
+from job import champion, publish, published, serving
 from job.errors import ConflictError, JobError
 from job.gate import Gate
 from job.promotion import Rules
 from job.retention import apply_retention
-from job.store import Store, TransientError
-from job.store_file import FolderBackend
+from job.store import store
+from job.store.folder import FolderBackend
+from job.store.store import Store, TransientError
 from tests.job.committed_runs import commit_run
 from tests.torture.campaign import Campaign, Result, Trial
 from tests.torture.checks import TrialFailed, objects_of_folder

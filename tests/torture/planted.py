@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job import champion, checkpoint, garbage, pipeline, publish, retention, serving, store_file
+from job import champion, checkpoint, garbage, pipeline, publish, retention, serving
 from job.contract import attempt_prefix, commit_key
 from job.gate import Gate
 from job.identity import sha256_hex
-from job.store import AlreadyExists, Store, point
+from job.store import folder
+from job.store.store import AlreadyExists, Store, point
 
 ENVIRONMENT = "TORTURE_PLANT"
 
@@ -64,21 +65,21 @@ def _order_depends_on_attempt() -> None:
 
 def _commit_replaces() -> None:
     """The last one to commit wins."""
-    create = store_file.FolderBackend.create
+    create = folder.FolderBackend.create
 
-    def create_or_replace(self: store_file.FolderBackend, key: str, data: bytes) -> None:
+    def create_or_replace(self: folder.FolderBackend, key: str, data: bytes) -> None:
         if key == commit_key("r"):
             self.put(key, data)
         else:
             create(self, key, data)
 
-    type.__setattr__(store_file.FolderBackend, "create", create_or_replace)
+    type.__setattr__(folder.FolderBackend, "create", create_or_replace)
 
 
 def _write_in_place() -> None:
     """No temporary file: a kill in the middle leaves half an object under its final name."""
 
-    def create(self: store_file.FolderBackend, key: str, data: bytes) -> None:
+    def create(self: folder.FolderBackend, key: str, data: bytes) -> None:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -90,7 +91,7 @@ def _write_in_place() -> None:
         except FileExistsError as error:
             raise AlreadyExists(key) from error
 
-    type.__setattr__(store_file.FolderBackend, "create", create)
+    type.__setattr__(folder.FolderBackend, "create", create)
 
 
 def _interruptions_forgotten() -> None:
@@ -108,7 +109,7 @@ def _interruptions_forgotten() -> None:
 
 def _folders_not_synced() -> None:
     """New names are left to the file system."""
-    vars(store_file)["fsync_folder"] = lambda folder: None
+    vars(folder)["fsync_folder"] = lambda folder: None
 
 
 def _files_not_synced() -> None:
@@ -118,20 +119,20 @@ def _files_not_synced() -> None:
         if Path(f"/proc/self/fd/{descriptor}").is_dir():
             os.fsync(descriptor)
 
-    vars(store_file)["os"] = SimpleNamespace(**{**vars(os), "fsync": fsync_folders_only})
+    vars(folder)["os"] = SimpleNamespace(**{**vars(os), "fsync": fsync_folders_only})
 
 
 def _champion_replaces() -> None:
     """Who moves last has moved."""
-    create = store_file.FolderBackend.create
+    create = folder.FolderBackend.create
 
-    def create_or_replace(self: store_file.FolderBackend, key: str, data: bytes) -> None:
+    def create_or_replace(self: folder.FolderBackend, key: str, data: bytes) -> None:
         if "/champion/" in key:
             self.put(key, data)
         else:
             create(self, key, data)
 
-    type.__setattr__(store_file.FolderBackend, "create", create_or_replace)
+    type.__setattr__(folder.FolderBackend, "create", create_or_replace)
 
 
 def _move_without_claim() -> None:

@@ -28,7 +28,7 @@ from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityEr
 from job.observe.termination import Status
 from job.protocol import Workload
 from job.retention import apply_retention
-from job.store import Store
+from job.store.store import Store
 from tests.job.committed_runs import content_of, files_of
 from tests.torture import simulated_time
 from tests.torture.campaign import Campaign, Result, Trial

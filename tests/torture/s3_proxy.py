@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from tests.job.s3_faults import Fault, FaultyS3, Handler
+from tests.job.store.s3_faults import Fault, FaultyS3, Handler
 
 _RULES_PATH = "/__rules__"
 _HOP_BY_HOP = ("connection", "content-length", "transfer-encoding", "keep-alive", "host", "server", "date")

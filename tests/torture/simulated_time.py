@@ -5,8 +5,9 @@ from datetime import UTC, datetime, tzinfo
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from job import champion, champion_commands, checkpoint, gate, publish, retention, store
-from job.store import Store
+from job import champion, champion_commands, checkpoint, gate, publish, retention
+from job.store import store
+from job.store.store import Store
 from tests.torture.simulation import World
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ import socket
 import time
 from dataclasses import replace
 
-from tests.job.s3_faults import RESET, RESET_AFTER_STORING, SILENCE, SILENCE_AFTER_STORING, Fault, reply
+from tests.job.store.s3_faults import RESET, RESET_AFTER_STORING, SILENCE, SILENCE_AFTER_STORING, Fault, reply
 from tests.torture import plain
 from tests.torture.campaign import Campaign, Result, Trial
 from tests.torture.checks import Objects, TrialFailed, check_same, objects_of_bucket

@@ -115,9 +115,9 @@ def test_failure_is_replayed_by_its_seed_and_number(bug: str, name: str) -> None
 @pytest.mark.tf
 def test_real_run_has_no_point_that_is_never_killed_at(tmp_path: Path) -> None:
     script = (
-        "import sys, job.store\n"
+        "import sys, job.store.store\n"
         "log = open('points', 'a', buffering=1)\n"
-        "job.store.on_point = lambda point: log.write(point + chr(10))\n"
+        "job.store.store.on_point = lambda point: log.write(point + chr(10))\n"
         "sys.argv[0] = 'mnist-job'\n"
         "import job.__main__\n"
         "job.__main__.main()\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from job.errors import AccessDeniedError, ConfigError, NotFoundError, UnavailableError
-from job.store import AlreadyExists, Entry, Store, TransientError, is_store_uri, open_store
-from job.store_file import FolderBackend, folder_of
+from job.store.folder import FolderBackend, folder_of
+from job.store.store import AlreadyExists, Entry, Store, TransientError, is_store_uri, open_store
 from tests.conftest import S3, RunJob, skip_or_fail
 
 _REPOSITORY = Path(__file__).parent.parent.parent

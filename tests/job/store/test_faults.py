@@ -10,9 +10,9 @@ from types import FrameType
 import pytest
 
 from job.errors import AccessDeniedError, ConfigError, JobError, NotFoundError, UnavailableError
-from job.store import Store, open_store
+from job.store.store import Store, open_store
 from tests.conftest import RunJob
-from tests.job.s3_faults import (
+from tests.job.store.s3_faults import (
     BUCKET,
     RESET,
     RESET_AFTER_STORING,
@@ -45,7 +45,7 @@ VERBS: dict[str, tuple[str, Callable[[Store], object]]] = {
 @pytest.fixture(autouse=True)
 def _canaries(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Credentials that may appear in no log line of any test here; obstore reads them from the environment itself."""
-    monkeypatch.setattr("job.store._FIRST_BACKOFF_SECONDS", 0.02)
+    monkeypatch.setattr("job.store.store._FIRST_BACKOFF_SECONDS", 0.02)
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
     with caplog.at_level(logging.DEBUG):

@@ -262,13 +262,13 @@ def open_store(
     """
     backend: Backend
     if uri.startswith("file:"):
-        from job.store_file import FolderBackend, folder_of
+        from job.store.folder import FolderBackend, folder_of
 
         folder = folder_of(uri)
         backend = FolderBackend(folder)
         uri = f"file:{folder}"
     else:
-        from job.store_cloud import CloudBackend
+        from job.store.cloud import CloudBackend
 
         backend = CloudBackend(
             uri,

@@ -25,7 +25,7 @@ from obstore.exceptions import (
 from obstore.store import from_url
 
 from job.errors import AccessDeniedError, ConfigError, NotFoundError
-from job.store import AlreadyExists, Entry, TransientError
+from job.store.store import AlreadyExists, Entry, TransientError
 
 # Any one complete group is enough; read by obstore itself, listed here to refuse early and by name.
 _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {

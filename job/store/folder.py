@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from job.errors import AccessDeniedError, ConfigError, NotFoundError, UnavailableError
-from job.store import AlreadyExists, Entry, TransientError, point
+from job.store.store import AlreadyExists, Entry, TransientError, point
 
 TEMPORARY_PREFIX = ".tmp-"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
