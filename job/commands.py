@@ -159,7 +159,7 @@ def _logs(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def _prepare_data(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.mirror import prepare_mirror
+    from job.datasets.mirror import prepare_mirror
     from job.run import choose_cache_dir, open_configured_store
 
     target, dataset = line.options.to, loaded.config.data.dataset
@@ -183,7 +183,7 @@ def _check_data(line: CommandLine, loaded: LoadedConfig) -> int:
 
     config = loaded.config
     if config.data.source == "tfds":
-        from job.tfds_source import check_manual_dir, is_prepared, probe
+        from job.datasets.tfds import check_manual_dir, is_prepared, probe
 
         if is_prepared(config.data.dataset, cache_dir=choose_cache_dir(config, environ=os.environ)):
             print(f"{config.data.name}: a prepared copy is in the cache")
@@ -194,7 +194,7 @@ def _check_data(line: CommandLine, loaded: LoadedConfig) -> int:
             probe(config.data.dataset, seconds=line.options.timeout)
             print(f"{config.data.name}: the download can be reached")
     else:
-        from job.datasets import load_dataset
+        from job.datasets.dataset import load_dataset
 
         data = load_dataset(
             config.data,

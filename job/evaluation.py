@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.datasets import Images, Labels
+from job.datasets.dataset import Images, Labels
 from job.errors import TrainingError
 
 Probabilities = NDArray[np.float32]

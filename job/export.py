@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.datasets import Images
+from job.datasets.dataset import Images
 from job.errors import IntegrityError
 from job.evaluation import Probabilities, preprocess
 

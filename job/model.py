@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from job.config import ModelSection, TrainSection
-from job.datasets import import_function
+from job.datasets.dataset import import_function
 from job.errors import ConfigError
 
 MOMENTUM = 0.9

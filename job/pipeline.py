@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.datasets import Images, Labels
+from job.datasets.dataset import Images, Labels
 
 MAX_STEPS_PER_CHUNK = 67
 """The grain at which signals are seen: tens of milliseconds of MNIST. Results do not depend on it."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from job.config import PromotionSection
-from job.datasets import Labels
+from job.datasets.dataset import Labels
 
 Verdict = Literal["promoted", "same", "refused"]
 

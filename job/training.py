@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from job import evaluation, pipeline
 from job.checkpoint import Checkpoint
 from job.checkpoint_writer import CheckpointWriter
-from job.datasets import Labels
+from job.datasets.dataset import Labels
 from job.identity import canonical_json
 from job.ledger import Ledger
 from job.logs import emit

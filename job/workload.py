@@ -12,7 +12,7 @@ import numpy as np
 from job import cluster, evaluation, export, identity, pipeline
 from job.attempt import Device
 from job.config import Config
-from job.datasets import LoadedDataset, evaluation_digest_of, load_dataset
+from job.datasets.dataset import LoadedDataset, evaluation_digest_of, load_dataset
 from job.logs import emit, warn
 from job.model import build_model, build_optimizer, model_input_shape
 from job.observe.phases import Phases

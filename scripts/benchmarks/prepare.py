@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.task import NUM_CLASSES, SEED, permutation, read_split, require
 from job.config import ModelSection
-from job.datasets import Dataset, to_canonical
+from job.datasets.dataset import Dataset, to_canonical
 from job.model import build_model
 from job.pipeline import epoch_order
 

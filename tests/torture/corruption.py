@@ -14,9 +14,9 @@ from random import Random
 import numpy as np
 from safetensors.numpy import load, save
 
-from job import idx
 from job.config import DataSection
-from job.datasets import load_dataset
+from job.datasets import idx
+from job.datasets.dataset import load_dataset
 from job.errors import IntegrityError
 from tests.conftest import IDX_FILES, to_idx
 from tests.torture import plain

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from job.config import DataSection
-from job.datasets import LoadedDataset, load_dataset
+from job.datasets.dataset import LoadedDataset, load_dataset
+from job.datasets.idx import FILES, load_idx
 from job.errors import AccessDeniedError, IntegrityError, JobError, NotFoundError
-from job.idx import FILES, load_idx
 from job.store.store import Store, open_store
 from tests.conftest import IDX_FILES, S3, RunJob, to_idx
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from job.datasets import Dataset, plain_copy_path, read_plain_copy
+from job.datasets.dataset import Dataset, plain_copy_path, read_plain_copy
 from job.errors import AccessDeniedError, IntegrityError, JobError, NotFoundError, UnavailableError
 from job.logs import emit
 

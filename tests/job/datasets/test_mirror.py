@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from job.datasets.idx import load_idx
+from job.datasets.mirror import prepare_mirror
 from job.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
-from job.idx import load_idx
-from job.mirror import prepare_mirror
 from job.store.store import Store, open_store
 from tests.conftest import IDX_FILES, S3, RunJob
 

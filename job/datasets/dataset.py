@@ -185,11 +185,11 @@ def _limit(dataset: Dataset, config: DataSection) -> Dataset:
 
 def _from_source(config: DataSection, *, open_folder: Callable[[str], Store | Path]) -> Dataset:
     if config.source == "digits":
-        from job.digits import load_digits
+        from job.datasets.digits import load_digits
 
         return load_digits()
     if config.source == "idx":
-        from job.idx import load_idx
+        from job.datasets.idx import load_idx
 
         assert config.uri is not None  # the config's own check
         return load_idx(open_folder(config.uri), dataset=config.dataset)
@@ -197,7 +197,7 @@ def _from_source(config: DataSection, *, open_folder: Callable[[str], Store | Pa
     made = import_function(config.source, field="data.source")()
     if not isinstance(made, Dataset):
         raise ConfigError(
-            f"data.source: {config.source} must return job.datasets.Dataset, received {type(made).__name__}"
+            f"data.source: {config.source} must return job.datasets.dataset.Dataset, received {type(made).__name__}"
         )
     return made
 
@@ -224,7 +224,7 @@ def _through_cache(config: DataSection, *, cache_dir: Path) -> tuple[Dataset, st
     copy = read_plain_copy(path)
     if copy:
         return copy
-    from job.tfds_source import load_tfds
+    from job.datasets.tfds import load_tfds
 
     dataset = to_canonical(load_tfds(config.dataset, cache_dir=cache_dir, manual_dir=config.uri))
     digest = digest_of(dataset)

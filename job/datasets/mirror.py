@@ -3,8 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from job.datasets.idx import FILES, PINNED_SHA256, read_files
 from job.errors import ConfigError, ConflictError, NotFoundError
-from job.idx import FILES, PINNED_SHA256, read_files
 from job.store.store import Store
 
 
@@ -30,7 +30,7 @@ def prepare_mirror(store: Store, *, dataset: str, source: Path | None, cache_dir
 
 def _download(dataset: str, *, cache_dir: Path) -> dict[str, bytes]:
     """The files as tensorflow-datasets downloaded them, found by their checksum."""
-    from job.tfds_source import load_tfds
+    from job.datasets.tfds import load_tfds
 
     load_tfds(dataset, cache_dir=cache_dir, manual_dir=None)
     by_sha256 = {}

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from job.datasets.idx import load_idx
+from job.datasets.tfds import is_prepared, load_tfds, probe
 from job.errors import NotFoundError, UnavailableError
-from job.idx import load_idx
-from job.tfds_source import is_prepared, load_tfds, probe
 from tests.conftest import IDX_FILES, RunJob, job_environment
 
 _REPOSITORY = Path(__file__).parent.parent.parent
@@ -109,7 +109,7 @@ def prepared(cache: Path, mnist_dir: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.tf
 class TestPreparing:
     def test_digest_equals_that_of_the_idx_files(self, prepared: dict[str, dict[str, Any]], mnist_dir: Path) -> None:
-        from job.datasets import digest_of, to_canonical
+        from job.datasets.dataset import digest_of, to_canonical
 
         first = prepared["first"]
         assert (first["name"], first["examples"]) == ("mnist", 60000)

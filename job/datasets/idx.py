@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from job.datasets import Dataset
+from job.datasets.dataset import Dataset
 from job.errors import AccessDeniedError, IntegrityError, NotFoundError, UnavailableError
 from job.logs import warn
 from job.store.store import Store

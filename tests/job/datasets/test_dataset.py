@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.config import DataSection
-from job.datasets import Dataset, LoadedDataset, digest_of, load_dataset, plain_copy_path, to_canonical
+from job.datasets.dataset import Dataset, LoadedDataset, digest_of, load_dataset, plain_copy_path, to_canonical
 from job.errors import ConfigError, IntegrityError
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -248,7 +248,7 @@ class TestPlainCopy:
             calls.append(name)
             return make_dataset()
 
-        monkeypatch.setattr("job.tfds_source.load_tfds", load_tfds)
+        monkeypatch.setattr("job.datasets.tfds.load_tfds", load_tfds)
         return calls
 
     def test_second_load_reads_the_copy(self, calls: list[str], tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from job.config import DataSection
-from job.datasets import load_dataset
-from job.digits import FILE_NAME, load_digits
+from job.datasets.dataset import load_dataset
+from job.datasets.digits import FILE_NAME, load_digits
 from job.errors import IntegrityError
 
 
 def shipped() -> bytes:
-    return importlib.resources.files("job.digits").joinpath(FILE_NAME).read_bytes()
+    return importlib.resources.files("job.datasets.digits").joinpath(FILE_NAME).read_bytes()
 
 
 def test_digits_are_whole_and_split_80_to_20() -> None:
@@ -55,6 +55,6 @@ def test_file_is_the_pinned_one() -> None:
 
 def test_altered_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / FILE_NAME).write_bytes(shipped()[:-1] + b"\1")
-    monkeypatch.setattr("job.digits.importlib.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("job.datasets.digits.importlib.resources.files", lambda package: tmp_path)
     with pytest.raises(IntegrityError, match=rf"{FILE_NAME} in the package is not the shipped file; install"):
         load_digits()

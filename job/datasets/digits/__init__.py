@@ -12,7 +12,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from job.datasets import Dataset
+from job.datasets.dataset import Dataset
 from job.errors import IntegrityError
 
 FILE_NAME = "digits.csv.gz"

@@ -1,0 +1,1 @@
+"""Verified examples from anywhere, in one canonical order with one digest."""
