@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
-from job import contract, publish
+from job import contract
 from job.config import Config
 from job.errors import ConflictError, IntegrityError, NotFoundError
-from job.identity import canonical_json
+from job.runs import write
+from job.runs.identity import canonical_json
 from job.store.store import Store
 
 FORMAT = 1
@@ -218,7 +219,7 @@ def commit_of(store: Store, pointer: Pointer) -> dict[str, Any]:
         IntegrityError: it is not there.
     """
     try:
-        commit = publish.read_commit(store, pointer.run)
+        commit = write.read_commit(store, pointer.run)
     except ConflictError as error:
         raise IntegrityError(f"{_describe(pointer)} was removed; {_ADVICE}") from error
     if commit is None:
@@ -274,7 +275,7 @@ def _carry_best(
 
 def _parse(data: bytes, *, model: str, version: int) -> Pointer:
     key = contract.champion_key(model, version=version)
-    record = publish.parse_object(data, key=key)
+    record = write.parse_object(data, key=key)
     names = {field.name for field in fields(Pointer)}
     missing = names - record.keys()
     if (

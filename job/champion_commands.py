@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from job import champion, contract, logs, publish, published, serving
+from job import champion, contract, logs, serving
 from job.champion import Committed, Pointer
 from job.cli import CommandLine
 from job.config_sources import LoadedConfig
 from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, JobError, NotFoundError
 from job.gate import Gate, read_gate
 from job.promotion import Rules
+from job.runs import read, write
 from job.store.store import Store
 
 BY_HAND = "by hand"
@@ -27,8 +28,8 @@ def promote(line: CommandLine, loaded: LoadedConfig, *, store: Store, commit: Ma
     config, options = loaded.config, line.options
     model = champion.model_name(config, dataset=str(commit["dataset"].get("name")))
     gate = Gate(store=store, model=model, rules=Rules.of(config.promotion), who=_who(), reevaluate=None)
-    published.read_files(store, commit)  # what is promoted by hand has to be whole
-    to = Committed.of(commit, created=published.created_at(store, commit))
+    read.read_files(store, commit)  # what is promoted by hand has to be whole
+    to = Committed.of(commit, created=read.created_at(store, commit))
     while True:  # each turn more is a move that somebody else has made
         newest = champion.read_newest(store, model)
         if newest and newest.run == to.run:
@@ -68,12 +69,12 @@ def rollback(line: CommandLine, loaded: LoadedConfig, *, store: Store) -> int:
         raise champion.no_champion(store, model)
     earlier = _choose_earlier(moves, newest, wanted=line.options.to)
     commit = champion.commit_of(store, earlier)
-    published.read_files(store, commit)  # what is served next has to be whole
+    read.read_files(store, commit)  # what is served next has to be whole
     moved = champion.move(
         store,
         model,
         before=newest,
-        to=Committed.of(commit, created=published.created_at(store, commit)),
+        to=Committed.of(commit, created=read.created_at(store, commit)),
         by="rollback",
         who=_who(),
         why=line.options.why or BY_HAND,
@@ -205,16 +206,16 @@ def _row(store: Store, run_id: str, moves: Mapping[str, list[tuple[Pointer, bool
     """One run; None when retention removed it."""
     state, record, gate = "unfinished", {}, None
     try:
-        standing = publish.read_standing(store, run_id)
+        standing = write.read_standing(store, run_id)
         if standing is not None:
-            record, state = standing, "abandoned" if publish.is_abandoned(standing) else "committed"
+            record, state = standing, "abandoned" if write.is_abandoned(standing) else "committed"
             gate = read_gate(store, run_id)
         elif store.get(contract.run_key(run_id)) is None:
             state = "not started"
     except IntegrityError as error:
         state = "damaged"
         logs.warn("commit.damaged", run_of_commit=run_id, reason=str(error))
-    if state == "abandoned" and publish.is_removed(record):
+    if state == "abandoned" and write.is_removed(record):
         return None
     metrics, served = record.get("metrics", {}), [pointer for pointer, is_now in moves.get(run_id, []) if is_now]
     return {

@@ -135,7 +135,7 @@ def _show(line: CommandLine, loaded: LoadedConfig) -> int:
 def _report(line: CommandLine, loaded: LoadedConfig) -> int:
     from job.gate import read_gate
     from job.observe.report import REPORT_FILE, make_report, write_report
-    from job.published import read_metrics
+    from job.runs.read import read_metrics
 
     store, run_id = _open_store(loaded), line.options.run
     commit = _read_commit(store, run_id, wait_seconds=0.0)
@@ -270,7 +270,7 @@ def _open_store(loaded: LoadedConfig) -> Store:
 
 
 def _read_commit(store: Store, run_id: str, *, wait_seconds: float) -> dict[str, Any]:
-    from job.publish import read_commit
+    from job.runs.write import read_commit
 
     _checked_run_id(run_id)
     record = _wait_for(lambda: read_commit(store, run_id), seconds=wait_seconds)

@@ -10,7 +10,7 @@ import shutil
 import time
 from pathlib import Path
 
-from job import champion, published
+from job import champion
 from job.champion import Pointer
 from job.store.folder import fsync_folder
 from job.store.store import Store, point
@@ -29,7 +29,7 @@ def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Poin
 
     def read(newest: Pointer) -> tuple[Pointer, dict[str, bytes] | None]:
         is_there = (folder / str(newest.version)).is_dir()
-        return newest, None if is_there else published.read_model(store, champion.commit_of(store, newest))
+        return newest, None if is_there else read.read_model(store, champion.commit_of(store, newest))
 
     found = champion.use_newest(store, model, read)
     if found is None:

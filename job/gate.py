@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from job import champion, publish, published
+from job import champion
 from job.champion import Committed, Pointer
 from job.contract import gate_key
 from job.errors import IntegrityError
-from job.identity import canonical_json
 from job.logs import emit, warn
 from job.promotion import Candidate, Champion, Decision, Rules, decide
-from job.published import Predictions
+from job.runs import read, write
+from job.runs.identity import canonical_json
+from job.runs.read import Predictions
 from job.store.store import Store
 
 FORMAT = 1
@@ -53,7 +54,7 @@ class Gate:
         standing = read_gate(self.store, run)
         if standing is None:
             record = self._decide_and_move(commit)
-            standing = publish.parse_object(self.store.create(gate_key(run), canonical_json(record)), key=gate_key(run))
+            standing = write.parse_object(self.store.create(gate_key(run), canonical_json(record)), key=gate_key(run))
         else:
             record = self._own_move(commit) or standing
         if record["verdict"] == "promoted" and standing != record:
@@ -65,8 +66,8 @@ class Gate:
 
     def assess(self, commit: Mapping[str, Any], newest: Pointer | None) -> dict[str, Any]:
         """What the gate says about a run beside that champion; changes nothing."""
-        created = published.created_at(self.store, commit)
-        predictions = published.read_predictions(self.store, commit)
+        created = read.created_at(self.store, commit)
+        predictions = read.read_predictions(self.store, commit)
         candidate = Candidate(
             run=str(commit["run"]),
             created=created,
@@ -79,7 +80,7 @@ class Gate:
         return self._to_record(decide(candidate, facts, rules=self.rules), commit=commit, newest=newest)
 
     def _decide_and_move(self, commit: Mapping[str, Any]) -> dict[str, Any]:
-        to = Committed.of(commit, created=published.created_at(self.store, commit))
+        to = Committed.of(commit, created=read.created_at(self.store, commit))
         while True:  # each turn more is a move that somebody else has made
             newest = champion.read_newest(self.store, self.model)
             own = self._own_move(commit)  # after the newest was read: no move up to that one is missed
@@ -88,7 +89,7 @@ class Gate:
             try:
                 record = self.assess(commit, newest)
             except IntegrityError:
-                publish.read_commit(self.store, to.run)  # says so when retention has removed this very run
+                write.read_commit(self.store, to.run)  # says so when retention has removed this very run
                 if champion.read_newest(self.store, self.model) == newest:
                     raise
                 continue  # the champion that was read was removed since: there is a newer one
@@ -113,12 +114,12 @@ class Gate:
         predicted = None
         if newest.dataset == commit["dataset"].get("name") and newest.weights_digest != commit["weights_digest"]:
             standing = champion.commit_of(self.store, newest)
-            of_champion = published.read_predictions(self.store, standing)
+            of_champion = read.read_predictions(self.store, standing)
             if digest is not None and newest.evaluation_digest == digest:
                 predicted = of_champion.probabilities.argmax(1)
             elif self.reevaluate and _are_alike(of_champion, predictions):
                 emit("gate.reevaluate", champion=newest.run, reason="it was scored on another test split")
-                predicted = self.reevaluate(published.read_model(self.store, standing)).argmax(1)
+                predicted = self.reevaluate(read.read_model(self.store, standing)).argmax(1)
         return Champion(
             run=newest.run,
             created=newest.created,
@@ -153,7 +154,7 @@ def read_gate(store: Store, run_id: str) -> dict[str, Any] | None:
         IntegrityError: it is there and cannot be read.
     """
     data = store.get(gate_key(run_id))
-    return publish.parse_object(data, key=gate_key(run_id)) if data is not None else None
+    return write.parse_object(data, key=gate_key(run_id)) if data is not None else None
 
 
 def _are_alike(one: Predictions, other: Predictions) -> bool:

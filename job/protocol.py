@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from job.attempt import Device
 from job.config import Config
 from job.evaluation import Probabilities, Scores
 from job.observe.phases import Phases
+from job.runs.lineage import Device
 from job.training import Training
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
-from job.attempt import bits_depend_on
 from job.config import Config
 from job.config_sources import parse_flags
 from job.contract import ENV_PREFIX, ExitCode
 from job.errors import ConflictError, IntegrityError
-from job.publish import read_commit
 from job.run import open_configured_store
+from job.runs.lineage import bits_depend_on
+from job.runs.write import read_commit
 
 _DIGESTS = ("result_digest", "weights_digest", "state_digest")
 _OWN_SECTIONS = ("run.", "store.", "promotion.")

@@ -9,9 +9,10 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterable
 
-from job import champion, contract, publish
+from job import champion, contract
 from job.errors import IntegrityError, JobError
 from job.logs import emit, warn
+from job.runs import write
 from job.serving import LAST_FILE, list_layouts, newest_loadable
 from job.store.store import Entry, Store
 
@@ -65,7 +66,7 @@ def _may_become_champion(store: Store, run_id: str) -> bool:
 
 
 def _remove_run(store: Store, run_id: str) -> None:
-    publish.remove_commit(store, run_id)
+    write.remove_commit(store, run_id)
     gone = [entry for entry in store.list_objects(contract.run_prefix(run_id)) if not _closes(run_id, entry.key)]
     for entry in gone:
         store.delete(entry.key)
@@ -86,13 +87,13 @@ def _old_runs(store: Store, *, keep: int) -> list[str]:
     with_result, cut_off = [], []
     for run_id in sorted(committed, key=lambda run_id: (committed[run_id], run_id), reverse=True):
         try:
-            standing = publish.read_standing(store, run_id)
+            standing = write.read_standing(store, run_id)
         except IntegrityError as error:  # a COMMIT that cannot be read is for a person to look at
             warn("retention.skipped", run_skipped=run_id, reason=str(error))
             continue
-        if standing and not publish.is_abandoned(standing):
+        if standing and not write.is_abandoned(standing):
             with_result.append(run_id)
-        elif standing and publish.is_removed(standing):
+        elif standing and write.is_removed(standing):
             cut_off.append(run_id)
     return cut_off + with_result[keep:]
 

@@ -10,14 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from job import champion, contract, identity, publish, published, serving
-from job import checkpoint as checkpoints
-from job.attempt import Device, bits_depend_on, describe_attempt
+from job import champion, contract, serving
 from job.champion import Pointer
-from job.checkpoint_writer import CheckpointWriter, Schedule
 from job.config import Config
 from job.gate import Gate
-from job.ledger import Ledger
 from job.logs import emit
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
@@ -27,6 +23,11 @@ from job.observe.termination import Status
 from job.promotion import Rules
 from job.protocol import Prepared, Results, Workload
 from job.retention import apply_retention
+from job.runs import checkpoint as checkpoints
+from job.runs import identity, read, write
+from job.runs.checkpoint_writer import CheckpointWriter, Schedule
+from job.runs.goodput import Ledger
+from job.runs.lineage import Device, bits_depend_on, describe_attempt
 from job.signals import StopSignal
 from job.store.store import Store, Traffic, is_store_uri, open_store
 from job.training import Training
@@ -89,10 +90,10 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
         if unchanged:
             return unchanged
     with phases("store"):
-        result_digest = publish.claim_run(store, status.run, inputs=prepared.inputs, config=settings)
-        committed = publish.read_commit(store, status.run)
+        result_digest = write.claim_run(store, status.run, inputs=prepared.inputs, config=settings)
+        committed = write.read_commit(store, status.run)
         if committed is not None:
-            publish.check_same_result(committed, run_id=status.run, result_digest=result_digest)
+            write.check_same_result(committed, run_id=status.run, result_digest=result_digest)
     if committed is not None:
         return finish(config, store, committed, around=around, workload=workload)
     with phases("store"):
@@ -113,10 +114,10 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
             "bit_identical": ledger.is_bit_identical,
             "chain": ledger.chain,
         }
-        files = {**results.files, published.METRICS_FILE: _to_metrics_file(results, training=training, record=record)}
-        stored += publish.upload(store, status.run, attempt_id=status.attempt, files=files)
+        files = {**results.files, read.METRICS_FILE: _to_metrics_file(results, training=training, record=record)}
+        stored += write.upload(store, status.run, attempt_id=status.attempt, files=files)
         content = {
-            "format": publish.FORMAT,
+            "format": write.FORMAT,
             "run": status.run,
             "attempt": status.attempt,
             "committed": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -135,7 +136,7 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
             "config_digest": identity.sha256_hex(identity.canonical_json(settings)),
             "lineage": attempt,
         }
-        standing = publish.commit(store, status.run, content=content | record)
+        standing = write.commit(store, status.run, content=content | record)
     key, is_new = contract.commit_key(status.run), standing["attempt"] == status.attempt
     emit("commit.done", key=key, weights_digest=standing["weights_digest"], is_new=is_new)
     return finish(config, store, standing, around=around, workload=workload)
@@ -187,7 +188,7 @@ def _find_unchanged(config: Config, store: Store, *, around: Surroundings, prepa
             return None
         standing = champion.commit_of(store, newest)
         is_same_image = standing.get("lineage", {}).get("image") == around.pod.image
-        if not is_same_image or standing["result_digest"] != publish.digest_of_inputs(prepared.inputs):
+        if not is_same_image or standing["result_digest"] != write.digest_of_inputs(prepared.inputs):
             return None
         serving.finish_layout(store, newest)
         around.status.champion_accuracy = newest.accuracy
@@ -217,26 +218,26 @@ def finish(
         if newest:
             status.champion_accuracy = newest.accuracy
     with around.phases("clean_up"):
-        publish.clean_up(store, standing)
+        write.clean_up(store, standing)
         apply_retention(store, **config.retention.model_dump())
     return replace(outcome, gate=gate)
 
 
 def _register_attempt(
     store: Store, around: Surroundings, *, device: Device
-) -> tuple[dict[str, Any], list[publish.StoredFile]]:
+) -> tuple[dict[str, Any], list[write.StoredFile]]:
     """Write attempt.json under an id that is free; returns its content and what was stored."""
     status = around.status
-    status.attempt = publish.free_attempt_id(store, status.run, wanted=status.attempt)
+    status.attempt = write.free_attempt_id(store, status.run, wanted=status.attempt)
     attempt = describe_attempt(
         around.pod, run_id=status.run, attempt_id=status.attempt, device=device, environ=around.environ
     )
-    files = {publish.ATTEMPT_FILE: identity.canonical_json(attempt)}
-    return attempt, publish.upload(store, status.run, attempt_id=status.attempt, files=files)
+    files = {write.ATTEMPT_FILE: identity.canonical_json(attempt)}
+    return attempt, write.upload(store, status.run, attempt_id=status.attempt, files=files)
 
 
 def _open_ledger(store: Store, around: Surroundings, *, attempt: Mapping[str, Any]) -> Ledger:
-    started_seconds = publish.list_attempts(store, around.status.run)
+    started_seconds = write.list_attempts(store, around.status.run)
     ledger = Ledger(
         phases=around.phases,
         attempt=around.status.attempt,

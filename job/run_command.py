@@ -5,11 +5,9 @@ import sys
 from typing import Any
 
 from job import __version__, champion, contract, logs
-from job.attempt import make_attempt_id
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.errors import GateRefusedError
-from job.identity import make_run_id
 from job.observe import exposition
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
@@ -18,8 +16,10 @@ from job.observe.report import REPORT_FILE, make_report
 from job.observe.stored_logs import StoredLog
 from job.observe.summary import print_summary
 from job.observe.termination import Status, choose_path
-from job.published import read_metrics
 from job.run import Outcome, Surroundings, open_configured_store, peak_memory_bytes, run
+from job.runs.identity import make_run_id
+from job.runs.lineage import make_attempt_id
+from job.runs.read import read_metrics
 from job.signals import StopSignal
 from job.workload import KerasWorkload
 

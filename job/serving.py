@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from job import champion, published
+from job import champion
 from job.champion import Pointer
 from job.contract import version_prefix, versions_prefix
 from job.errors import IntegrityError
 from job.logs import emit
+from job.runs import read
 from job.store.store import Entry, Store
 
 LAST_FILE = "saved_model.pb"
@@ -30,7 +31,7 @@ def finish_layout(store: Store, pointer: Pointer) -> None:
     prefix = version_prefix(pointer.model, version=pointer.version)
     if is_whole(store, pointer.model, version=pointer.version):
         return
-    files = published.read_model(store, champion.commit_of(store, pointer))
+    files = read.read_model(store, champion.commit_of(store, pointer))
     for name in sorted(files, key=lambda name: (name == LAST_FILE, name)):
         if store.create(prefix + name, files[name]) != files[name]:
             raise IntegrityError(
@@ -102,7 +103,7 @@ def check_layout(store: Store, pointer: Pointer) -> int:
         IntegrityError: a file is missing, altered, or too much.
     """
     prefix = version_prefix(pointer.model, version=pointer.version)
-    files = published.read_model(store, champion.commit_of(store, pointer))
+    files = read.read_model(store, champion.commit_of(store, pointer))
     found = {entry.key.removeprefix(prefix) for entry in store.list_objects(prefix)}
     different = sorted(found ^ files.keys()) or [name for name in files if store.get(prefix + name) != files[name]]
     if different:

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job import evaluation, pipeline
-from job.checkpoint import Checkpoint
-from job.checkpoint_writer import CheckpointWriter
 from job.datasets.dataset import Labels
-from job.identity import canonical_json
-from job.ledger import Ledger
 from job.logs import emit
 from job.observe.metrics import Metrics
 from job.observe.progress import Display
 from job.observe.termination import Status
+from job.runs.checkpoint import Checkpoint
+from job.runs.checkpoint_writer import CheckpointWriter
+from job.runs.goodput import Ledger
+from job.runs.identity import canonical_json
 from job.signals import StopSignal
 from job.steps import ChunkResult
 from job.watchdog import Watchdog

@@ -10,7 +10,7 @@ import numpy as np
 
 from job import evaluation, export
 from job.errors import IntegrityError
-from job.published import MODEL_FOLDER, PREDICTIONS_FILE, parse_predictions, read_files
+from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, parse_predictions, read_files
 from job.store.store import Store
 
 _ACCURACY_TOLERANCE = 1e-9

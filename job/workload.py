@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from job import cluster, evaluation, export, identity, pipeline
-from job.attempt import Device
+from job import cluster, evaluation, export, pipeline
 from job.config import Config
 from job.datasets.dataset import LoadedDataset, evaluation_digest_of, load_dataset
 from job.logs import emit, warn
 from job.model import build_model, build_optimizer, model_input_shape
 from job.observe.phases import Phases
 from job.protocol import Prepared, Results
-from job.published import PREDICTIONS_FILE
 from job.run import choose_cache_dir, folder_opener
+from job.runs import identity
+from job.runs.lineage import Device
+from job.runs.read import PREDICTIONS_FILE
 from job.steps import StepRunner
 from job.training import Training
 from job.verify import unpack_model

@@ -6,11 +6,11 @@ Run it by itself: `PYTHONPATH=. .venv/bin/python scripts/benchmarks/metrics_cost
 import time
 import timeit
 
-from job.ledger import Ledger
 from job.observe import exposition
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.termination import Status
+from job.runs.goodput import Ledger
 
 _CHUNKS, _SCRAPES = 20_000, 500
 

@@ -10,9 +10,9 @@ from job.champion import Committed, Pointer
 from job.config_sources import load_config
 from job.contract import champion_key, claim_key, retirements_prefix
 from job.errors import ConflictError, IntegrityError, NotFoundError
-from job.publish import remove_commit
+from job.runs.write import remove_commit
 from job.store.store import Store, open_store
-from tests.job.committed_runs import commit_run
+from tests.job.runs.committed_runs import commit_run
 
 MODEL = "plain"
 

@@ -14,7 +14,7 @@ from job.promotion import Rules
 from job.retention import remove_runs
 from job.store.store import Store, open_store
 from tests.conftest import RunJob
-from tests.job.committed_runs import commit_run
+from tests.job.runs.committed_runs import commit_run
 
 MODEL = "plain"
 

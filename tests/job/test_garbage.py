@@ -15,7 +15,7 @@ from job.cli import parse_command_line
 from job.contract import commit_key
 from job.errors import AccessDeniedError, ConfigError, ConflictError, UnavailableError
 from job.garbage import Garbage, delete_garbage, find_garbage
-from job.publish import StoredFile, abandon, commit, is_abandoned, read_commit, read_standing, upload
+from job.runs.write import StoredFile, abandon, commit, is_abandoned, read_commit, read_standing, upload
 from job.store.folder import FolderBackend
 from job.store.store import Entry, Store, TransientError, open_store
 from tests.conftest import QUICK, S3, RunJob

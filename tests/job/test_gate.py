@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-from job import champion, published
+from job import champion
 from job.champion import Committed
 from job.contract import champion_key, gate_key
 from job.errors import ConflictError, IntegrityError
 from job.gate import Gate, read_gate
 from job.promotion import Rules
 from job.retention import remove_runs
+from job.runs import read
 from job.store.store import Store, open_store
-from tests.job.committed_runs import commit_run, probabilities_with
+from tests.job.runs.committed_runs import commit_run, probabilities_with
 
 MODEL = "plain"
 
@@ -106,7 +107,7 @@ class TestDecision:
         settle(store, "a", num_wrong=2)
         worse = commit_run(store, "b", num_wrong=4)
         newest = champion.read_newest(store, MODEL)
-        to = Committed.of(worse, created=published.created_at(store, worse))
+        to = Committed.of(worse, created=read.created_at(store, worse))
         champion.move(store, MODEL, before=newest, to=to, by="promote", who="", why="", forced=True)
         record = gate(store, max_accuracy_drop=0.03).settle(commit_run(store, "c", num_wrong=4))
         assert (record["verdict"], record["numbers"]["best_accuracy"]) == ("refused", 0.96)
@@ -222,7 +223,7 @@ class TestOnce:
     def test_promotion_is_corrected_when_its_attempt_died_before(self, store: Store) -> None:
         commit = commit_run(store, "a")
         assert gate(store, min_accuracy=0.99).settle(commit)["verdict"] == "refused"
-        to = Committed.of(commit, created=published.created_at(store, commit))
+        to = Committed.of(commit, created=read.created_at(store, commit))
         decision = gate(store).assess(commit, None)
         champion.move(store, MODEL, before=None, to=to, by="gate", who="rival", why="", gate=decision)
         assert gate(store).settle(commit) == decision

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from job.attempt import checked_out_revision
 from job.errors import ConflictError, IntegrityError
-from job.identity import canonical_json, sha256_hex
 from job.reproduce import compare, settings_of
+from job.runs.identity import canonical_json, sha256_hex
+from job.runs.lineage import checked_out_revision
 from tests.conftest import QUICK, RunJob
 
 _ENV = {"IMAGE": "registry.example/x@sha256:1", "CHART_VERSION": "0.1.0", "REVISION": "c0ffee"}

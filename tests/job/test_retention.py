@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from job import champion, published
+from job import champion
 from job.champion import Committed
 from job.contract import champion_key, retirements_prefix
 from job.errors import ConflictError, UnavailableError
 from job.garbage import find_garbage
-from job.publish import abandon, read_commit
 from job.retention import apply_retention, reachable_runs, remove_runs
+from job.runs import read
+from job.runs.write import abandon, read_commit
 from job.serving import finish_layout, is_whole
 from job.store.folder import FolderBackend
 from job.store.store import Entry, Store, TransientError, open_store
-from tests.job.committed_runs import commit_run
+from tests.job.runs.committed_runs import commit_run
 from tests.job.test_serving import MODEL, Killed, promote
 
 
@@ -44,7 +45,7 @@ class TestRuns:
         commit_in_order(store, folder, "c", "a", "b", "d")
         apply_retention(store, keep_runs=2, keep_versions=10)
         assert [run for run in "cabd" if is_removed(store, run)] == ["c", "a"]
-        assert published.read_files(store, read_commit(store, "d") or {})
+        assert read.read_files(store, read_commit(store, "d") or {})
 
     def test_what_a_kept_pointer_reaches_stays(self, store: Store, folder: Path) -> None:
         for run in ("a", "b", "c"):
@@ -123,7 +124,7 @@ class TestRuns:
             except ConflictError:
                 pass
             else:
-                assert published.read_files(store, commit or {})  # as long as there is a COMMIT, it is whole
+                assert read.read_files(store, commit or {})  # as long as there is a COMMIT, it is whole
             apply_retention(store, keep_runs=1, keep_versions=1)
             assert is_removed(store, "a")
             number += 1
@@ -164,7 +165,7 @@ class TestAgainstMoves:
         monkeypatch.setattr("job.store.store.on_point", act)
         pointer = promote(store, "a")
         assert passes == []
-        assert published.read_files(store, champion.commit_of(store, pointer))
+        assert read.read_files(store, champion.commit_of(store, pointer))
         assert not any(name.startswith("retirements") for name in keys_of(store, "a"))
 
     def test_run_that_was_marked_first_does_not_become_champion(

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from job import champion, published
+from job import champion
 from job.champion import Committed, Pointer
 from job.errors import IntegrityError
 from job.fetch import fetch_champion
 from job.retention import apply_retention, remove_runs
+from job.runs import read
 from job.serving import check_layout, finish_champions_layout, finish_layout, is_whole
 from job.store.folder import FolderBackend
 from job.store.store import Store, open_store
-from tests.job.committed_runs import commit_run
+from tests.job.runs.committed_runs import commit_run
 
 MODEL = "plain"
 FILES = {"models/plain/versions/1/saved_model.pb", "models/plain/versions/1/variables/variables.data"}
@@ -22,7 +23,7 @@ FILES = {"models/plain/versions/1/saved_model.pb", "models/plain/versions/1/vari
 
 def promote(store: Store, run: str, *, weights: str | None = None) -> Pointer:
     commit = commit_run(store, run, weights=weights)
-    to = Committed.of(commit, created=published.created_at(store, commit))
+    to = Committed.of(commit, created=read.created_at(store, commit))
     before = champion.read_newest(store, MODEL)
     pointer = champion.move(store, MODEL, before=before, to=to, by="promote", who="", why="")
     assert pointer

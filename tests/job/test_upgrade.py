@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from job.config_sources import load_config
-from job.identity import make_run_id, result_inputs
-from job.publish import digest_of_inputs
+from job.runs.identity import make_run_id, result_inputs
+from job.runs.write import digest_of_inputs
 from tests.charts.helm import render, run_id
 from tests.conftest import QUICK, Finished, RunJob
 

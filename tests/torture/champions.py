@@ -13,15 +13,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from job import champion, publish, published, serving
+from job import champion, serving
 from job.errors import ConflictError, JobError
 from job.gate import Gate
 from job.promotion import Rules
 from job.retention import apply_retention
+from job.runs import read, write
 from job.store import store
 from job.store.folder import FolderBackend
 from job.store.store import Store, TransientError
-from tests.job.committed_runs import commit_run
+from tests.job.runs.committed_runs import commit_run
 from tests.torture.campaign import Campaign, Result, Trial
 from tests.torture.checks import TrialFailed, objects_of_folder
 from tests.torture.planted import plant_chosen
@@ -101,16 +102,16 @@ def _write(folder: Path, writer: int, *, seed: str, num_moves: int, log: Path) -
 def _by_gate(target: Store, run: str, chance: random.Random) -> tuple[int, str] | None:
     rules = Rules(max_accuracy_drop=0.1, significance=0.0)
     gate = Gate(store=target, model=MODEL, rules=rules, who=run, reevaluate=None)
-    commit = publish.read_commit(target, run)
+    commit = write.read_commit(target, run)
     assert commit
     version = gate.settle(commit)["version"]
     return (version, run) if version else None
 
 
 def _by_hand(target: Store, run: str, chance: random.Random) -> tuple[int, str] | None:
-    commit = publish.read_commit(target, run)
+    commit = write.read_commit(target, run)
     assert commit
-    to = champion.Committed.of(commit, created=published.created_at(target, commit))
+    to = champion.Committed.of(commit, created=read.created_at(target, commit))
     before = champion.read_newest(target, MODEL)
     time.sleep(chance.choice((0, 0, 0.002)))
     moved = champion.move(target, MODEL, before=before, to=to, by="promote", who=run, why="", forced=True)
@@ -125,7 +126,7 @@ def _back(target: Store, run: str, chance: random.Random) -> tuple[int, str] | N
         return None
     try:
         commit = champion.commit_of(target, earlier)
-        to = champion.Committed.of(commit, created=published.created_at(target, commit))
+        to = champion.Committed.of(commit, created=read.created_at(target, commit))
         moved = champion.move(target, MODEL, before=newest, to=to, by="rollback", who=run, why="test")
     except JobError:  # slow: the one before is beyond retention by now
         return None
@@ -167,7 +168,7 @@ class _Reader:
             raise TrialFailed(f"the champion went back from version {self._highest} to {newest.version}")
         self._highest = newest.version
         try:
-            published.read_files(self._store, champion.commit_of(self._store, newest))
+            read.read_files(self._store, champion.commit_of(self._store, newest))
         except JobError as error:
             later = champion.read_newest(self._store, MODEL)
             if later and later.version < newest.version + _KEEP_VERSIONS:
@@ -263,7 +264,7 @@ def _check_end(folder: Path) -> None:
         if number == _KEEP_VERSIONS:
             break
         try:
-            published.read_files(target, champion.commit_of(target, pointer))
+            read.read_files(target, champion.commit_of(target, pointer))
         except JobError as error:
             raise TrialFailed(f"version {pointer.version} reaches what is gone: {error}") from error
     serving.finish_layout(target, newest)

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 import job.__main__
 import job.commands
 import job.run_command
-from job import evaluation, identity, pipeline
-from job.attempt import Device
+from job import evaluation, pipeline
 from job.config import Config
 from job.errors import IntegrityError
 from job.observe.phases import Phases
 from job.protocol import Prepared, Results
+from job.runs import identity
+from job.runs.lineage import Device
 from job.steps import ChunkResult
 from job.store import store
 from job.training import Training

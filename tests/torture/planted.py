@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job import champion, checkpoint, garbage, pipeline, publish, retention, serving
+from job import champion, garbage, pipeline, retention, serving
 from job.contract import attempt_prefix, commit_key
 from job.gate import Gate
-from job.identity import sha256_hex
+from job.runs import checkpoint, write
+from job.runs.identity import sha256_hex
 from job.store import folder
 from job.store.store import AlreadyExists, Store, point
 
@@ -21,18 +22,18 @@ ENVIRONMENT = "TORTURE_PLANT"
 
 def _commit_before_upload() -> None:
     """COMMIT first, then the files that it names."""
-    upload, commit = publish.upload, publish.commit
+    upload, commit = write.upload, write.commit
     late: list[tuple[str, Mapping[str, bytes]]] = []
 
     def upload_later(
         store: Store, run_id: str, *, attempt_id: str, files: Mapping[str, bytes]
-    ) -> list[publish.StoredFile]:
-        if publish.ATTEMPT_FILE in files:
+    ) -> list[write.StoredFile]:
+        if write.ATTEMPT_FILE in files:
             return upload(store, run_id, attempt_id=attempt_id, files=files)
         late.append((attempt_id, files))
         prefix = attempt_prefix(run_id, attempt_id=attempt_id)
         return [
-            publish.StoredFile(key=prefix + name, num_bytes=len(data), sha256=sha256_hex(data))
+            write.StoredFile(key=prefix + name, num_bytes=len(data), sha256=sha256_hex(data))
             for name, data in files.items()
         ]
 
@@ -42,7 +43,7 @@ def _commit_before_upload() -> None:
             upload(store, run_id, attempt_id=attempt_id, files=files)
         return standing
 
-    vars(publish).update(upload=upload_later, commit=commit_first)
+    vars(write).update(upload=upload_later, commit=commit_first)
 
 
 def _checkpoint_without_hash_check() -> None:
@@ -96,7 +97,7 @@ def _write_in_place() -> None:
 
 def _interruptions_forgotten() -> None:
     """The counters start again with every attempt."""
-    from job.ledger import Ledger
+    from job.runs.goodput import Ledger
 
     start = Ledger.start
 

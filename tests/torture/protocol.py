@@ -17,10 +17,8 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from job import champion, champion_commands, contract, garbage, publish, published, serving
-from job import checkpoint as checkpoints
+from job import champion, champion_commands, contract, garbage, serving
 from job import run as run_module
-from job.checkpoint import Checkpoint
 from job.cli import CommandLine
 from job.config import Config
 from job.config_sources import LoadedConfig, load_config
@@ -28,8 +26,11 @@ from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityEr
 from job.observe.termination import Status
 from job.protocol import Workload
 from job.retention import apply_retention
+from job.runs import checkpoint as checkpoints
+from job.runs import read, write
+from job.runs.checkpoint import Checkpoint
 from job.store.store import Store
-from tests.job.committed_runs import content_of, files_of
+from tests.job.runs.committed_runs import content_of, files_of
 from tests.torture import simulated_time
 from tests.torture.campaign import Campaign, Result, Trial
 from tests.torture.checks import TrialFailed
@@ -115,20 +116,20 @@ class Simulation:
     def _go_through(self, run: str, name: str) -> None:
         store = self.world.connect()
         status = Status(run=run, attempt=name)
-        digest = publish.claim_run(store, run, inputs={"run": run}, config={})
-        standing = publish.read_commit(store, run)
+        digest = write.claim_run(store, run, inputs={"run": run}, config={})
+        standing = write.read_commit(store, run)
         if standing is not None:
-            publish.check_same_result(standing, run_id=run, result_digest=digest)
+            write.check_same_result(standing, run_id=run, result_digest=digest)
         else:
-            status.attempt = publish.free_attempt_id(store, run, wanted=name)
-            stored = publish.upload(store, run, attempt_id=status.attempt, files={publish.ATTEMPT_FILE: b"{}"})
-            publish.list_attempts(store, run)
+            status.attempt = write.free_attempt_id(store, run, wanted=name)
+            stored = write.upload(store, run, attempt_id=status.attempt, files={write.ATTEMPT_FILE: b"{}"})
+            write.list_attempts(store, run)
             self._train(store, run, digest=digest)
             num_wrong = self._runs[run]
             files = files_of(run, num_wrong=num_wrong)
-            stored += publish.upload(store, run, attempt_id=status.attempt, files=files)
+            stored += write.upload(store, run, attempt_id=status.attempt, files=files)
             content = content_of(run, status.attempt, stored, digest=digest, weights=run, num_wrong=num_wrong)
-            standing = publish.commit(store, run, content=content)
+            standing = write.commit(store, run, content=content)
         around = cast(run_module.Surroundings, SimpleNamespace(status=status, phases=lambda name: nullcontext()))
         workload = cast(Workload, SimpleNamespace(predict_with=None))
         run_module.finish(self._config, store, standing, around=around, workload=workload)
@@ -157,7 +158,7 @@ class Simulation:
 
     def _promote(self, run: str) -> None:
         store, forced = self.world.connect(), self._chance.random() < 0.5
-        commit = self._patiently(lambda: publish.read_commit(store, run))
+        commit = self._patiently(lambda: write.read_commit(store, run))
         if commit:
             champion_commands.promote(self._line(force=forced), self._loaded, store=store, commit=commit)
 
@@ -208,7 +209,7 @@ class Simulation:
         if newest.version < highest:
             raise TrialFailed(f"a reader saw the champion go back from version {highest} to {newest.version}")
         try:
-            published.read_files(store, champion.commit_of(store, newest))
+            read.read_files(store, champion.commit_of(store, newest))
         except IntegrityError as error:
             if self.judge.is_kept(newest.version):
                 raise TrialFailed(f"a reader of version {newest.version} missed an object: {error}") from error
@@ -230,8 +231,8 @@ class Simulation:
     def _go_on_in_peace(self, run: str) -> None:
         """One more start, with nothing in its way: the run has its result, or can have none any more."""
         is_refused = self._is_refused(lambda: self._attempt(run, f"{run}-last"))
-        standing = publish.parse_object(self.world.objects[contract.commit_key(run)], key=run)
-        if publish.is_abandoned(standing):
+        standing = write.parse_object(self.world.objects[contract.commit_key(run)], key=run)
+        if write.is_abandoned(standing):
             return
         if is_refused:
             self._count_mark(run)

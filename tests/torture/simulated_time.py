@@ -5,7 +5,8 @@ from datetime import UTC, datetime, tzinfo
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from job import champion, champion_commands, checkpoint, gate, publish, retention
+from job import champion, champion_commands, gate, retention
+from job.runs import checkpoint, write
 from job.store import store
 from job.store.store import Store
 from tests.torture.simulation import World
@@ -49,7 +50,7 @@ def install() -> None:
         champion: {"time": time, "datetime": _Clock},
         checkpoint: {"time": time},
         gate: {"datetime": _Clock},
-        publish: {"datetime": _Clock},
+        write: {"datetime": _Clock},
         retention: {"secrets": secrets},
         champion_commands: {"print": lambda *texts: None, "_who": lambda: _current().name_of_client()},
     }

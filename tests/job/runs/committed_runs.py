@@ -9,9 +9,9 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from job import publish
 from job.contract import run_key
-from job.identity import canonical_json, sha256_hex
+from job.runs import write
+from job.runs.identity import canonical_json, sha256_hex
 from job.store.store import Store
 
 NUM_EXAMPLES, NUM_CLASSES = 50, 4
@@ -40,11 +40,11 @@ def commit_run(
         store.create(run_key(run), canonical_json(record))
     weights = weights or f"weights of {run}"
     files = files_of(weights, num_wrong=num_wrong, image_shape=image_shape)
-    digest = publish.claim_run(store, run, inputs={"run": run}, config={})
-    stored = publish.upload(store, run, attempt_id="a", files={publish.ATTEMPT_FILE: b"{}", **files})
+    digest = write.claim_run(store, run, inputs={"run": run}, config={})
+    stored = write.upload(store, run, attempt_id="a", files={write.ATTEMPT_FILE: b"{}", **files})
     content = content_of(run, "a", stored, digest=digest, weights=weights, num_wrong=num_wrong)
     content["dataset"] |= {"name": dataset, "evaluation_digest": evaluation_digest}
-    return publish.commit(store, run, content=content)
+    return write.commit(store, run, content=content)
 
 
 @functools.cache
@@ -63,7 +63,7 @@ def files_of(weights: str, *, num_wrong: int, image_shape: tuple[int, ...] = (2,
 
 
 def content_of(
-    run: str, attempt: str, stored: Iterable[publish.StoredFile], *, digest: str, weights: str, num_wrong: int
+    run: str, attempt: str, stored: Iterable[write.StoredFile], *, digest: str, weights: str, num_wrong: int
 ) -> dict[str, Any]:
     """The COMMIT of what was stored."""
     return {

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from job import checkpoint as checkpoints
-from job.checkpoint import Checkpoint
 from job.errors import IntegrityError
+from job.runs import checkpoint as checkpoints
+from job.runs.checkpoint import Checkpoint
 from job.store.store import Store, open_store
 
 

@@ -11,7 +11,7 @@ from job.config import Config
 from job.config_sources import load_config
 from job.contract import is_run_id
 from job.errors import ConfigError
-from job.identity import canonical_json, make_run_id, resolve_seed, result_inputs, sha256_hex
+from job.runs.identity import canonical_json, make_run_id, resolve_seed, result_inputs, sha256_hex
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from job import checkpoint as checkpoints
-from job.checkpoint import Checkpoint
 from job.errors import JobError, UnavailableError
 from job.logs import emit, warn
+from job.runs import checkpoint as checkpoints
+from job.runs.checkpoint import Checkpoint
 from job.signals import StopSignal
 from job.store.store import Store
 

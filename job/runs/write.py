@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from job.checkpoint import prune
 from job.contract import attempt_prefix, attempts_prefix, commit_key, run_key
 from job.errors import ConflictError, IntegrityError, JobError, NotFoundError
-from job.identity import canonical_json, sha256_hex
 from job.logs import warn
+from job.runs.checkpoint import prune
+from job.runs.identity import canonical_json, sha256_hex
 from job.store.store import Store
 
 FORMAT = 1

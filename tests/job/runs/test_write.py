@@ -12,17 +12,9 @@ import pytest
 
 from job.contract import attempt_prefix, commit_key, run_key
 from job.errors import ConflictError, IntegrityError, NotFoundError
-from job.identity import canonical_json, sha256_hex
-from job.publish import (
-    StoredFile,
-    check_same_result,
-    claim_run,
-    commit,
-    parse_object,
-    read_commit,
-    upload,
-)
-from job.published import read_files
+from job.runs.identity import canonical_json, sha256_hex
+from job.runs.read import read_files
+from job.runs.write import StoredFile, check_same_result, claim_run, commit, parse_object, read_commit, upload
 from job.store.folder import FolderBackend
 from job.store.store import Store, open_store
 

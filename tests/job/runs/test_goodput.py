@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from job import ledger as ledger_module
-from job.ledger import Ledger
 from job.observe import phases as phases_module
 from job.observe.phases import Phases
+from job.runs import goodput as ledger_module
+from job.runs.goodput import Ledger
 from job.steps import ChunkResult
 from job.training import Training
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from job.contract import checkpoint_prefix
 from job.errors import IntegrityError
-from job.identity import sha256_hex
 from job.logs import warn
+from job.runs.identity import sha256_hex
 from job.store.store import Store
 
 FORMAT = 2

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from job import attempt
-from job.attempt import Device, bits_depend_on, describe_attempt, make_attempt_id
 from job.contract import Pod
 from job.errors import ConfigError
+from job.runs import lineage
+from job.runs.lineage import Device, bits_depend_on, describe_attempt, make_attempt_id
 
 AVX2, AVX512 = ["avx", "avx2", "fma"], ["avx", "avx2", "fma", "avx512f"]
 POD = Pod(uid="u-1", name="pod-1", job_name="job-1", release="release-1", image="image:1", chart_version="1.0.0")
@@ -17,7 +17,7 @@ POD = Pod(uid="u-1", name="pod-1", job_name="job-1", release="release-1", image=
 def instruction_sets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of the CPU that the test runs on, as it believes; a test may change the list."""
     names = list(AVX2)
-    monkeypatch.setattr(attempt, "_instruction_sets", lambda: list(names))
+    monkeypatch.setattr(lineage, "_instruction_sets", lambda: list(names))
     return names
 
 

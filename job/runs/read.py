@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from job.contract import attempt_prefix, run_key
 from job.errors import IntegrityError
-from job.identity import sha256_hex
-from job.publish import StoredFile, is_below, parse_object, stored_files
+from job.runs.identity import sha256_hex
+from job.runs.write import StoredFile, is_below, parse_object, stored_files
 from job.store.store import Store
 
 MODEL_FOLDER, PREDICTIONS_FILE, METRICS_FILE = "model/", "predictions.safetensors", "metrics.json"

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from job import checkpoint as checkpoints
-from job.checkpoint import Checkpoint
-from job.checkpoint_writer import CheckpointWriter, Schedule
 from job.errors import AccessDeniedError, UnavailableError
+from job.runs import checkpoint as checkpoints
+from job.runs.checkpoint import Checkpoint
+from job.runs.checkpoint_writer import CheckpointWriter, Schedule
 from job.signals import StopSignal
 from job.store.folder import FolderBackend
 from job.store.store import Entry, Store, TransientError

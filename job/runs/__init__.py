@@ -1,0 +1,1 @@
+"""What a run leaves in the store, `runs/<id>/`: who it is, what it published, its checkpoints and its counters."""
