@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from job import champion, contract, logs, serving
-from job.champion import Committed, Pointer
+from job import contract, logs
 from job.cli import CommandLine
 from job.config_sources import LoadedConfig
 from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, JobError, NotFoundError
-from job.gate import Gate, read_gate
-from job.promotion import Rules
+from job.registry import champion, serving
+from job.registry.champion import Committed, Pointer
+from job.registry.gate import Gate, read_gate
+from job.registry.rules import Rules
 from job.runs import read, write
 from job.store.store import Store
 
@@ -111,7 +112,7 @@ def _finish_move(store: Store, moved: Pointer) -> int:
 
 def fetch(line: CommandLine, loaded: LoadedConfig, *, store: Store) -> int:
     """Bring the champion into a local folder, once or for ever."""
-    from job.fetch import fetch_champion
+    from job.registry.fetch import fetch_champion
 
     folder, every_seconds = Path(line.options.to), line.options.every
     while True:

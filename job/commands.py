@@ -62,9 +62,9 @@ def _termination_log_flag(settings: list[str]) -> Path | None:
 
 
 def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.champion import no_champion, read_newest
     from job.champion_commands import commit_to_verify, describe_champion
-    from job.serving import check_layout
+    from job.registry.champion import no_champion, read_newest
+    from job.registry.serving import check_layout
     from job.verify import verify_run
 
     store, options = _open_store(loaded), line.options
@@ -133,8 +133,8 @@ def _show(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def _report(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.gate import read_gate
     from job.observe.report import REPORT_FILE, make_report, write_report
+    from job.registry.gate import read_gate
     from job.runs.read import read_metrics
 
     store, run_id = _open_store(loaded), line.options.run
@@ -226,7 +226,7 @@ def _check_store(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def _gc(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.garbage import delete_garbage, find_garbage
+    from job.registry.garbage import delete_garbage, find_garbage
 
     store, ages = _open_store(loaded), {"older_than_seconds": line.options.older_than, "now_seconds": time.time()}
     num_objects = num_bytes = 0

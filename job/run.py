@@ -10,19 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from job import champion, contract, serving
-from job.champion import Pointer
+from job import contract
 from job.config import Config
-from job.gate import Gate
 from job.logs import emit
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status
-from job.promotion import Rules
 from job.protocol import Prepared, Results, Workload
-from job.retention import apply_retention
+from job.registry import champion, serving
+from job.registry.champion import Pointer
+from job.registry.gate import Gate
+from job.registry.retention import apply_retention
+from job.registry.rules import Rules
 from job.runs import checkpoint as checkpoints
 from job.runs import identity, read, write
 from job.runs.checkpoint_writer import CheckpointWriter, Schedule

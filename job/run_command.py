@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any
 
-from job import __version__, champion, contract, logs
+from job import __version__, contract, logs
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.errors import GateRefusedError
@@ -16,6 +16,7 @@ from job.observe.report import REPORT_FILE, make_report
 from job.observe.stored_logs import StoredLog
 from job.observe.summary import print_summary
 from job.observe.termination import Status, choose_path
+from job.registry import champion
 from job.run import Outcome, Surroundings, open_configured_store, peak_memory_bytes, run
 from job.runs.identity import make_run_id
 from job.runs.lineage import make_attempt_id

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from job import champion
 from job.contract import champion_key
-from job.gate import Gate
-from job.promotion import Rules
-from job.retention import remove_runs
+from job.registry import champion
+from job.registry.gate import Gate
+from job.registry.retention import remove_runs
+from job.registry.rules import Rules
 from job.store.store import Store, open_store
 from tests.conftest import RunJob
 from tests.job.runs.committed_runs import commit_run

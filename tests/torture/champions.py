@@ -13,11 +13,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from job import champion, serving
 from job.errors import ConflictError, JobError
-from job.gate import Gate
-from job.promotion import Rules
-from job.retention import apply_retention
+from job.registry import champion, serving
+from job.registry.gate import Gate
+from job.registry.retention import apply_retention
+from job.registry.rules import Rules
 from job.runs import read, write
 from job.store import store
 from job.store.folder import FolderBackend

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job import champion, garbage, pipeline, retention, serving
+from job import pipeline
 from job.contract import attempt_prefix, commit_key
-from job.gate import Gate
+from job.registry import champion, garbage, retention, serving
+from job.registry.gate import Gate
 from job.runs import checkpoint, write
 from job.runs.identity import sha256_hex
 from job.store import folder

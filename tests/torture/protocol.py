@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from job import champion, champion_commands, contract, garbage, serving
+from job import champion_commands, contract
 from job import run as run_module
 from job.cli import CommandLine
 from job.config import Config
@@ -25,7 +25,8 @@ from job.config_sources import LoadedConfig, load_config
 from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, NotFoundError, UnavailableError
 from job.observe.termination import Status
 from job.protocol import Workload
-from job.retention import apply_retention
+from job.registry import champion, garbage, serving
+from job.registry.retention import apply_retention
 from job.runs import checkpoint as checkpoints
 from job.runs import read, write
 from job.runs.checkpoint import Checkpoint

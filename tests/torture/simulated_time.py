@@ -5,7 +5,8 @@ from datetime import UTC, datetime, tzinfo
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from job import champion, champion_commands, gate, retention
+from job import champion_commands
+from job.registry import champion, gate, retention
 from job.runs import checkpoint, write
 from job.store import store
 from job.store.store import Store

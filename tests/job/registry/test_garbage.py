@@ -14,7 +14,7 @@ import pytest
 from job.cli import parse_command_line
 from job.contract import commit_key
 from job.errors import AccessDeniedError, ConfigError, ConflictError, UnavailableError
-from job.garbage import Garbage, delete_garbage, find_garbage
+from job.registry.garbage import Garbage, delete_garbage, find_garbage
 from job.runs.write import StoredFile, abandon, commit, is_abandoned, read_commit, read_standing, upload
 from job.store.folder import FolderBackend
 from job.store.store import Entry, Store, TransientError, open_store

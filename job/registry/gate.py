@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from job import champion
-from job.champion import Committed, Pointer
 from job.contract import gate_key
 from job.errors import IntegrityError
 from job.logs import emit, warn
-from job.promotion import Candidate, Champion, Decision, Rules, decide
+from job.registry import champion
+from job.registry.champion import Committed, Pointer
+from job.registry.rules import Candidate, Champion, Decision, Rules, decide
 from job.runs import read, write
 from job.runs.identity import canonical_json
 from job.runs.read import Predictions

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from job import champion
-from job.champion import Committed, Pointer
 from job.config_sources import load_config
 from job.contract import champion_key, claim_key, retirements_prefix
 from job.errors import ConflictError, IntegrityError, NotFoundError
+from job.registry import champion
+from job.registry.champion import Committed, Pointer
 from job.runs.write import remove_commit
 from job.store.store import Store, open_store
 from tests.job.runs.committed_runs import commit_run

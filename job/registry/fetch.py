@@ -10,8 +10,8 @@ import shutil
 import time
 from pathlib import Path
 
-from job import champion
-from job.champion import Pointer
+from job.registry import champion
+from job.registry.champion import Pointer
 from job.store.folder import fsync_folder
 from job.store.store import Store, point
 

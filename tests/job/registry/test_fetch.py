@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from job import champion
-from job.champion import Pointer
 from job.errors import IntegrityError, NotFoundError
-from job.fetch import fetch_champion
-from job.retention import remove_runs
-from job.serving import finish_layout
+from job.registry import champion
+from job.registry.champion import Pointer
+from job.registry.fetch import fetch_champion
+from job.registry.retention import remove_runs
+from job.registry.serving import finish_layout
 from job.store.store import Store, open_store
 from tests.conftest import RunJob
-from tests.job.test_serving import MODEL, Killed, promote
+from tests.job.registry.test_serving import MODEL, Killed, promote
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_killed_at_any_point_the_folder_holds_whole_versions_only(
 
         monkeypatch.setattr("job.store.store.on_point", kill)
         # What a kill leaves: nobody tidies up.
-        monkeypatch.setattr("job.fetch.shutil.rmtree", lambda path, ignore_errors: None)
+        monkeypatch.setattr("job.registry.fetch.shutil.rmtree", lambda path, ignore_errors: None)
         try:
             fetch_champion(store, MODEL, served, keep=1)
         except Killed as point:
@@ -175,7 +175,7 @@ def test_retention_during_a_fetch_brings_the_next_champion(
             remove_runs(store, ["a"], keep_versions=1)
         return original(own, pointer)
 
-    monkeypatch.setattr("job.champion.commit_of", read_late)
+    monkeypatch.setattr("job.registry.champion.commit_of", read_late)
     brought = fetch_champion(store, MODEL, tmp_path / "served", keep=2)
     assert brought
     assert (brought.run, moved) == ("b", ["b"])

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from job import champion
-from job.champion import Committed
 from job.contract import champion_key, retirements_prefix
 from job.errors import ConflictError, UnavailableError
-from job.garbage import find_garbage
-from job.retention import apply_retention, reachable_runs, remove_runs
+from job.registry import champion
+from job.registry.champion import Committed
+from job.registry.garbage import find_garbage
+from job.registry.retention import apply_retention, reachable_runs, remove_runs
+from job.registry.serving import finish_layout, is_whole
 from job.runs import read
 from job.runs.write import abandon, read_commit
-from job.serving import finish_layout, is_whole
 from job.store.folder import FolderBackend
 from job.store.store import Entry, Store, TransientError, open_store
+from tests.job.registry.test_serving import MODEL, Killed, promote
 from tests.job.runs.committed_runs import commit_run
-from tests.job.test_serving import MODEL, Killed, promote
 
 
 def keys_of(store: Store, run: str) -> set[str]:

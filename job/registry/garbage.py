@@ -23,8 +23,8 @@ from job.contract import (
 )
 from job.errors import IntegrityError
 from job.logs import warn
+from job.registry.serving import list_layouts, newest_loadable
 from job.runs.write import ATTEMPT_FILE, abandon, is_abandoned, read_standing
-from job.serving import list_layouts, newest_loadable
 from job.store.store import Entry, Store
 
 

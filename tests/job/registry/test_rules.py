@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from job.promotion import Candidate, Champion, Decision, Rules, decide, mcnemar
+from job.registry.rules import Candidate, Champion, Decision, Rules, decide, mcnemar
 
 LABELS = np.arange(1000, dtype=np.int64) % 10
 RULES = Rules()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from job import champion
-from job.champion import Committed, Pointer
 from job.errors import IntegrityError
-from job.fetch import fetch_champion
-from job.retention import apply_retention, remove_runs
+from job.registry import champion
+from job.registry.champion import Committed, Pointer
+from job.registry.fetch import fetch_champion
+from job.registry.retention import apply_retention, remove_runs
+from job.registry.serving import check_layout, finish_champions_layout, finish_layout, is_whole
 from job.runs import read
-from job.serving import check_layout, finish_champions_layout, finish_layout, is_whole
 from job.store.folder import FolderBackend
 from job.store.store import Store, open_store
 from tests.job.runs.committed_runs import commit_run
@@ -84,13 +84,13 @@ def test_who_slept_until_the_champion_was_removed_finishes_the_layout_of_the_nex
     other, read = open_store(store.uri, environ={}), champion.read_newest
 
     def read_then_sleep(store: Store, model: str) -> Pointer | None:
-        monkeypatch.setattr("job.champion.read_newest", read)
+        monkeypatch.setattr("job.registry.champion.read_newest", read)
         newest = read(store, model)
         promote(other, "b")
         remove_runs(other, ["a"], keep_versions=1)
         return newest
 
-    monkeypatch.setattr("job.champion.read_newest", read_then_sleep)
+    monkeypatch.setattr("job.registry.champion.read_newest", read_then_sleep)
     newest = finish_champions_layout(store, MODEL)
     assert newest
     assert newest.run == "b"

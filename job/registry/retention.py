@@ -9,11 +9,12 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterable
 
-from job import champion, contract
+from job import contract
 from job.errors import IntegrityError, JobError
 from job.logs import emit, warn
+from job.registry import champion
+from job.registry.serving import LAST_FILE, list_layouts, newest_loadable
 from job.runs import write
-from job.serving import LAST_FILE, list_layouts, newest_loadable
 from job.store.store import Entry, Store
 
 

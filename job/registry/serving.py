@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from job import champion
-from job.champion import Pointer
 from job.contract import version_prefix, versions_prefix
 from job.errors import IntegrityError
 from job.logs import emit
+from job.registry import champion
+from job.registry.champion import Pointer
 from job.runs import read
 from job.store.store import Entry, Store
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from job import champion
-from job.champion import Committed
 from job.contract import champion_key, gate_key
 from job.errors import ConflictError, IntegrityError
-from job.gate import Gate, read_gate
-from job.promotion import Rules
-from job.retention import remove_runs
+from job.registry import champion
+from job.registry.champion import Committed
+from job.registry.gate import Gate, read_gate
+from job.registry.retention import remove_runs
+from job.registry.rules import Rules
 from job.runs import read
 from job.store.store import Store, open_store
 from tests.job.runs.committed_runs import commit_run, probabilities_with

@@ -1,0 +1,1 @@
+"""Which committed run is served, `models/<name>/`, and what is kept."""
