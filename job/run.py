@@ -18,7 +18,6 @@ from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status
-from job.protocol import Prepared, Results, Workload
 from job.registry import champion, serving
 from job.registry.champion import Pointer
 from job.registry.gate import Gate
@@ -31,8 +30,9 @@ from job.runs.goodput import Ledger
 from job.runs.lineage import Device, bits_depend_on, describe_attempt
 from job.signals import StopSignal
 from job.store.store import Store, Traffic, is_store_uri, open_store
-from job.training import Training
-from job.watchdog import Watchdog
+from job.training.loop import Training
+from job.training.watchdog import Watchdog
+from job.training.workload import Prepared, Results, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

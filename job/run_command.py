@@ -22,7 +22,7 @@ from job.runs.identity import make_run_id
 from job.runs.lineage import make_attempt_id
 from job.runs.read import read_metrics
 from job.signals import StopSignal
-from job.workload import KerasWorkload
+from job.training.keras_workload import KerasWorkload
 
 SERIES_FILE = "metrics.prom"
 """Beside the stored log: all series at the end of the attempt."""

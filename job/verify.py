@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from job import evaluation, export
 from job.errors import IntegrityError
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, parse_predictions, read_files
 from job.store.store import Store
+from job.training import evaluation, export
 
 _ACCURACY_TOLERANCE = 1e-9
 

@@ -40,7 +40,7 @@ def measure(
 
 def make_job_chunks(images: Images, labels: Labels, num_epochs: int) -> Any:
     """Make the job's own dataset of chunks [K, B, 784]."""
-    from job.pipeline import make_chunks, steps_per_epoch
+    from job.training.pipeline import make_chunks, steps_per_epoch
 
     return make_chunks(
         images=images,

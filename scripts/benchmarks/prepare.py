@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from benchmarks.task import NUM_CLASSES, SEED, permutation, read_split, require
 from job.config import ModelSection
 from job.datasets.dataset import Dataset, to_canonical
-from job.model import build_model
-from job.pipeline import epoch_order
+from job.training.model import build_model
+from job.training.pipeline import epoch_order
 
 
 def main(data_dir: Path, output_path: Path) -> None:

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 import job.__main__
 import job.commands
 import job.run_command
-from job import evaluation, pipeline
 from job.config import Config
 from job.errors import IntegrityError
 from job.observe.phases import Phases
-from job.protocol import Prepared, Results
 from job.runs import identity
 from job.runs.lineage import Device
-from job.steps import ChunkResult
 from job.store import store
-from job.training import Training
+from job.training import evaluation, pipeline
+from job.training.loop import Training
+from job.training.steps import ChunkResult
+from job.training.workload import Prepared, Results
 from tests.torture.checks import TrialFailed
 from tests.torture.planted import plant_chosen
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job import pipeline
 from job.contract import attempt_prefix, commit_key
 from job.registry import champion, garbage, retention, serving
 from job.registry.gate import Gate
@@ -17,6 +16,7 @@ from job.runs import checkpoint, write
 from job.runs.identity import sha256_hex
 from job.store import folder
 from job.store.store import AlreadyExists, Store, point
+from job.training import pipeline
 
 ENVIRONMENT = "TORTURE_PLANT"
 

@@ -24,13 +24,13 @@ from job.config import Config
 from job.config_sources import LoadedConfig, load_config
 from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, NotFoundError, UnavailableError
 from job.observe.termination import Status
-from job.protocol import Workload
 from job.registry import champion, garbage, serving
 from job.registry.retention import apply_retention
 from job.runs import checkpoint as checkpoints
 from job.runs import read, write
 from job.runs.checkpoint import Checkpoint
 from job.store.store import Store
+from job.training.workload import Workload
 from tests.job.runs.committed_runs import content_of, files_of
 from tests.torture import simulated_time
 from tests.torture.campaign import Campaign, Result, Trial

@@ -15,8 +15,8 @@ from job.observe import phases as phases_module
 from job.observe.phases import Phases
 from job.runs import goodput as ledger_module
 from job.runs.goodput import Ledger
-from job.steps import ChunkResult
-from job.training import Training
+from job.training.loop import Training
+from job.training.steps import ChunkResult
 
 CPU: dict[str, Any] = {"machine": "x86_64", "instruction_sets": ["avx2"], "onednn_max_cpu_isa": None}
 OTHER_CPU = CPU | {"onednn_max_cpu_isa": "AVX2"}

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from job.config import Config
-from job.evaluation import Probabilities, Scores
 from job.observe.phases import Phases
 from job.runs.lineage import Device
-from job.training import Training
+from job.training.evaluation import Probabilities, Scores
+from job.training.loop import Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

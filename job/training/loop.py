@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from job import evaluation, pipeline
 from job.datasets.dataset import Labels
 from job.logs import emit
 from job.observe.metrics import Metrics
@@ -23,8 +22,9 @@ from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
 from job.runs.identity import canonical_json
 from job.signals import StopSignal
-from job.steps import ChunkResult
-from job.watchdog import Watchdog
+from job.training import evaluation, pipeline
+from job.training.steps import ChunkResult
+from job.training.watchdog import Watchdog
 
 PROGRESS_SECONDS = 10.0
 """Time between two train.progress events."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from job.errors import TrainingError
-from job.evaluation import ClassScore, loss_and_accuracy, score
+from job.training.evaluation import ClassScore, loss_and_accuracy, score
 
 NAMES = ("cat", "dog", "emu")
 

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from job import cluster, evaluation, export, pipeline
 from job.config import Config
 from job.datasets.dataset import LoadedDataset, evaluation_digest_of, load_dataset
 from job.logs import emit, warn
-from job.model import build_model, build_optimizer, model_input_shape
 from job.observe.phases import Phases
-from job.protocol import Prepared, Results
 from job.run import choose_cache_dir, folder_opener
 from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import PREDICTIONS_FILE
-from job.steps import StepRunner
-from job.training import Training
+from job.training import devices, evaluation, export, pipeline
+from job.training.loop import Training
+from job.training.model import build_model, build_optimizer, model_input_shape
+from job.training.steps import StepRunner
+from job.training.workload import Prepared, Results
 from job.verify import unpack_model
 
 SAMPLE_IMAGES = 64
@@ -51,17 +51,17 @@ class KerasWorkload:
         self._config = config
         # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
         with phases("start_up"):
-            cluster.prepare_process(self._environ)
-            self._strategy = cluster.make_strategy(config.cluster)
+            devices.prepare_process(self._environ)
+            self._strategy = devices.make_strategy(config.cluster)
         with phases("data"):
             self._data = _load_data(config, environ=self._environ)
-        threads, num_replicas = cluster.threads(config.cluster), self._strategy.num_replicas_in_sync
-        cluster.check_batch(
+        threads, num_replicas = devices.threads(config.cluster), self._strategy.num_replicas_in_sync
+        devices.check_batch(
             config.train.global_batch_size,
             num_replicas=num_replicas,
             num_examples=len(self._data.dataset.train_labels),
         )
-        self._compile_with = cluster.resolve_compile(
+        self._compile_with = devices.resolve_compile(
             config.train,
             dropout=config.model.dropout,
             num_replicas=num_replicas,

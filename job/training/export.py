@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from job.datasets.dataset import Images
 from job.errors import IntegrityError
-from job.evaluation import Probabilities, preprocess
+from job.training.evaluation import Probabilities, preprocess
 
 SIGNATURE = "serving_default"
 TOLERANCE = 1e-4

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.pipeline import (
+from job.training.pipeline import (
     MAX_CHUNK_BYTES,
     MAX_STEPS_PER_CHUNK,
     Chunk,
