@@ -30,10 +30,10 @@ def main() -> NoReturn:
 def _run(arguments: list[str], *, stop: StopSignal) -> int:
     status = Status()
     try:
-        from job.cli import parse_command_line
+        from job.commands.cli import parse_command_line
 
         line = parse_command_line(arguments)
-        from job.commands import dispatch  # after parsing: --help needs none of it
+        from job.commands.dispatch import dispatch  # after parsing: --help needs none of it
 
         return dispatch(line, stop=stop, status=status)
     except SystemExit as leaving:  # argparse after --help

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from job.commands.verify import unpack_model
 from job.config import Config
 from job.datasets.dataset import LoadedDataset, evaluation_digest_of, load_dataset
 from job.logs import emit, warn
@@ -22,7 +23,6 @@ from job.training.loop import Training
 from job.training.model import build_model, build_optimizer, model_input_shape
 from job.training.steps import StepRunner
 from job.training.workload import Prepared, Results
-from job.verify import unpack_model
 
 SAMPLE_IMAGES = 64
 """Test images kept beside the predictions, so that a model can be verified without its dataset."""

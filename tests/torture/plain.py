@@ -264,7 +264,7 @@ def _be_the_program(
         for name in [name for name in os.environ if name.startswith(("MNIST_", "AWS_", "POD_"))]:
             del os.environ[name]
         os.environ.update(environ or {})
-        vars(job.run_command)["KerasWorkload"] = PlainWorkload
+        vars(job.commands.run)["KerasWorkload"] = PlainWorkload
         store.on_point = hook
         plant_chosen()
         sys.argv = ["mnist-job", "run", *flags]

@@ -17,9 +17,10 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from job import champion_commands, contract
+from job import contract
 from job import run as run_module
-from job.cli import CommandLine
+from job.commands import champion
+from job.commands.cli import CommandLine
 from job.config import Config
 from job.config_sources import LoadedConfig, load_config
 from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, NotFoundError, UnavailableError
@@ -161,12 +162,12 @@ class Simulation:
         store, forced = self.world.connect(), self._chance.random() < 0.5
         commit = self._patiently(lambda: write.read_commit(store, run))
         if commit:
-            champion_commands.promote(self._line(force=forced), self._loaded, store=store, commit=commit)
+            champion.promote(self._line(force=forced), self._loaded, store=store, commit=commit)
 
     def _roll_back(self, run: str) -> None:
         store, to = self.world.connect(), self._chance.choice((None, run))
         if self._patiently(lambda: champion.read_newest(store, MODEL)):
-            champion_commands.rollback(self._line(to=to), self._loaded, store=store)
+            champion.rollback(self._line(to=to), self._loaded, store=store)
 
     def _patiently(self, look: Callable[[], T | None]) -> T | None:
         """Whoever acts by hand waits until there is something to act on, and a little longer."""
@@ -256,7 +257,7 @@ class Simulation:
         self.judge.check_layouts()
         kept = itertools.islice(champion.history(store, MODEL), self.keep_versions)
         before = next((pointer.run for pointer in kept if pointer.run != "z"), None)
-        if before and self._is_refused(lambda: champion_commands.rollback(self._line(), self._loaded, store=store)):
+        if before and self._is_refused(lambda: champion.rollback(self._line(), self._loaded, store=store)):
             self._count_mark(before)
 
     def _is_refused(self, act: Callable[[], object]) -> bool:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, tzinfo
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from job import champion_commands
+from job.commands import champion
 from job.registry import champion, gate, retention
 from job.runs import checkpoint, write
 from job.store import store
@@ -53,7 +53,7 @@ def install() -> None:
         gate: {"datetime": _Clock},
         write: {"datetime": _Clock},
         retention: {"secrets": secrets},
-        champion_commands: {"print": lambda *texts: None, "_who": lambda: _current().name_of_client()},
+        champion: {"print": lambda *texts: None, "_who": lambda: _current().name_of_client()},
     }
     for module, names in replaced.items():
         vars(module).update(names)

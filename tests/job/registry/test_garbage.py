@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from job.cli import parse_command_line
+from job.commands.cli import parse_command_line
 from job.contract import commit_key
 from job.errors import AccessDeniedError, ConfigError, ConflictError, UnavailableError
 from job.registry.garbage import Garbage, delete_garbage, find_garbage

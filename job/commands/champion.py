@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from job import contract, logs
-from job.cli import CommandLine
+from job.commands.cli import CommandLine
 from job.config_sources import LoadedConfig
 from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, JobError, NotFoundError
 from job.registry import champion, serving

@@ -5,6 +5,8 @@ import sys
 from typing import Any
 
 from job import __version__, contract, logs
+from job.commands.report import REPORT_FILE, make_report
+from job.commands.summary import print_summary
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.errors import GateRefusedError
@@ -12,9 +14,7 @@ from job.observe import exposition
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.progress import Display
-from job.observe.report import REPORT_FILE, make_report
 from job.observe.stored_logs import StoredLog
-from job.observe.summary import print_summary
 from job.observe.termination import Status, choose_path
 from job.registry import champion
 from job.run import Outcome, Surroundings, open_configured_store, peak_memory_bytes, run

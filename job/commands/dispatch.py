@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from job import contract, logs
-from job.cli import CommandLine
+from job.commands.cli import CommandLine
 from job.config import describe_fields, to_text
 from job.config_sources import LoadedConfig, load_config
 from job.errors import IntegrityError, NotFoundError
@@ -49,7 +49,7 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
         status.path = choose_path(_termination_log_flag(line.settings))
     loaded = load_config(line.settings, config_file=line.options.config)
     if line.command == "run":
-        from job.run_command import run_command
+        from job.commands.run import run_command
 
         return run_command(loaded, stop=stop, status=status)
     logs.configure(logs.choose_format(loaded.config.observe.log_format, stream=sys.stderr), write=_to_stderr)
@@ -62,10 +62,10 @@ def _termination_log_flag(settings: list[str]) -> Path | None:
 
 
 def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.champion_commands import commit_to_verify, describe_champion
+    from job.commands.champion import commit_to_verify, describe_champion
+    from job.commands.verify import verify_run
     from job.registry.champion import no_champion, read_newest
     from job.registry.serving import check_layout
-    from job.verify import verify_run
 
     store, options = _open_store(loaded), line.options
     pointer = None
@@ -94,46 +94,46 @@ def _verify(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def _promote(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.champion_commands import promote
+    from job.commands.champion import promote
 
     store = _open_store(loaded)
     return promote(line, loaded, store=store, commit=_read_commit(store, line.options.run, wait_seconds=0.0))
 
 
 def _rollback(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.champion_commands import rollback
+    from job.commands.champion import rollback
 
     return rollback(line, loaded, store=_open_store(loaded))
 
 
 def _fetch(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.champion_commands import fetch
+    from job.commands.champion import fetch
 
     return fetch(line, loaded, store=_open_store(loaded))
 
 
 def _reproduce(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.reproduce import reproduce
+    from job.commands.reproduce import reproduce
 
     commit = _read_commit(_open_store(loaded), line.options.run, wait_seconds=0.0)
     return reproduce(loaded.config, commit, to_uri=line.options.to, settings=line.settings)
 
 
 def _runs(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.champion_commands import list_runs
+    from job.commands.champion import list_runs
 
     return list_runs(line, _open_store(loaded))
 
 
 def _show(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.champion_commands import show
+    from job.commands.champion import show
 
     store = _open_store(loaded)
     return show(store, _read_commit(store, line.options.run, wait_seconds=0.0))
 
 
 def _report(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.observe.report import REPORT_FILE, make_report, write_report
+    from job.commands.report import REPORT_FILE, make_report, write_report
     from job.registry.gate import read_gate
     from job.runs.read import read_metrics
 

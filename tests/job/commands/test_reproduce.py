@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from job.commands.reproduce import compare, settings_of
 from job.errors import ConflictError, IntegrityError
-from job.reproduce import compare, settings_of
 from job.runs.identity import canonical_json, sha256_hex
 from job.runs.lineage import checked_out_revision
 from tests.conftest import QUICK, RunJob

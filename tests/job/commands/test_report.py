@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from job import run_command
+from job.commands import run
+from job.commands.report import make_report
 from job.config import Config
-from job.observe.report import make_report
 from job.run import Outcome
 from tests.conftest import QUICK, RunJob
 
@@ -112,7 +112,7 @@ def test_one_epoch_and_equal_values_can_be_drawn() -> None:
 def test_report_that_cannot_be_made_costs_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     config = Config.model_validate({"store": {"uri": f"file:{tmp_path}"}})
     outcome = Outcome(commit={"run": "r"}, is_new=True, model_location="")
-    assert run_command._make_report(config, outcome) == {}
+    assert run._make_report(config, outcome) == {}
     assert "report.failed" in [record.getMessage() for record in caplog.records]
 
 

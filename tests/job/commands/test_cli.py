@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job.cli import _make_parser, parse_command_line
+from job.commands.cli import _make_parser, parse_command_line
 from job.config import field_names, to_text
 from job.config_sources import load_config
 from job.errors import ConfigError
