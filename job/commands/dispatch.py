@@ -159,8 +159,8 @@ def _logs(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def _prepare_data(line: CommandLine, loaded: LoadedConfig) -> int:
+    from job.attempt import choose_cache_dir, open_configured_store
     from job.datasets.mirror import prepare_mirror
-    from job.run import choose_cache_dir, open_configured_store
 
     target, dataset = line.options.to, loaded.config.data.dataset
     store = open_configured_store(
@@ -179,7 +179,7 @@ def _prepare_data(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def _check_data(line: CommandLine, loaded: LoadedConfig) -> int:
-    from job.run import choose_cache_dir, folder_opener
+    from job.attempt import choose_cache_dir, folder_opener
 
     config = loaded.config
     if config.data.source == "tfds":
@@ -264,7 +264,7 @@ def _print_schema(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def _open_store(loaded: LoadedConfig) -> Store:
-    from job.run import open_configured_store
+    from job.attempt import open_configured_store
 
     return open_configured_store(loaded.config, environ=os.environ)
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 
+from job.attempt import open_configured_store
 from job.config import Config
 from job.config_sources import parse_flags
 from job.contract import ENV_PREFIX, ExitCode
 from job.errors import ConflictError, IntegrityError
-from job.run import open_configured_store
 from job.runs.lineage import bits_depend_on
 from job.runs.write import read_commit
 

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from job import __version__, contract, logs
+from job.attempt import Outcome, Surroundings, open_configured_store, peak_memory_bytes, run
 from job.commands.report import REPORT_FILE, make_report
 from job.commands.summary import print_summary
 from job.config import Config
@@ -17,7 +18,6 @@ from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status, choose_path
 from job.registry import champion
-from job.run import Outcome, Surroundings, open_configured_store, peak_memory_bytes, run
 from job.runs.identity import make_run_id
 from job.runs.lineage import make_attempt_id
 from job.runs.read import read_metrics

@@ -1,7 +1,7 @@
 """The closing summary that a person reads on a terminal."""
 
+from job.attempt import Outcome
 from job.config import Config
-from job.run import Outcome
 
 
 def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:

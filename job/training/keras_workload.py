@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from job.attempt import choose_cache_dir, folder_opener
 from job.commands.verify import unpack_model
 from job.config import Config
 from job.datasets.dataset import LoadedDataset, evaluation_digest_of, load_dataset
 from job.logs import emit, warn
 from job.observe.phases import Phases
-from job.run import choose_cache_dir, folder_opener
 from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import PREDICTIONS_FILE

@@ -17,8 +17,8 @@ from typing import TypeVar, cast
 
 import numpy as np
 
+from job import attempt as run_module
 from job import contract
-from job import run as run_module
 from job.commands import champion
 from job.commands.cli import CommandLine
 from job.config import Config
@@ -109,7 +109,7 @@ class Simulation:
         client.ready_at += self._chance.choice((0.0, self._chance.uniform(0, _SPREAD_SECONDS)))
 
     def _attempt(self, run: str, name: str) -> None:
-        """The order of `job.run.run`, and from COMMIT on its own code; nothing is damaged, so 65 would be wrong."""
+        """The order of `job.attempt.run`, and from COMMIT on its own code; nothing is damaged, so 65 would be wrong."""
         try:
             self._go_through(run, name)
         except IntegrityError as error:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from job.attempt import Outcome
 from job.commands import run
 from job.commands.report import make_report
 from job.config import Config
-from job.run import Outcome
 from tests.conftest import QUICK, RunJob
 
 _COMMIT: dict[str, Any] = {
