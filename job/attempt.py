@@ -1,35 +1,35 @@
-"""One attempt at a run: the phases, in their order. The only place that knows that order.
+"""One attempt at a run: the phases, in their order. The only place that knows that order. READ THIS FIRST.
 
 What is trained is behind `Workload`, so that the order itself can be killed thousands of times a minute without TensorFlow.
 """
 
-import resource
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from job import contract
+from job import clock, contract
 from job.config import Config
+from job.contract import Event
+from job.digests import canonical_json, sha256_hex
 from job.logs import emit
-from job.observe.metrics import Metrics
 from job.observe.phases import Phases
-from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
-from job.observe.termination import Status
+from job.observe.view import View
 from job.registry import champion, serving
-from job.registry.champion import Pointer
+from job.registry.champion import Move
 from job.registry.gate import Gate
 from job.registry.retention import apply_retention
-from job.registry.rules import Rules
+from job.registry.rules import GateRecord
 from job.runs import checkpoint as checkpoints
-from job.runs import identity, read, write
-from job.runs.checkpoint_writer import CheckpointWriter, Schedule
+from job.runs import read, write
+from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
-from job.runs.lineage import Device, bits_depend_on, describe_attempt
+from job.runs.identity import AttemptIdentity, result_digest
+from job.runs.lineage import Device, Lineage, bits_depend_on, describe_attempt
+from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
-from job.store.store import Store, Traffic, is_store_uri, open_store
+from job.store.open import open_store
+from job.store.store import Store, Traffic
 from job.training.loop import Training
 from job.training.watchdog import Watchdog
 from job.training.workload import Prepared, Results, Workload
@@ -37,18 +37,21 @@ from job.training.workload import Prepared, Results, Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended well."""
+    """How an attempt ended well.
 
-    commit: dict[str, Any]
-    """The COMMIT that stands."""
+    Attributes:
+        committed: the run's result, whoever made it; of the champion where nothing had to be trained.
+        is_new: False when another attempt had committed the run before.
+        model_location: URI of the SavedModel.
+        is_skipped: True when the champion came from the same inputs and image.
+        gate: what gate.json says; None when promotion is not enabled, and when nothing had to be decided.
+    """
+
+    committed: CommittedRun
     is_new: bool
-    """False when another attempt had committed the run before."""
     model_location: str
-    """URI of the SavedModel."""
     is_skipped: bool = False
-    """True when the champion came from the same inputs and image: `commit` is the champion's."""
-    gate: Mapping[str, Any] | None = None
-    """What gate.json says; None when promotion is not enabled, and when nothing had to be decided."""
+    gate: GateRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,58 +59,76 @@ class Surroundings:
     """What an attempt is given from outside: facts about its place, and the ways to be stopped and seen.
 
     Attributes:
+        identity: the run, and the id that the attempt would like; another one is chosen where that is taken.
+        traffic: counts the requests to the store.
         stored_log: gets the store, and a segment is written with every checkpoint.
         on_stall: is given the stacks of all threads when training makes no more steps; has to end the process.
     """
 
+    identity: AttemptIdentity
     pod: contract.Pod
     environ: MutableMapping[str, str]
     phases: Phases
     stop: StopSignal
-    status: Status
-    display: Display
-    metrics: Metrics
+    view: View
+    traffic: Traffic
     stored_log: StoredLog
     on_stall: Callable[[str], None]
 
 
-def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
+def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outcome:
     """Train, evaluate, export, commit and decide about the champion; what is done already is not done again.
 
     Raises:
         JobError: typed, with its exit code; readers see nothing half-done then.
         StopRequested: SIGTERM or SIGINT.
     """
-    phases, status, settings = around.phases, around.status, config.model_dump(mode="json")
+    phases, run_id = surroundings.phases, surroundings.identity.run
     with phases("store"):
-        store = open_configured_store(config, environ=around.environ, traffic=around.metrics.traffic)
-        store.list_objects(contract.run_prefix(status.run))  # a missing bucket or a wrong key is known at once
-    around.stored_log.attach(store)
-    prepared = workload.prepare(config, run_id=status.run, phases=phases)
-    around.metrics.describe(dataset=prepared.dataset["name"], replicas=len(prepared.device.names))
+        store = open_store(config.store, environ=surroundings.environ, traffic=surroundings.traffic)
+        store.list_objects(contract.run_prefix(run_id))  # a missing bucket or a wrong key is known at once
+    surroundings.stored_log.attach(store)
+    prepared = workload.prepare(config, run_id=run_id, phases=phases)
+    surroundings.view.prepared(dataset=prepared.dataset.name, num_replicas=len(prepared.device.names))
     if config.run.skip_if_unchanged:
         with phases("store"):
-            unchanged = _find_unchanged(config, store, around=around, prepared=prepared)
+            unchanged = _find_unchanged(config, store, surroundings=surroundings, prepared=prepared)
         if unchanged:
             return unchanged
     with phases("store"):
-        result_digest = write.claim_run(store, status.run, inputs=prepared.inputs, config=settings)
-        committed = write.read_commit(store, status.run)
+        digest = write.begin_run(store, run_id, inputs=prepared.inputs, config=config.model_dump(mode="json"))
+        committed = read.read_commit(store, run_id)
         if committed is not None:
-            write.check_same_result(committed, run_id=status.run, result_digest=result_digest)
-    if committed is not None:
-        return finish(config, store, committed, around=around, workload=workload)
-    with phases("store"):
-        store.sweep(contract.run_prefix(status.run))
-        attempt, stored = _register_attempt(store, around, device=prepared.device)
-        ledger = _open_ledger(store, around, attempt=attempt)
+            read.check_same_result(committed, result_digest=digest)
+    if committed is None:
+        committed, surroundings = _make_result(
+            config, store, surroundings=surroundings, workload=workload, prepared=prepared, result_digest=digest
+        )
+    return finish(config, store, committed, surroundings=surroundings, workload=workload)
 
+
+def _make_result(
+    config: Config,
+    store: Store,
+    *,
+    surroundings: Surroundings,
+    workload: Workload,
+    prepared: Prepared,
+    result_digest: str,
+) -> tuple[CommittedRun, Surroundings]:
+    """Train and publish; returns the COMMIT that is recorded, and the surroundings with the attempt's own id."""
+    phases, run_id = surroundings.phases, surroundings.identity.run
+    with phases("store"):
+        store.sweep(contract.run_prefix(run_id))
+        lineage, stored = _register_attempt(store, surroundings, device=prepared.device)
+        identity = AttemptIdentity(run=run_id, attempt=lineage.attempt)
+        surroundings = replace(surroundings, identity=identity)
+        ledger = _open_ledger(store, surroundings, lineage=lineage)
     with phases("build"):
         training = workload.build()
-    _train(config, training, store, around=around, ledger=ledger, result_digest=result_digest)
+    _train(config, training, store, surroundings=surroundings, ledger=ledger, result_digest=result_digest)
     results = workload.finish(training, phases=phases)
-    around.metrics.set_recalls({of_class.name: of_class.recall for of_class in results.scores.classes})
-
+    surroundings.view.evaluated({of_class.name: of_class.recall for of_class in results.scores.classes})
     with phases("publish"):
         record = {
             "counters": training.counters(training.total_steps, ledger=ledger),
@@ -116,184 +137,172 @@ def run(config: Config, around: Surroundings, workload: Workload) -> Outcome:
             "chain": ledger.chain,
         }
         files = {**results.files, read.METRICS_FILE: _to_metrics_file(results, training=training, record=record)}
-        stored += write.upload(store, status.run, attempt_id=status.attempt, files=files)
-        content = {
-            "format": write.FORMAT,
-            "run": status.run,
-            "attempt": status.attempt,
-            "committed": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "result_digest": result_digest,
-            "weights_digest": results.weights_digest,
-            "state_digest": training.state_digest(),
-            "dataset": prepared.dataset,
-            "metrics": {
-                "test_loss": results.scores.loss,
-                "test_accuracy": results.scores.accuracy,
-                "test_examples": results.scores.num_examples,
-            },
-            "files": [asdict(file) for file in stored],
-            "inputs": prepared.inputs,
-            "config": settings,
-            "config_digest": identity.sha256_hex(identity.canonical_json(settings)),
-            "lineage": attempt,
-        }
-        standing = write.commit(store, status.run, content=content | record)
-    key, is_new = contract.commit_key(status.run), standing["attempt"] == status.attempt
-    emit("commit.done", key=key, weights_digest=standing["weights_digest"], is_new=is_new)
-    return finish(config, store, standing, around=around, workload=workload)
-
-
-def open_configured_store(
-    config: Config, *, environ: MutableMapping[str, str], uri: str | None = None, traffic: Traffic | None = None
-) -> Store:
-    """The store of the `store` section, or another one reached with the same settings."""
-    return open_store(
-        uri or config.store.uri,
-        environ=environ,
-        endpoint=config.store.endpoint,
-        region=config.store.region,
-        path_style=config.store.path_style,
-        timeout_seconds=config.store.timeout_seconds,
-        deadline_seconds=config.store.deadline_seconds,
-        traffic=traffic,
+        stored += write.upload(store, run_id, attempt_id=identity.attempt, files=files)
+        content = record | _to_commit(
+            config,
+            identity,
+            prepared=prepared,
+            results=results,
+            result_digest=result_digest,
+            state_digest=training.state_digest(),
+            stored=stored,
+            lineage=lineage,
+        )
+        committed = write.commit(store, run_id, content=content)
+    emit(
+        Event.COMMIT_DONE,
+        key=contract.commit_key(run_id),
+        weights_digest=committed.weights_digest,
+        is_new=committed.attempt == identity.attempt,
     )
+    return committed, surroundings
 
 
-def folder_opener(config: Config, *, environ: MutableMapping[str, str]) -> Callable[[str], Store | Path]:
-    """Opens `data.uri`, which may be a local folder or a store."""
+def _to_commit(
+    config: Config,
+    identity: AttemptIdentity,
+    *,
+    prepared: Prepared,
+    results: Results,
+    result_digest: str,
+    state_digest: str,
+    stored: list[StoredFile],
+    lineage: Lineage,
+) -> dict[str, Any]:
+    """What COMMIT says, beside what the run counts."""
+    settings = config.model_dump(mode="json")
+    return {
+        "format": write.FORMAT,
+        "run": identity.run,
+        "attempt": identity.attempt,
+        "committed": clock.timestamp(),
+        "result_digest": result_digest,
+        "weights_digest": results.weights_digest,
+        "state_digest": state_digest,
+        "dataset": asdict(prepared.dataset),
+        "metrics": {
+            "test_loss": results.scores.loss,
+            "test_accuracy": results.scores.accuracy,
+            "test_examples": results.scores.num_examples,
+        },
+        "files": [asdict(file) for file in stored],
+        "inputs": prepared.inputs,
+        "config": settings,
+        "config_digest": sha256_hex(canonical_json(settings)),
+        "lineage": lineage.to_json(),
+    }
 
-    def open_folder(uri: str) -> Store | Path:
-        return open_configured_store(config, environ=environ, uri=uri) if is_store_uri(uri) else Path(uri)
 
-    return open_folder
-
-
-def choose_cache_dir(config: Config, *, environ: MutableMapping[str, str]) -> Path:
-    """Where prepared data is kept: as configured, or in the user's cache folder."""
-    if config.data.cache_dir:
-        return config.data.cache_dir.expanduser()
-    base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mnist-train"
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _find_unchanged(config: Config, store: Store, *, around: Surroundings, prepared: Prepared) -> Outcome | None:
+def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings, prepared: Prepared) -> Outcome | None:
     """The champion, when another run has made it from the same inputs with the same image."""
 
-    def look_at(newest: Pointer) -> Outcome | None:
-        if newest.run == around.status.run:
+    def look_at(newest: Move) -> Outcome | None:
+        if newest.run == surroundings.identity.run:
             return None
-        standing = champion.commit_of(store, newest)
-        is_same_image = standing.get("lineage", {}).get("image") == around.pod.image
-        if not is_same_image or standing["result_digest"] != write.digest_of_inputs(prepared.inputs):
+        committed = champion.commit_of(store, newest)
+        is_same_image = committed.record.get("lineage", {}).get("image") == surroundings.pod.image
+        if not is_same_image or committed.result_digest != result_digest(prepared.inputs):
             return None
         serving.finish_layout(store, newest)
-        around.status.champion_accuracy = newest.accuracy
-        return replace(_outcome(store, standing, status=around.status), is_skipped=True)
+        surroundings.view.champion_is(newest.to.accuracy)
+        return replace(_outcome(store, committed, surroundings=surroundings), is_skipped=True)
 
-    return champion.use_newest(store, champion.model_name(config, dataset=prepared.dataset["name"]), look_at)
+    return champion.use_newest(store, champion.model_name(config, dataset=prepared.dataset.name), look_at)
 
 
 def finish(
-    config: Config, store: Store, standing: dict[str, Any], *, around: Surroundings, workload: Workload
+    config: Config, store: Store, committed: CommittedRun, *, surroundings: Surroundings, workload: Workload
 ) -> Outcome:
     """What follows a COMMIT, whoever made it: gate, serving layout, cleaning up."""
-    status, gate = around.status, None
-    outcome = _outcome(store, standing, status=status)
-    model = champion.model_name(config, dataset=standing["dataset"]["name"])
-    with around.phases("publish"):
+    view, gate = surroundings.view, None
+    outcome = _outcome(store, committed, surroundings=surroundings)
+    model = champion.model_name(config, dataset=committed.dataset.name)
+    with surroundings.phases("publish"):
         if config.promotion.enabled:
             gate = Gate(
                 store=store,
                 model=model,
-                rules=Rules.of(config.promotion),
-                who=f"attempt {status.attempt}",
+                rules=config.promotion,
+                who=f"attempt {surroundings.identity.attempt}",
                 reevaluate=workload.predict_with,
-            ).settle(standing)
-            status.promoted = gate["verdict"] == "promoted"
+            ).settle(committed)
+            view.decided(is_promoted=gate.verdict == "promoted")
         newest = serving.finish_champions_layout(store, model)
         if newest:
-            status.champion_accuracy = newest.accuracy
-    with around.phases("clean_up"):
-        write.clean_up(store, standing)
+            view.champion_is(newest.to.accuracy)
+    with surroundings.phases("clean_up"):
+        write.clean_up(store, committed)
         apply_retention(store, **config.retention.model_dump())
     return replace(outcome, gate=gate)
 
 
-def _register_attempt(
-    store: Store, around: Surroundings, *, device: Device
-) -> tuple[dict[str, Any], list[write.StoredFile]]:
+def _register_attempt(store: Store, surroundings: Surroundings, *, device: Device) -> tuple[Lineage, list[StoredFile]]:
     """Write attempt.json under an id that is free; returns its content and what was stored."""
-    status = around.status
-    status.attempt = write.free_attempt_id(store, status.run, wanted=status.attempt)
-    attempt = describe_attempt(
-        around.pod, run_id=status.run, attempt_id=status.attempt, device=device, environ=around.environ
+    wanted = surroundings.identity
+    attempt_id = write.free_attempt_id(store, wanted.run, wanted=wanted.attempt)
+    lineage = describe_attempt(
+        surroundings.pod, replace(wanted, attempt=attempt_id), device=device, environ=surroundings.environ
     )
-    files = {write.ATTEMPT_FILE: identity.canonical_json(attempt)}
-    return attempt, write.upload(store, status.run, attempt_id=status.attempt, files=files)
+    files = {read.ATTEMPT_FILE: canonical_json(lineage.to_json())}
+    return lineage, write.upload(store, wanted.run, attempt_id=attempt_id, files=files)
 
 
-def _open_ledger(store: Store, around: Surroundings, *, attempt: Mapping[str, Any]) -> Ledger:
-    started_seconds = write.list_attempts(store, around.status.run)
+def _open_ledger(store: Store, surroundings: Surroundings, *, lineage: Lineage) -> Ledger:
+    started_seconds = read.list_attempts(store, lineage.run)
     ledger = Ledger(
-        phases=around.phases,
-        attempt=around.status.attempt,
+        phases=surroundings.phases,
+        attempt=lineage.attempt,
         num_attempts=len(started_seconds),
-        computed_on=bits_depend_on(attempt),
+        computed_on=bits_depend_on(lineage),
         first_started_seconds=min(started_seconds),
     )
-    around.status.goodput = ledger.goodput
+    surroundings.view.registered(lineage.attempt, goodput=ledger.goodput)
     return ledger
 
 
 def _train(
-    config: Config, training: Training, store: Store, *, around: Surroundings, ledger: Ledger, result_digest: str
+    config: Config, training: Training, store: Store, *, surroundings: Surroundings, ledger: Ledger, result_digest: str
 ) -> None:
     """Go on from the newest good checkpoint, or from the start, to the last step."""
-    with around.phases("restore"):
-        checkpoint = checkpoints.load_newest(store, around.status.run, result_digest=result_digest)
+    run_id = surroundings.identity.run
+    with surroundings.phases("restore"):
+        checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest)
         if checkpoint:
             training.restore(checkpoint)
-            around.status.step = checkpoint.step
-            emit("checkpoint.restored", step=checkpoint.step, of=training.total_steps)
+            emit(Event.CHECKPOINT_RESTORED, step=checkpoint.step, of=training.total_steps)
         ledger.start(
             checkpoint.meta["ledger"] if checkpoint else None,
-            step=around.status.step,
+            step=checkpoint.step if checkpoint else 0,
             total_steps=training.total_steps,
             interval_seconds=config.checkpoint.interval_seconds,
         )
-        around.metrics.count(training.counters(around.status.step, ledger=ledger))
     writer = CheckpointWriter(
-        open_configured_store(config, environ=around.environ, traffic=around.metrics.traffic),
-        run_id=around.status.run,
-        schedule=Schedule(**config.checkpoint.model_dump()),
-        on_saved=around.metrics.checkpoint_saved,
-        after_save=around.stored_log.write_segment,
+        open_store(config.store, environ=surroundings.environ, traffic=surroundings.traffic),
+        run_id=run_id,
+        schedule=config.checkpoint,
+        on_saved=surroundings.view.checkpoint_saved,
+        after_save=surroundings.stored_log.write_segment,
     )
     training.run(
         result_digest=result_digest,
         writer=writer,
-        watchdog=Watchdog(timeout_seconds=config.observe.stall_timeout_seconds, on_stall=around.on_stall),
+        watchdog=Watchdog(timeout_seconds=config.observe.stall_timeout_seconds, on_stall=surroundings.on_stall),
         ledger=ledger,
-        stop=around.stop,
-        status=around.status,
-        display=around.display,
-        metrics=around.metrics,
+        stop=surroundings.stop,
+        view=surroundings.view,
     )
 
 
 def _to_metrics_file(results: Results, *, training: Training, record: Mapping[str, Any]) -> bytes:
     history = [asdict(epoch) for epoch in training.history]
-    return identity.canonical_json({"test": results.scores.to_json(), "history": history, **record})
+    return canonical_json({"test": results.scores.to_json(), "history": history, **record})
 
 
-def _outcome(store: Store, standing: dict[str, Any], *, status: Status) -> Outcome:
-    run_id, attempt_id = standing["run"], standing["attempt"]
-    status.commit = contract.commit_key(run_id)
-    status.accuracy = standing["metrics"]["test_accuracy"]
-    model_location = store.location(contract.attempt_prefix(run_id, attempt_id=attempt_id) + "model")
-    return Outcome(commit=standing, is_new=attempt_id == status.attempt, model_location=model_location)
+def _outcome(store: Store, committed: CommittedRun, *, surroundings: Surroundings) -> Outcome:
+    surroundings.view.committed(contract.commit_key(committed.run), test_accuracy=committed.test_accuracy)
+    attempt_folder = contract.attempt_prefix(committed.run, attempt_id=committed.attempt)
+    return Outcome(
+        committed=committed,
+        is_new=committed.attempt == surroundings.identity.attempt,
+        model_location=store.location(attempt_folder + read.MODEL_FOLDER.rstrip("/")),
+    )

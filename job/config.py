@@ -5,7 +5,7 @@ dataset; checks that need those are made where they are known.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
@@ -25,7 +25,8 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from job.contract import ENV_PREFIX, RUN_ID_MAX_CHARACTERS, is_run_id
 
 TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
-BUILT_IN_SOURCES = ("tfds", "idx", "digits")
+SOURCES = {"tfds": "job.datasets.tfds", "idx": "job.datasets.idx", "digits": "job.datasets.digits"}
+"""The built-in sources of data, each with its module, which `datasets/load.py` imports when it is chosen."""
 _FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | re.ASCII)
 
@@ -113,8 +114,8 @@ class DataSection(Section):
     @field_validator("source")
     @classmethod
     def _check_source(cls, value: str) -> str:
-        if value not in BUILT_IN_SOURCES and not _FUNCTION_PATTERN.fullmatch(value):
-            raise ValueError("must be tfds, idx, digits or package.module:function")
+        if value not in SOURCES and not _FUNCTION_PATTERN.fullmatch(value):
+            raise ValueError(f"must be {', '.join(SOURCES)} or package.module:function")
         return value
 
     @field_validator("dataset")
@@ -299,13 +300,18 @@ class Config(BaseSettings):
         return (env_settings, init_settings) if cls.reads_environment else (init_settings,)
 
 
-def field_names() -> list[str]:
+def field_names(schema: type[Config] = Config) -> list[str]:
     """Every setting as `section.field`, in the order of the schema."""
-    return [
-        f"{section}.{field}"
-        for section, info in Config.model_fields.items()
-        for field in _section_class(info.annotation).model_fields
-    ]
+    return [name for name in default_values(schema)]
+
+
+def default_values(schema: type[Config] = Config) -> Mapping[str, object]:
+    """`section.field` -> its default, as plain JSON, in the order of the schema."""
+    return {
+        f"{section}.{field}": default
+        for section, info in schema.model_fields.items()
+        for field, default in _section_class(info.annotation).model_construct().model_dump(mode="json").items()
+    }
 
 
 def describe_fields() -> list[tuple[str, str, str]]:

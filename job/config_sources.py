@@ -1,7 +1,6 @@
 """Where settings come from: flags > environment (`MNIST_SECTION__FIELD`) > YAML file > defaults.
 
-Owns the order of the sources, unknown names and the errors that name a setting. The only module besides the entry point's that
-reads the environment.
+Owns the order of the sources, unknown names and the errors that name a setting.
 """
 
 import difflib
@@ -19,6 +18,7 @@ from pydantic_settings import SettingsError
 from job.config import Config, field_names
 from job.contract import ENV_PREFIX
 from job.errors import ConfigError
+from job.texts import one_line
 
 # What Kubernetes sets in every pod for a Service called `mnist` or `mnist-...`; ours all have a `__`.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
@@ -74,7 +74,7 @@ def _build(
     except ValidationError as error:
         raise ConfigError("\n".join(_describe_all(error, origins))) from error
     except SettingsError as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(one_line(error)) from error
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -135,9 +135,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: {path} cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"--config: {path} cannot be read: {one_line(error)}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
-        raise ConfigError(f"--config: {path} is not YAML: {_one_line(error)}") from error
+        raise ConfigError(f"--config: {path} is not YAML: {one_line(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -174,7 +174,3 @@ def _describe(detail: Any, origins: Mapping[str, str]) -> str:
         return f"{name}: {rule}"
     received = re.sub(r"//[^/@\s]*@", "//***@", repr(detail["input"]))  # never print a password
     return f"{name}: {rule}, received {received[:80]} [{origins.get(name, 'default')}]"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

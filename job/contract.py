@@ -20,21 +20,166 @@ TERMINATION_MESSAGE_MAX_BYTES = 4096
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of `mnist-job`; the chart's podFailurePolicy is written against them."""
+    """Exit codes of `mnist-job`: (number, the client's word, what it means, whether to start it again, what to do).
 
-    OK = 0
-    UNKNOWN = 1
-    CONFIG = 64
-    INTEGRITY = 65
-    NOT_FOUND = 66
-    UNAVAILABLE = 69
-    TRAINING_FAILED = 70
-    CONFLICT = 73
-    STALLED = 74
-    INTERRUPTED = 75
-    PEER_LOST = 76
-    ACCESS_DENIED = 77
-    GATE_REFUSED = 78
+    docs/reference.md, the chart's podFailurePolicy and the client's explanations are made of this table.
+    """
+
+    word: str
+    """One word, as in Kubernetes' own conditions."""
+    meaning: str
+    """What happened, for docs/reference.md."""
+    again: str
+    """Whether another start may end otherwise; after `no` the chart fails the Job."""
+    action: str
+    """What a person does about it, as the client says it."""
+
+    def __new__(cls, code: int, word: str = "", meaning: str = "", again: str = "", action: str = "") -> "ExitCode":
+        """A member whose value is its number."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.word, member.meaning, member.again, member.action = word, meaning, again, action
+        return member
+
+    OK = (
+        0,
+        "Completed",
+        "committed and verified, promoted or not; or committed before with the same result digest; or skipped because the "
+        "champion came from the same inputs and image",
+        "nothing to do",
+        "",
+    )
+    UNKNOWN = (
+        1,
+        "UnknownError",
+        "unknown error, with a traceback; or the last net of the stall watchdog",
+        "may help",
+        "read the log",
+    )
+    CONFIG = (
+        64,
+        "BadConfig",
+        "bad config",
+        "no",
+        "submit again with a right setting, or helm upgrade",
+    )
+    INTEGRITY = (
+        65,
+        "IntegrityError",
+        "data or a published object is not what its digest or format says",
+        "no",
+        "restore the data; when all checkpoints are bad, submit a new run",
+    )
+    NOT_FOUND = (
+        66,
+        "NotFound",
+        "the other side answered that it does not exist: dataset, bucket, key; GPUs asked for and not visible",
+        "no",
+        "correct data.uri, store.uri or the GPU limit of the release, then resume",
+    )
+    UNAVAILABLE = (
+        69,
+        "Unavailable",
+        "store or data source unreachable until the deadline; no space; the last checkpoint could not be saved in time",
+        "yes",
+        "repair the store or the network, then resume",
+    )
+    TRAINING_FAILED = (
+        70,
+        "TrainingFailed",
+        "the loss is not finite, or an assertion failed",
+        "no",
+        "submit again with another learning rate or model",
+    )
+    CONFLICT = (
+        73,
+        "Conflict",
+        "the run exists with another result digest, or was closed: given up (`gc`), or removed by retention; the champion "
+        "moved during a `rollback`",
+        "no",
+        "submit a new run: this id belongs to other settings",
+    )
+    STALLED = (
+        74,
+        "Stalled",
+        "stalled: no step within `observe.stall_timeout_seconds`; stacks of all threads are in the log",
+        "yes",
+        "look for the stacks in the log; if it is only slow, raise observe.stall_timeout_seconds",
+    )
+    INTERRUPTED = (
+        75,
+        "Interrupted",
+        "interrupted by SIGTERM or SIGINT; where training stood is saved, and the same run id goes on from there",
+        "yes",
+        "nothing: a checkpoint is saved, and the next pod goes on from it",
+    )
+    PEER_LOST = (
+        76,
+        "PeerLost",
+        "a peer worker was lost, or did not come in time; not used yet: training over several workers is not built",
+        "yes",
+        "nothing: it is tried again",
+    )
+    ACCESS_DENIED = (
+        77,
+        "AccessDenied",
+        "access denied, or no credentials",
+        "no",
+        "correct the Secret or the identity of the release, then resume",
+    )
+    GATE_REFUSED = (
+        78,
+        "GateRefused",
+        "committed, and refused by the gate: only with `promotion.refused_is_failure`, and from `mnist-job promote`",
+        "no",
+        "the model is not good enough to be promoted; see gate.json in the store",
+    )
+
+
+class Event(enum.StrEnum):
+    """Log events that other programs read; warnings have names of their own."""
+
+    RUN_START = "run.start"
+    DATA_READY = "data.ready"
+    MODEL_BUILT = "model.built"
+    TRAIN_START = "train.start"
+    TRAIN_PROGRESS = "train.progress"
+    EPOCH_END = "epoch.end"
+    CHECKPOINT_SAVED = "checkpoint.saved"
+    CHECKPOINT_RESTORED = "checkpoint.restored"
+    RUN_INTERRUPTED = "run.interrupted"
+    EVALUATE_END = "evaluate.end"
+    EXPORT_END = "export.end"
+    COMMIT_DONE = "commit.done"
+    GATE_DECIDED = "gate.decided"
+    RUN_END = "run.end"
+    ERROR = "error"
+
+
+class Field(enum.StrEnum):
+    """Fields of log events and of the termination message that other programs read."""
+
+    EVENT = "event"
+    RUN = "run"
+    ATTEMPT = "attempt"
+    OUTCOME = "outcome"
+    CODE = "code"
+    REASON = "reason"
+    STEP = "step"
+    EPOCH = "epoch"
+    ACCURACY = "accuracy"
+    TEST_ACCURACY = "test_accuracy"
+    ETA_SECONDS = "eta_seconds"
+    PROMOTED = "promoted"
+    COMMIT = "commit"
+    SECONDS = "seconds"
+
+
+TERMINATION_FIELDS = (
+    *(Field.RUN, Field.ATTEMPT, Field.OUTCOME, Field.CODE, Field.REASON, Field.STEP, Field.EPOCH),
+    *(Field.ACCURACY, Field.PROMOTED, Field.COMMIT, Field.SECONDS),
+)
+"""Of the termination message, in this order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,10 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, TextIO
+
+from job import clock
 
 LOGGER_NAME = "job"
 
@@ -97,7 +99,7 @@ class _JsonFormatter(logging.Formatter):
         self._fixed = {"run": run, "attempt": attempt, "worker": 0}
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        time = clock.timestamp(record.created).replace("+00:00", "Z")
         head = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
         line = json.dumps(
             _finite(head | self._fixed | _fields(record)), default=str, ensure_ascii=False, allow_nan=False

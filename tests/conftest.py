@@ -23,8 +23,8 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-_REPOSITORY = Path(__file__).parent.parent
-_DEFAULT_MNIST = _REPOSITORY.parent / "shared" / "data" / "mnist"
+REPOSITORY = Path(__file__).parent.parent
+_DEFAULT_MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
 
 IS_CI = os.environ.get("CI") == "true"
 
@@ -94,7 +94,7 @@ def run_job(tmp_path: Path) -> RunJob:
         done = subprocess.run(
             [*prefix, *job_command(arguments)],
             cwd=tmp_path,
-            env=environment | {"PYTHONPATH": os.pathsep.join([str(_REPOSITORY), environment.get("PYTHONPATH", "")])},
+            env=environment | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])},
             capture_output=True,
             text=True,
             timeout=timeout,

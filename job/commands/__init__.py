@@ -1,1 +1,14 @@
-"""What a person types, and what it prints."""
+"""What a person types, and what it prints.
+
+cli.py        subcommands and their options; standard library only
+dispatch.py   which function a subcommand is
+lookup.py     the store and the run that a command names
+run.py        run: sets up what an attempt is given from outside, says how it ended; summary.py, what it prints at the end
+runs.py       runs, show, logs, report; report.py: the page
+champion.py   promote, rollback, fetch
+verify.py     verify
+reproduce.py  reproduce
+data.py       data prepare, data check
+store.py      store check, gc
+settings.py   config show, config schema
+"""

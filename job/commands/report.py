@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import ConfigError
+from job.registry.rules import GateRecord
+from job.runs.read import CommittedRun
 
 REPORT_FILE = "report.html"
 
@@ -26,7 +28,7 @@ svg { margin-right: 1em } svg text { font: 12px system-ui, sans-serif; fill: #59
 """
 
 
-def make_report(commit: Mapping[str, Any], metrics: Mapping[str, Any], gate: Mapping[str, Any] | None) -> bytes:
+def make_report(committed: CommittedRun, metrics: Mapping[str, Any], gate: GateRecord | None) -> bytes:
     """The page.
 
     Args:
@@ -39,13 +41,13 @@ def make_report(commit: Mapping[str, Any], metrics: Mapping[str, Any], gate: Map
         _element(
             "head",
             _element("meta", charset="utf-8"),
-            _element("title", f"Run {commit['run']}"),
+            _element("title", f"Run {committed.run}"),
             _element("style", _STYLE),
         ),
         _element(
             "body",
-            _element("h1", f"Run {commit['run']}"),
-            _pairs(_summary(commit)),
+            _element("h1", f"Run {committed.run}"),
+            _pairs(_summary(committed)),
             _element("h2", "Gate"),
             *_gate(gate),
             _element("h2", "Epochs"),
@@ -60,7 +62,7 @@ def make_report(commit: Mapping[str, Any], metrics: Mapping[str, Any], gate: Map
             _element("h2", "Time"),
             _pairs(_goodput(metrics["goodput"])),
             _element("h2", "Made of"),
-            _pairs(_origin(commit)),
+            _pairs(_origin(committed)),
         ),
         lang="en",
     )
@@ -79,23 +81,23 @@ def write_report(path: Path, page: bytes) -> None:
         raise ConfigError(f"--to: {path} cannot be written: {error.strerror}") from error
 
 
-def _summary(commit: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    metrics = commit["metrics"]
-    yield "committed", str(commit.get("committed", ""))
-    yield "dataset", str(commit["dataset"].get("name"))
-    yield "test accuracy", f"{metrics['test_accuracy']:.4f}"
+def _summary(committed: CommittedRun) -> Iterable[tuple[str, str]]:
+    metrics = committed.record["metrics"]
+    yield "committed", str(committed.record.get("committed", ""))
+    yield "dataset", committed.dataset.name
+    yield "test accuracy", f"{committed.test_accuracy:.4f}"
     yield "test loss", f"{metrics['test_loss']:.4f}"
     yield "test examples", str(metrics["test_examples"])
-    yield "weights digest", str(commit["weights_digest"])
+    yield "weights digest", committed.weights_digest
 
 
-def _gate(gate: Mapping[str, Any] | None) -> Iterable[ET.Element]:
+def _gate(gate: GateRecord | None) -> Iterable[ET.Element]:
     if gate is None:
         yield _element("p", "Not asked.")
         return
-    verdict = f"promoted to version {gate['version']} of {gate['model']}" if gate["version"] else str(gate["verdict"])
-    yield _element("p", _element("strong", verdict), f": {gate['reason']}")
-    yield _pairs((name, _number(value)) for name, value in gate["numbers"].items())
+    verdict = f"promoted to version {gate.version} of {gate.model}" if gate.version else gate.verdict
+    yield _element("p", _element("strong", verdict), f": {gate.reason}")
+    yield _pairs((name, _number(value)) for name, value in gate.numbers.items())
 
 
 def _goodput(goodput: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -104,15 +106,15 @@ def _goodput(goodput: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield name, f"{seconds:.1f} s"
 
 
-def _origin(commit: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    lineage = commit.get("lineage", {})
+def _origin(committed: CommittedRun) -> Iterable[tuple[str, str]]:
+    lineage = committed.record.get("lineage", {})
     for name in ("revision", "image", "chart_version", "version", "python"):
         if lineage.get(name):
             yield name, str(lineage[name])
     yield "packages", ", ".join(f"{name} {version}" for name, version in lineage.get("packages", {}).items())
-    yield "dataset digest", str(commit["dataset"].get("digest"))
-    yield "result digest", str(commit["result_digest"])
-    for section, fields in commit.get("config", {}).items():
+    yield "dataset digest", str(committed.dataset.digest)
+    yield "result digest", committed.result_digest
+    for section, fields in committed.record.get("config", {}).items():
         yield section, ", ".join(f"{name}={json.dumps(value)}" for name, value in fields.items())
 
 

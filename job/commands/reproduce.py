@@ -1,10 +1,9 @@
-"""Trains again what a COMMIT says, in a process and a store of its own, and compares the digests.
+"""The command reproduce: trains again what a COMMIT says, in a process and a store of its own, and compares the digests.
 
 The settings that decide the result, and the threads, come from the COMMIT; where the data is may be said anew.
 """
 
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -15,13 +14,16 @@ from typing import Any
 
 import yaml
 
-from job.attempt import open_configured_store
+from job import clock
+from job.commands.cli import CommandLine
+from job.commands.lookup import configured_store, find_committed
 from job.config import Config
-from job.config_sources import parse_flags
+from job.config_sources import LoadedConfig, parse_flags
 from job.contract import ENV_PREFIX, ExitCode
 from job.errors import ConflictError, IntegrityError
-from job.runs.lineage import bits_depend_on
-from job.runs.write import read_commit
+from job.runs.lineage import Lineage, bits_depend_on
+from job.runs.read import CommittedRun, read_commit
+from job.store.open import open_store
 
 _DIGESTS = ("result_digest", "weights_digest", "state_digest")
 _OWN_SECTIONS = ("run.", "store.", "promotion.")
@@ -57,7 +59,13 @@ class Reproduction:
         raise ConflictError(f"run {run} was not reproduced: {', '.join(self.different)} differ: {why}")
 
 
-def reproduce(config: Config, commit: Mapping[str, Any], *, to_uri: str | None, settings: Sequence[str]) -> int:
+def reproduce(line: CommandLine, loaded: LoadedConfig) -> int:
+    """Train again, and say whether everything is equal."""
+    committed = find_committed(configured_store(loaded), line.options.run)
+    return reproduce_run(loaded.config, committed, to_uri=line.options.to, settings=line.settings)
+
+
+def reproduce_run(config: Config, committed: CommittedRun, *, to_uri: str | None, settings: Sequence[str]) -> int:
     """Train again and say whether everything is equal; returns 0, or the exit code of a training that failed.
 
     Args:
@@ -68,10 +76,10 @@ def reproduce(config: Config, commit: Mapping[str, Any], *, to_uri: str | None, 
     Raises:
         ConflictError: something differs.
     """
-    run, run_id = str(commit["run"]), f"local.reproduced-{secrets.token_hex(4)}"
+    run_id = f"local.reproduced-{clock.token(4)}"
     with tempfile.TemporaryDirectory(prefix="mnist-reproduce-") as folder:
         store = config.store.model_copy(update={"uri": to_uri or f"file:{folder}/store"})
-        sections = settings_of(commit)
+        sections = settings_of(committed)
         sections["run"]["id"] = run_id
         sections |= {
             "store": store.model_dump(mode="json"),
@@ -84,14 +92,14 @@ def reproduce(config: Config, commit: Mapping[str, Any], *, to_uri: str | None, 
         given = [f"--{name}={value}" for name, value in parse_flags(settings).items()]
         code = _train(path, [flag for flag in given if not flag.removeprefix("--").startswith(_OWN_SECTIONS)])
         if code:
-            print(f"mnist-job: run {run} was not reproduced: the training ended with {code}", file=sys.stderr)
+            print(f"mnist-job: run {committed.run} was not reproduced: the training ended with {code}", file=sys.stderr)
             return code
-        made = read_commit(open_configured_store(config, environ=os.environ, uri=store.uri), run_id)
+        made = read_commit(open_store(config.store, environ=os.environ, uri=store.uri), run_id)
     assert made
-    compare(commit, made).check(run=run)
-    print(f"reproduced: run {run}")
+    compare(committed, made).check(run=committed.run)
+    print(f"reproduced: run {committed.run}")
     for name in _DIGESTS:
-        print(f"  {name.replace('_', ' '):<14}  {made[name]}: equal")
+        print(f"  {name.replace('_', ' '):<14}  {made.record[name]}: equal")
     return ExitCode.OK
 
 
@@ -108,14 +116,15 @@ def _train(config_file: Path, flags: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def settings_of(commit: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def settings_of(committed: CommittedRun) -> dict[str, dict[str, Any]]:
     """The settings that make the same result, from what was resolved when the run was made.
 
     Raises:
         IntegrityError: the COMMIT does not hold them.
     """
     try:
-        config, inputs, threads = commit["config"], commit["inputs"], commit["lineage"]["threads"]
+        record = committed.record
+        config, inputs, threads = record["config"], record["inputs"], record["lineage"]["threads"]
         data = {name: value for name, value in config["data"].items() if name != "cache_dir"}
         return {
             "run": {"seed": inputs["seed"]},
@@ -132,11 +141,11 @@ def settings_of(commit: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         raise IntegrityError(f"the COMMIT does not say how its run was made: {error} is missing") from error
 
 
-def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Reproduction:
+def compare(before: CommittedRun, now: CommittedRun) -> Reproduction:
     """What two COMMITs differ in."""
-    old, new = bits_depend_on(before["lineage"]), bits_depend_on(now["lineage"])
+    old, new = (bits_depend_on(Lineage.of(run.record["lineage"])) for run in (before, now))
     return Reproduction(
-        different=tuple(name for name in _DIGESTS if before.get(name) != now.get(name)),
+        different=tuple(name for name in _DIGESTS if before.record.get(name) != now.record.get(name)),
         hardware={
             name: (old.get(name), new.get(name)) for name in old.keys() | new.keys() if old.get(name) != new.get(name)
         },

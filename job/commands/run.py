@@ -1,15 +1,17 @@
 """The `run` command: sets up what an attempt is given from outside, and says how it ended."""
 
 import os
+import resource
 import sys
 from typing import Any
 
 from job import __version__, contract, logs
-from job.attempt import Outcome, Surroundings, open_configured_store, peak_memory_bytes, run
+from job.attempt import Outcome, Surroundings, run
 from job.commands.report import REPORT_FILE, make_report
 from job.commands.summary import print_summary
 from job.config import Config
 from job.config_sources import LoadedConfig
+from job.contract import Event
 from job.errors import GateRefusedError
 from job.observe import exposition
 from job.observe.metrics import Metrics
@@ -17,11 +19,13 @@ from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status, choose_path
+from job.observe.view import View
 from job.registry import champion
-from job.runs.identity import make_run_id
+from job.runs.identity import AttemptIdentity, make_run_id
 from job.runs.lineage import make_attempt_id
 from job.runs.read import read_metrics
 from job.signals import StopSignal
+from job.store.open import open_store
 from job.training.keras_workload import KerasWorkload
 
 SERIES_FILE = "metrics.prom"
@@ -39,8 +43,9 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     display, phases = Display(log_format), Phases()
     pod = contract.pod_from_environment(os.environ)
     status.path = choose_path(config.observe.termination_log)
-    status.run, status.attempt = make_run_id(config), make_attempt_id(pod)
-    stored_log = StoredLog(run=status.run, attempt=status.attempt)
+    identity = AttemptIdentity(run=make_run_id(config), attempt=make_attempt_id(pod))
+    status.run, status.attempt = identity.run, identity.attempt
+    stored_log = StoredLog(run=identity.run, attempt=identity.attempt)
     metrics = _make_metrics(config, pod, status=status, phases=phases)
     report: dict[str, bytes] = {}
 
@@ -53,29 +58,29 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
 
     status.on_end = end
     status.write()
-    logs.configure(log_format, run=status.run, attempt=status.attempt, write=display.write, also=stored_log)
-    logs.emit("run.start", store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
+    logs.configure(log_format, run=identity.run, attempt=identity.attempt, write=display.write, also=stored_log)
+    logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     if config.observe.metrics_port:
         exposition.serve(metrics.running, port=config.observe.metrics_port)
 
-    around = Surroundings(
+    surroundings = Surroundings(
+        identity=identity,
         pod=pod,
         environ=os.environ,
         phases=phases,
         stop=stop,
-        status=status,
-        display=display,
-        metrics=metrics,
+        view=View(display=display, metrics=metrics, status=status),
+        traffic=metrics.traffic,
         stored_log=stored_log,
         on_stall=lambda stacks: _end_stalled(stacks, status=status, seconds=config.observe.stall_timeout_seconds),
     )
-    outcome = run(config, around, KerasWorkload(os.environ))
+    outcome = run(config, surroundings, KerasWorkload(os.environ))
     stop.ignore()  # a committed run must not be reported as interrupted
     if config.observe.report and not outcome.is_skipped:
         report |= _make_report(config, outcome)
-    refusal = outcome.gate["reason"] if outcome.gate and outcome.gate["verdict"] == "refused" else ""
+    refusal = outcome.gate.reason if outcome.gate and outcome.gate.verdict == "refused" else ""
     if refusal and config.promotion.refused_is_failure:
-        raise GateRefusedError(f"the gate refused run {status.run}, which is committed and whole: {refusal}")
+        raise GateRefusedError(f"the gate refused run {identity.run}, which is committed and whole: {refusal}")
     name = "skipped" if outcome.is_skipped else "committed" if outcome.is_new else "already_committed"
     status.end(outcome=name, code=contract.ExitCode.OK, reason=refusal)
     if log_format == "text":
@@ -104,8 +109,8 @@ def _push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
 def _make_report(config: Config, outcome: Outcome) -> dict[str, bytes]:
     """The page beside the stored log; that it cannot be made costs a warning, never the run."""
     try:
-        store = open_configured_store(config, environ=os.environ)
-        page = make_report(outcome.commit, read_metrics(store, outcome.commit), outcome.gate)
+        store = open_store(config.store, environ=os.environ)
+        page = make_report(outcome.committed, read_metrics(store, outcome.committed), outcome.gate)
     except Exception as error:  # noqa: BLE001 - the result stands
         logs.warn("report.failed", reason=f"{type(error).__name__}: {error}")
         return {}
@@ -126,11 +131,11 @@ def _end_stalled(stacks: str, *, status: Status, seconds: float) -> None:
 def _emit_end(status: Status, display: Display, **fields: Any) -> None:
     display.stop()
     if status.outcome == "interrupted":
-        logs.warn("run.interrupted", step=status.step, epoch=status.epoch, reason=status.reason)
+        logs.warn(Event.RUN_INTERRUPTED, step=status.step, epoch=status.epoch, reason=status.reason)
     elif status.code:
-        logs.error("error", code=status.code, reason=status.reason)
+        logs.error(Event.ERROR, code=status.code, reason=status.reason)
     logs.emit(
-        "run.end",
+        Event.RUN_END,
         outcome=status.outcome,
         code=int(status.code or 0),
         step=status.step,
@@ -139,3 +144,8 @@ def _emit_end(status: Status, display: Display, **fields: Any) -> None:
         seconds=status.seconds,
         **fields,
     )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

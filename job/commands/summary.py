@@ -6,7 +6,7 @@ from job.config import Config
 
 def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
     """Score, where the model is, and the command to look at it."""
-    metrics, run_id = outcome.commit["metrics"], outcome.commit["run"]
+    metrics, run_id = outcome.committed.record["metrics"], outcome.committed.run
     store = "".join(f" --store.{name}={value}" for name, value in _store_settings(config).items())
     if outcome.is_skipped:
         print(f"\nNothing has changed: champion {run_id} came from the same inputs and image; nothing was trained")
@@ -16,7 +16,7 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         other = "another --run.id" if config.run.id else "--run.suffix=again"
         print(f"\nRun {run_id} is committed already; nothing was trained. To train again: {other}")
     print(
-        f"  dataset   {outcome.commit['dataset']['name']}\n"
+        f"  dataset   {outcome.committed.dataset.name}\n"
         f"  test      accuracy {metrics['test_accuracy']:.4f}, loss {metrics['test_loss']:.4f} "
         f"on {metrics['test_examples']} examples\n"
         f"  gate      {_gate_line(outcome)}\n"
@@ -30,14 +30,11 @@ def _gate_line(outcome: Outcome) -> str:
     gate = outcome.gate
     if gate is None:
         return "is the champion" if outcome.is_skipped else "not asked (promotion.enabled is false)"
-    verdict = f"promoted to version {gate['version']} of {gate['model']}" if gate["version"] else "not promoted"
-    return f"{verdict}: {gate['reason']}"
+    verdict = f"promoted to version {gate.version} of {gate.model}" if gate.version else "not promoted"
+    return f"{verdict}: {gate.reason}"
 
 
 def _store_settings(config: Config) -> dict[str, object]:
     """What a command needs to reach the same store."""
-    default = type(config.store)()
-    names = ("uri", "endpoint", "region", "path_style")
-    return {
-        name: getattr(config.store, name) for name in names if getattr(config.store, name) != getattr(default, name)
-    }
+    changed = config.store.model_dump(mode="json", exclude_defaults=True)
+    return {name: value for name, value in changed.items() if not name.endswith("_seconds")}

@@ -1,15 +1,28 @@
-"""Proof that a committed run is whole: hashes, weights, and predictions of the loaded SavedModel."""
+"""The command verify: proof that a committed run is whole, by hashes, weights, and predictions of the loaded SavedModel."""
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from job import contract
+from job.commands.champion import describe_move
+from job.commands.cli import CommandLine
+from job.commands.lookup import configured_store, find_committed, wait_for
+from job.config_sources import LoadedConfig
 from job.errors import IntegrityError
-from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, parse_predictions, read_files
+from job.registry import champion, serving
+from job.registry.champion import Move
+from job.runs.read import (
+    MODEL_FOLDER,
+    PREDICTIONS_FILE,
+    CommittedRun,
+    Predictions,
+    parse_predictions,
+    read_files,
+    unpack_model,
+)
 from job.store.store import Store
 from job.training import evaluation, export
 
@@ -26,29 +39,64 @@ class Report:
     largest_difference: float
 
 
-def verify_run(store: Store, commit: Mapping[str, Any]) -> Report:
+def verify(line: CommandLine, loaded: LoadedConfig) -> int:
+    """Verify a run, or the champion of a model with its serving layout.
+
+    Raises:
+        IntegrityError: something is not what was committed.
+        NotFoundError: there is no such result.
+    """
+    store, options = configured_store(loaded), line.options
+    newest = None
+    if options.champion:
+        newest = wait_for(lambda: champion.read_newest(store, options.champion), seconds=options.wait)
+        if newest is None:
+            raise champion.no_champion(store, options.champion)
+        committed = _commit_of_champion(store, newest)
+    else:
+        committed = find_committed(store, options.run, wait_seconds=options.wait)
+    report = verify_run(store, committed)
+    print(
+        f"verified: run {committed.run}, attempt {committed.attempt}\n"
+        f"  {report.num_files} files, {report.num_bytes} bytes: sizes and SHA-256 as committed\n"
+        f"  weights digest {committed.weights_digest}: recomputed from the SavedModel, equal\n"
+        f"  SavedModel loaded; {report.num_predicted} images classified as recorded (largest difference "
+        f"{report.largest_difference:.1e})\n"
+        f"  test accuracy {committed.test_accuracy:.4f}: recomputed from the stored predictions, equal"
+    )
+    if newest:
+        num_files = serving.check_layout(store, newest)
+        print(f"  champion of {newest.model}: {describe_move(newest)}\n  serving layout: {num_files} files, equal")
+    return contract.ExitCode.OK
+
+
+def _commit_of_champion(store: Store, newest: Move) -> CommittedRun:
+    committed = champion.commit_of(store, newest)
+    if committed.weights_digest != newest.to.weights_digest:
+        raise IntegrityError(
+            f"version {newest.version} of {newest.model} names other weights than the COMMIT of its run"
+        )
+    return committed
+
+
+def verify_run(store: Store, committed: CommittedRun) -> Report:
     """Follow a COMMIT to its objects and check that they are the model that was evaluated.
 
     Raises:
         IntegrityError: an object is missing or altered, or the model predicts something else.
     """
-    files = read_files(store, commit)
+    files = read_files(store, committed)
     if PREDICTIONS_FILE not in files:
-        raise IntegrityError(f"the COMMIT of run {commit['run']} names no {PREDICTIONS_FILE}")
+        raise IntegrityError(f"the COMMIT of run {committed.run} names no {PREDICTIONS_FILE}")
     recorded = parse_predictions(files[PREDICTIONS_FILE])
-    _, accuracy = evaluation.loss_and_accuracy(recorded.probabilities, recorded.labels)
-    if abs(accuracy - commit["metrics"]["test_accuracy"]) > _ACCURACY_TOLERANCE:
-        raise IntegrityError(
-            f"run {commit['run']}: the stored predictions give accuracy {accuracy}, the COMMIT says "
-            f"{commit['metrics']['test_accuracy']}"
-        )
+    _check_accuracy(committed, recorded)
     model = {name.removeprefix(MODEL_FOLDER): data for name, data in files.items() if name.startswith(MODEL_FOLDER)}
+    images = recorded.sample_images
     with tempfile.TemporaryDirectory(prefix="mnist-verify-") as temporary:
         folder = Path(temporary)
         unpack_model(model, folder)
-        if export.weights_digest(export.weights_of_export(folder)) != commit["weights_digest"]:
-            raise IntegrityError(f"run {commit['run']}: the SavedModel's weights are not the committed ones")
-        images = recorded.sample_images
+        if export.weights_digest(export.weights_of_export(folder)) != committed.weights_digest:
+            raise IntegrityError(f"run {committed.run}: the SavedModel's weights are not the committed ones")
         received = export.predict_with_export(folder, images)
     export.check_predictions(received, recorded.probabilities[: len(images)])
     return Report(
@@ -59,13 +107,10 @@ def verify_run(store: Store, commit: Mapping[str, Any]) -> Report:
     )
 
 
-def unpack_model(files: Mapping[str, bytes], folder: Path) -> None:
-    """Lay out a SavedModel in a local folder, to look at it; nothing is synced.
-
-    Args:
-        files: name below the model's folder -> content. Names come from a COMMIT, whose reader keeps them inside.
-    """
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+def _check_accuracy(committed: CommittedRun, recorded: Predictions) -> None:
+    _, accuracy = evaluation.loss_and_accuracy(recorded.probabilities, recorded.labels)
+    if abs(accuracy - committed.test_accuracy) > _ACCURACY_TOLERANCE:
+        raise IntegrityError(
+            f"run {committed.run}: the stored predictions give accuracy {accuracy}, the COMMIT says "
+            f"{committed.test_accuracy}"
+        )

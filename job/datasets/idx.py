@@ -9,12 +9,14 @@ import hashlib
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from job.datasets.dataset import Dataset
+from job.config import DataSection
+from job.datasets.dataset import Dataset, with_digest
 from job.errors import AccessDeniedError, IntegrityError, NotFoundError, UnavailableError
 from job.logs import warn
 from job.store.store import Store
@@ -54,6 +56,16 @@ CLASS_NAMES = tuple(str(digit) for digit in range(NUM_CLASSES))
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801
 _MAX_BYTES = 2**31
 """A header may promise anything; nothing above this is unpacked."""
+
+
+def load(config: DataSection, *, cache_dir: object, open_folder: Callable[[str], Store | Path]) -> tuple[Dataset, str]:
+    """The dataset in canonical order, and its digest, from the folder or store of `data.uri`.
+
+    Raises:
+        JobError: as from `load_idx`, and what is wrong with the arrays.
+    """
+    assert config.uri is not None  # the config's own check
+    return with_digest(load_idx(open_folder(config.uri), dataset=config.dataset))
 
 
 def load_idx(folder: Path | Store, *, dataset: str) -> Dataset:

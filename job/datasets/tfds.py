@@ -15,15 +15,30 @@ from typing import Any
 
 import numpy as np
 
-from job.datasets.dataset import Dataset, plain_copy_path, read_plain_copy
+from job.config import DataSection
+from job.datasets.dataset import Dataset
+from job.datasets.prepared import plain_copy_path, read_or_make, read_plain_copy
 from job.errors import AccessDeniedError, IntegrityError, JobError, NotFoundError, UnavailableError
 from job.logs import emit
+from job.texts import one_line
 
 PROBE_SECONDS = 4.0
 _OTHER_WAYS = (
     "other ways: data.uri=FOLDER with the downloaded files, data.source=idx with the four .gz files in a folder or store, "
     "or the embedded data.source=digits"
 )
+
+
+def load(config: DataSection, *, cache_dir: Path, open_folder: object) -> tuple[Dataset, str]:
+    """The dataset in canonical order, and its digest; through the plain copy in the cache.
+
+    Raises:
+        JobError: as from `load_tfds`, and what is wrong with the arrays.
+    """
+    return read_or_make(
+        plain_copy_path(cache_dir, name=config.dataset),
+        lambda: load_tfds(config.dataset, cache_dir=cache_dir, manual_dir=config.uri),
+    )
 
 
 def load_tfds(name: str, *, cache_dir: Path, manual_dir: str | None) -> Dataset:
@@ -140,7 +155,7 @@ def _translate(error: Exception, *, name: str, data_dir: Path) -> JobError:
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
 
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error, limit=300)
     if isinstance(error, NonMatchingChecksumError):
         return IntegrityError(
             f"data.source=tfds: a file of {name} is not what its checksum says: {reason}; fetch it again"

@@ -5,11 +5,11 @@ they leave the process (`exposition.py`).
 """
 
 import bisect
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from job import clock
 from job.contract import ExitCode
 from job.observe.phases import PHASES, Phases
 from job.observe.termination import Status
@@ -100,7 +100,7 @@ class Metrics:
     def checkpoint_saved(self, step: int, seconds: float) -> None:
         """A checkpoint was written."""
         self.set(
-            checkpoint_step=step, checkpoint_seconds=seconds, checkpoint_last_timestamp_seconds=round(time.time(), 3)
+            checkpoint_step=step, checkpoint_seconds=seconds, checkpoint_last_timestamp_seconds=round(clock.now(), 3)
         )
 
     def set_recalls(self, recalls: Mapping[str, float]) -> None:
@@ -144,7 +144,7 @@ class Metrics:
         yield from self._outcome()
 
     def _outcome(self) -> Iterator[Any]:
-        status, now = self.status, round(time.time(), 3)
+        status, now = self.status, round(clock.now(), 3)
         assert status.code is not None
         values = {
             "last_success_timestamp_seconds": now if status.code == ExitCode.OK else None,

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from job import clock
 
 PROCESS, START_UP = "process", "start_up"
 PHASES = (
@@ -30,7 +31,7 @@ class Phases:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._name, self._since = PROCESS, time.monotonic() - seconds_since_process_start()
+        self._name, self._since = PROCESS, clock.monotonic() - seconds_since_process_start()
         self.switch(START_UP)
 
     @contextlib.contextmanager
@@ -46,7 +47,7 @@ class Phases:
     def switch(self, name: str) -> None:
         """Count the time from now on to a phase."""
         assert name in PHASES
-        now = time.monotonic()
+        now = clock.monotonic()
         self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
         self._name, self._since = name, now
 

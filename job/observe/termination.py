@@ -5,13 +5,13 @@ Rewritten while the run goes on, so that a pod killed for memory still says how 
 
 import contextlib
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from job.contract import TERMINATION_MESSAGE_MAX_BYTES, ExitCode
+from job import clock
+from job.contract import TERMINATION_FIELDS, TERMINATION_MESSAGE_MAX_BYTES, ExitCode
 
 KUBELET_PATH = Path("/dev/termination-log")
 
@@ -33,9 +33,9 @@ class Status:
     """Of the champion after this attempt, on the test split that it was scored on; not part of the message."""
     commit: str | None = None
     seconds: float = 0.0
-    started_seconds: float = field(default_factory=time.monotonic, repr=False)
+    started_seconds: float = field(default_factory=clock.monotonic, repr=False)
     path: Path | None = field(default=None, repr=False)
-    goodput: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
+    goodput: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False)
     """Where the time of all attempts went, once the run is open."""
     on_end: Callable[[], None] | None = field(default=None, repr=False)
     """Called once the outcome is known, to log it."""
@@ -49,10 +49,10 @@ class Status:
 
     def write(self) -> None:
         """Rewrite the message; a path that cannot be written costs the message, never the run."""
-        self.seconds = round(time.monotonic() - self.started_seconds, 3)
+        self.seconds = round(clock.monotonic() - self.started_seconds, 3)
         if self.path is None:
             return
-        content = {name: getattr(self, name) for name in _FIELDS}
+        content = {str(name): getattr(self, name) for name in TERMINATION_FIELDS}
         data = json.dumps(content, ensure_ascii=False).encode(errors="replace")
         if len(data) > TERMINATION_MESSAGE_MAX_BYTES:
             excess = len(data) - TERMINATION_MESSAGE_MAX_BYTES
@@ -61,21 +61,6 @@ class Status:
             data = json.dumps(content, ensure_ascii=False).encode(errors="replace")[:TERMINATION_MESSAGE_MAX_BYTES]
         with contextlib.suppress(OSError):
             self.path.write_bytes(data)
-
-
-_FIELDS = (
-    "run",
-    "attempt",
-    "outcome",
-    "code",
-    "reason",
-    "step",
-    "epoch",
-    "accuracy",
-    "promoted",
-    "commit",
-    "seconds",
-)
 
 
 def choose_path(configured: Path | None) -> Path | None:

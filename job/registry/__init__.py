@@ -1,1 +1,10 @@
-"""Which committed run is served, `models/<name>/`, and what is kept."""
+"""Which committed run is served, `models/<name>/` in the store, and what is kept.
+
+rules.py     the gate's rules: a pure decision
+gate.py      the gate's way through the store, from a COMMIT to a decision that is recorded
+champion.py  moves: numbered create-only records; the newest says who is champion
+serving.py   TensorFlow Serving's layout; the file that makes a version loadable is written last
+fetch.py     the champion in a local folder, by one rename
+retention.py what is kept after a committed run
+garbage.py   what `gc` finds and deletes
+"""

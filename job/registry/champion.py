@@ -1,21 +1,22 @@
-"""The champion: one create-only record a move, numbered without gaps; the highest number says which run is served.
+"""The champion: one create-only record for each move, numbered without gaps; the highest number says which run is served.
 
 Creating version n + 1 is the compare-and-swap: of several writers one wins, and the others read and decide again. Owns the
 records and their order, not who deserves to be champion. Never imports TensorFlow.
 """
 
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from datetime import datetime
+from typing import Literal, TypeVar
 
-from job import contract
+from job import clock, contract
 from job.config import Config
+from job.digests import canonical_json
 from job.errors import ConflictError, IntegrityError, NotFoundError
-from job.runs import write
-from job.runs.identity import canonical_json
+from job.registry.rules import GateRecord
+from job.runs import read
+from job.runs.read import CommittedModel, CommittedRun
 from job.store.store import Store
 
 FORMAT = 1
@@ -30,40 +31,12 @@ By = Literal["gate", "promote", "rollback"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """What is worth knowing about a committed run.
-
-    Attributes:
-        created: when its run.json was written, ISO 8601 in UTC.
-        evaluation_digest: of the test split that `accuracy` was measured on.
-    """
-
-    run: str
-    created: str
-    dataset: str
-    evaluation_digest: str
-    weights_digest: str
-    accuracy: float
-
-    @classmethod
-    def of(cls, commit: Mapping[str, Any], *, created: str) -> "Committed":
-        """The part of a COMMIT that pointers repeat."""
-        return cls(
-            run=str(commit["run"]),
-            created=created,
-            dataset=str(commit["dataset"].get("name")),
-            evaluation_digest=str(commit["dataset"].get("evaluation_digest")),
-            weights_digest=str(commit["weights_digest"]),
-            accuracy=float(commit["metrics"]["test_accuracy"]),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pointer:
-    """One move: from then on, until the next one, `run` is the champion of `model`.
+class Move:
+    """One champion record: from then on, until the next move, the model `to` is the champion of the name `model`.
 
     Attributes:
         version: the record's number, and the folder's in the serving layout.
+        when: ISO 8601 in UTC.
         best: (evaluation digest, best accuracy of all champions on it), the one used last at the end.
         gate: the gate's decision, when it decided.
     """
@@ -72,30 +45,32 @@ class Pointer:
     version: int
     from_version: int | None
     from_run: str | None
-    run: str
+    to: CommittedModel
     when: str
     who: str
     by: By
     why: str
     forced: bool
-    created: str
-    dataset: str
-    evaluation_digest: str
-    weights_digest: str
-    accuracy: float
     best: tuple[tuple[str, float], ...]
-    gate: Mapping[str, Any] | None
+    gate: GateRecord | None
+
+    @property
+    def run(self) -> str:
+        """The run whose model is served."""
+        return self.to.run
 
     def best_accuracy(self, evaluation_digest: str) -> float | None:
         """Of all champions up to this one, on that test split; None when none was scored on it lately."""
         return dict(self.best).get(evaluation_digest)
 
     def to_bytes(self) -> bytes:
-        """As it is stored."""
-        return canonical_json({"format": FORMAT, **asdict(self)})
+        """As it is stored: the fields of `to` stand beside the others."""
+        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("to", "gate")}
+        gate = self.gate.to_json() if self.gate else None
+        return canonical_json({"format": FORMAT, **record, **asdict(self.to), "gate": gate})
 
 
-def read_newest(store: Store, model: str) -> Pointer | None:
+def read_newest(store: Store, model: str) -> Move | None:
     """The champion, or None when there never was one.
 
     Raises:
@@ -108,16 +83,17 @@ def read_newest(store: Store, model: str) -> Pointer | None:
         newest = read_version(store, model, version=versions[-1])
         if newest:
             return newest
-        time.sleep(_LISTING_SECONDS)  # a listing may know more than the object's own place, for a moment
+        clock.sleep(_LISTING_SECONDS)  # a listing may know more than the object's own place, for a moment
     raise IntegrityError(
         f"store {store.uri}: {contract.champion_key(model, version=versions[-1])} is listed and absent"
     )
 
 
-def use_newest(store: Store, model: str, act: Callable[[Pointer], T]) -> T | None:
+def use_newest(store: Store, model: str, act: Callable[[Move], T]) -> T | None:
     """What `act` makes of the champion; None when there never was one.
 
-    Who is slow may find that its run was removed because the champion has moved on: then `act` is given the next one.
+    While `act` works, a newer champion may be made, and retention may remove the run of the older one. Then `act` is given the
+    newer champion.
 
     Raises:
         IntegrityError: it is the champion still, and it, or what it names, is damaged.
@@ -131,64 +107,64 @@ def use_newest(store: Store, model: str, act: Callable[[Pointer], T]) -> T | Non
     return None
 
 
-def history(store: Store, model: str) -> Iterator[Pointer]:
+def history(store: Store, model: str) -> Iterator[Move]:
     """Every move, newest first; each is read when it is asked for.
 
     Raises:
         IntegrityError: a record is damaged or missing.
     """
     for version in reversed(list_versions(store, model)):
-        pointer = read_version(store, model, version=version)
-        if pointer is None:
+        made = read_version(store, model, version=version)
+        if made is None:
             raise IntegrityError(
                 f"store {store.uri}: {contract.champion_key(model, version=version)} is listed and absent"
             )
-        yield pointer
+        yield made
 
 
 def move(
     store: Store,
     model: str,
     *,
-    before: Pointer | None,
-    to: Committed,
+    before: Move | None,
+    to: CommittedModel,
     by: By,
     who: str,
     why: str,
     forced: bool = False,
-    gate: Mapping[str, Any] | None = None,
-) -> Pointer | None:
+    gate: GateRecord | None = None,
+) -> Move | None:
     """Make `to` the champion after `before`; None when somebody else moved first: read and decide again.
-
-    The claim comes before the look at the marks of retention, which looks at claims after it has made its mark: one of the
-    two sees the other, however long either sleeps in between.
 
     Raises:
         ConflictError: the run is being removed.
     """
     version = before.version + 1 if before else 1
+    # 1. This move writes a claim. Then it looks for marks of retention.
+    # 2. Retention writes its mark. Then it looks for claims (`retention.remove_runs`).
+    # 3. So one of the two sees the other, however long either pauses in between.
     claim = canonical_json({"run": to.run, "model": model, "version": version})
     store.create(contract.claim_key(to.run, model=model, version=version), claim)
     if store.list_objects(contract.retirements_prefix(to.run)):
         raise ConflictError(
             f"run {to.run} is being removed, or was (retention.keep_runs); it cannot become champion any more"
         )
-    pointer = Pointer(
+    made = Move(
         model=model,
         version=version,
         from_version=before.version if before else None,
         from_run=before.run if before else None,
-        when=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        when=clock.timestamp(),
         who=who,
         by=by,
         why=why,
         forced=forced,
         best=_carry_best(before, to=to, gate=gate),
+        to=to,
         gate=gate,
-        **asdict(to),
     )
-    data = pointer.to_bytes()
-    return pointer if store.create(contract.champion_key(model, version=version), data) == data else None
+    data = made.to_bytes()
+    return made if store.create(contract.champion_key(model, version=version), data) == data else None
 
 
 def no_champion(store: Store, model: str) -> NotFoundError:
@@ -202,7 +178,7 @@ def claimed_versions(store: Store, run_id: str) -> list[tuple[str, int]]:
     return [(match[1], int(match[2])) for name in names if (match := _CLAIM.fullmatch(name))]
 
 
-def read_version(store: Store, model: str, *, version: int) -> Pointer | None:
+def read_version(store: Store, model: str, *, version: int) -> Move | None:
     """One move; None when nobody has made it yet.
 
     Raises:
@@ -212,26 +188,26 @@ def read_version(store: Store, model: str, *, version: int) -> Pointer | None:
     return _parse(data, model=model, version=version) if data is not None else None
 
 
-def commit_of(store: Store, pointer: Pointer) -> dict[str, Any]:
+def commit_of(store: Store, made: Move) -> CommittedRun:
     """The COMMIT that a champion version names.
 
     Raises:
         IntegrityError: it is not there.
     """
     try:
-        commit = write.read_commit(store, pointer.run)
+        committed = read.read_commit(store, made.run)
     except ConflictError as error:
-        raise IntegrityError(f"{_describe(pointer)} was removed; {_ADVICE}") from error
-    if commit is None:
-        raise IntegrityError(f"{_describe(pointer)} has no COMMIT in {store.uri}; {_ADVICE}")
-    return commit
+        raise IntegrityError(f"{_describe(made)} was removed; {_ADVICE}") from error
+    if committed is None:
+        raise IntegrityError(f"{_describe(made)} has no COMMIT in {store.uri}; {_ADVICE}")
+    return committed
 
 
 _ADVICE = "make another run champion: mnist-job promote RUN --force"
 
 
-def _describe(pointer: Pointer) -> str:
-    return f"run {pointer.run}, which version {pointer.version} of {pointer.model} names,"
+def _describe(made: Move) -> str:
+    return f"run {made.run}, which version {made.version} of {made.model} names,"
 
 
 def model_name(config: Config, *, dataset: str) -> str:
@@ -262,33 +238,35 @@ def list_versions(store: Store, model: str) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
-def _carry_best(
-    before: Pointer | None, *, to: Committed, gate: Mapping[str, Any] | None
-) -> tuple[tuple[str, float], ...]:
+def _carry_best(before: Move | None, *, to: CommittedModel, gate: GateRecord | None) -> tuple[tuple[str, float], ...]:
     """The best accuracies so far, with the new champion's, and with the old one's where the gate has measured it again."""
     best = dict(before.best) if before else {}
     measured = [best.pop(to.evaluation_digest, 0.0), to.accuracy]
     if gate:
-        measured.append(gate["numbers"].get("champion_accuracy", 0.0))
+        measured.append(gate.numbers.get("champion_accuracy", 0.0))
     return (*list(best.items())[1 - _MAX_BEST :], (to.evaluation_digest, max(measured)))
 
 
-def _parse(data: bytes, *, model: str, version: int) -> Pointer:
+def _parse(data: bytes, *, model: str, version: int) -> Move:
     key = contract.champion_key(model, version=version)
-    record = write.parse_object(data, key=key)
-    names = {field.name for field in fields(Pointer)}
-    missing = names - record.keys()
-    if (
-        missing
-        or (record["model"], record["version"]) != (model, version)
-        or not contract.is_run_id(str(record["run"]))
-    ):
-        reason = f"it lacks {', '.join(sorted(missing))}" if missing else "its model, version or run is another"
-        raise IntegrityError(f"store: {key} is not the record of this champion: {reason}")
-    values = {name: record[name] for name in names}
+    record = read.parse_object(data, key=key)
+    of_move = [field.name for field in fields(Move) if field.name != "to"]
+    of_model = [field.name for field in fields(CommittedModel)]
+    missing = {*of_move, *of_model} - record.keys()
+    if missing:
+        raise _not_a_move(key, f"it lacks {', '.join(sorted(missing))}")
+    if (record["model"], record["version"]) != (model, version) or not contract.is_run_id(str(record["run"])):
+        raise _not_a_move(key, "its model, version or run is another")
     try:
         datetime.fromisoformat(record["when"])
         best = tuple((str(digest), float(accuracy)) for digest, accuracy in record["best"])
     except (TypeError, ValueError) as error:
-        raise IntegrityError(f"store: {key} is not the record of this champion: {error}") from error
-    return Pointer(**{**values, "best": best})
+        raise _not_a_move(key, str(error)) from error
+    gate = record["gate"]
+    parsed = {"best": best, "gate": GateRecord.of(gate, key=key) if isinstance(gate, dict) else None}
+    to = CommittedModel(**{name: record[name] for name in of_model})
+    return Move(**({name: record[name] for name in of_move} | parsed), to=to)
+
+
+def _not_a_move(key: str, reason: str) -> IntegrityError:
+    return IntegrityError(f"store: {key} is not the record of this champion: {reason}")

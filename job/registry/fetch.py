@@ -5,21 +5,22 @@ alone by TensorFlow Serving.
 """
 
 import os
-import secrets
 import shutil
-import time
 from pathlib import Path
 
+from job import clock
 from job.registry import champion
-from job.registry.champion import Pointer
+from job.registry.champion import Move
+from job.runs import read
+from job.store.backend import point
 from job.store.folder import fsync_folder
-from job.store.store import Store, point
+from job.store.store import Store
 
 _TEMPORARY_PREFIX = ".tmp-"
 _STALE_SECONDS = 3600.0
 
 
-def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Pointer | None:
+def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Move | None:
     """Bring the newest champion into `folder/<version>/` and keep the newest `keep` versions; None when it is there.
 
     Raises:
@@ -27,11 +28,11 @@ def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Poin
         NotFoundError: there is no champion.
     """
 
-    def read(newest: Pointer) -> tuple[Pointer, dict[str, bytes] | None]:
+    def look(newest: Move) -> tuple[Move, dict[str, bytes] | None]:
         is_there = (folder / str(newest.version)).is_dir()
         return newest, None if is_there else read.read_model(store, champion.commit_of(store, newest))
 
-    found = champion.use_newest(store, model, read)
+    found = champion.use_newest(store, model, look)
     if found is None:
         raise champion.no_champion(store, model)
     newest, files = found
@@ -39,7 +40,7 @@ def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Poin
         return None
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    final, temporary = folder / str(newest.version), folder / f"{_TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    final, temporary = folder / str(newest.version), folder / f"{_TEMPORARY_PREFIX}{os.getpid()}-{clock.token(8)}"
     try:
         for name, data in files.items():
             _write(temporary / name, data)
@@ -66,7 +67,7 @@ def _remove_old(folder: Path, *, keep: int) -> None:
     """Take old versions away in one step each: a server must not find one half deleted."""
     versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
     for version in versions[:-keep]:
-        gone = folder / f"{_TEMPORARY_PREFIX}old-{version}-{secrets.token_hex(8)}"
+        gone = folder / f"{_TEMPORARY_PREFIX}old-{version}-{clock.token(8)}"
         with point("rename", gone.name):
             (folder / str(version)).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
@@ -75,5 +76,5 @@ def _remove_old(folder: Path, *, keep: int) -> None:
 def _sweep(folder: Path) -> None:
     """Remove what a fetch that was killed an hour ago or earlier left."""
     for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+        if clock.now() - path.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,11 +1,11 @@
-"""Finds and deletes what no COMMIT and no pointer reaches: left-overs of killed attempts, runs that were given up, and serving
+"""Finds and deletes what no COMMIT and no move names: left-overs of killed attempts, runs that were given up, and serving
 layouts that were cut off and are not the champion's any more.
 
-A run without a result that showed no sign of life for long is closed before anything of it is deleted: a record in the place
-of its COMMIT refuses every attempt that might still be asleep somewhere, so that no COMMIT can ever name a deleted object.
+`gc` closes a run without a result before it deletes anything of it. A record in the place of its COMMIT then refuses every attempt
+that may still be asleep, so that no COMMIT can ever name a deleted object.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -24,8 +24,10 @@ from job.contract import (
 from job.errors import IntegrityError
 from job.logs import warn
 from job.registry.serving import list_layouts, newest_loadable
-from job.runs.write import ATTEMPT_FILE, abandon, is_abandoned, read_standing
-from job.store.store import Entry, Store
+from job.runs.read import ATTEMPT_FILE, ClosedRun, read_run
+from job.runs.write import abandon
+from job.store.backend import Entry
+from job.store.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,24 +98,16 @@ def _of_model(store: Store, model: str, *, before_seconds: float) -> Iterator[Ga
 
 def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | None:
     entries = store.list_objects(run_prefix(run_id))
+    recorded = read_run(store, run_id)
+    if recorded is None:
+        return _of_unfinished(run_id, entries, before_seconds=before_seconds)
     working: tuple[str, ...] = (checkpoint_prefix(run_id), attempts_prefix(run_id))
-    standing = read_standing(store, run_id)
-    if standing is None:
-        # A folder without an object is a run whose first write is under way, or was killed: it holds nothing to delete.
-        if not entries or any(entry.modified_seconds >= before_seconds for entry in entries):
-            return None
-        old = [entry for entry in entries if entry.key.startswith((*working, log_prefix(run_id)))]
-        if run_key(run_id) not in {entry.key for entry in entries}:  # never claimed: nobody can commit it
-            return Garbage(place=run_prefix(run_id), reason="log of a start that was refused", entries=tuple(old))
-        when = datetime.fromtimestamp(max(entry.modified_seconds for entry in entries), UTC)
-        reason = f"no result, and no sign of life since {when:%Y-%m-%d %H:%M} UTC"
-        return Garbage(place=run_prefix(run_id), reason=reason, entries=tuple(old), run_to_close=run_id)
-    if is_abandoned(standing):
+    if isinstance(recorded, ClosedRun):
         kept: tuple[str, ...] = ()
         working = (*working, log_prefix(run_id))
         reason = "left over from a run that was given up"
     else:
-        kept = (attempt_prefix(run_id, attempt_id=str(standing["attempt"])),)
+        kept = (attempt_prefix(run_id, attempt_id=recorded.attempt),)
         if not any(entry.key.startswith(kept) for entry in entries):  # a flipped bit must not cost the result
             raise IntegrityError(f"store {store.uri}: the COMMIT of run {run_id} names an attempt that is not there")
         reason = "not part of the committed result"
@@ -126,3 +120,17 @@ def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | No
         and entry.modified_seconds < before_seconds
     ]
     return Garbage(place=run_prefix(run_id), reason=reason, entries=tuple(old)) if old else None
+
+
+def _of_unfinished(run_id: str, entries: Sequence[Entry], *, before_seconds: float) -> Garbage | None:
+    """All that a run without a result has left, when no object of it is young."""
+    # A folder without an object is a run whose first write is under way, or was killed: it holds nothing to delete.
+    if not entries or any(entry.modified_seconds >= before_seconds for entry in entries):
+        return None
+    working = (checkpoint_prefix(run_id), attempts_prefix(run_id), log_prefix(run_id))
+    old = tuple(entry for entry in entries if entry.key.startswith(working))
+    if run_key(run_id) not in {entry.key for entry in entries}:  # it never began: nobody can commit it
+        return Garbage(place=run_prefix(run_id), reason="log of a start that was refused", entries=old)
+    when = datetime.fromtimestamp(max(entry.modified_seconds for entry in entries), UTC)
+    reason = f"no result, and no sign of life since {when:%Y-%m-%d %H:%M} UTC"
+    return Garbage(place=run_prefix(run_id), reason=reason, entries=old, run_to_close=run_id)

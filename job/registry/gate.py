@@ -1,27 +1,26 @@
 """The gate's way through the store: from a COMMIT to a decision that stands, and the move that it may mean.
 
-Pointer first, then `gate.json`: of several attempts at once, or after a kill in between, whoever finds the run's own move
+Move first, then `gate.json`: of several attempts at once, or after a kill in between, whoever finds the run's own move
 in the history takes the decision from there, and corrects what a rival may have written before. Never imports TensorFlow; a
 champion that was scored on other examples is scored again through a function that it is handed.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from job.contract import gate_key
+from job import clock
+from job.config import PromotionSection
+from job.contract import Event, gate_key
+from job.digests import canonical_json
 from job.errors import IntegrityError
 from job.logs import emit, warn
 from job.registry import champion
-from job.registry.champion import Committed, Pointer
-from job.registry.rules import Candidate, Champion, Decision, Rules, decide
-from job.runs import read, write
-from job.runs.identity import canonical_json
-from job.runs.read import Predictions
+from job.registry.champion import Move
+from job.registry.rules import Candidate, Champion, Decision, GateRecord, decide
+from job.runs import read
+from job.runs.read import CommittedRun, Predictions
 from job.store.store import Store
-
-FORMAT = 1
 
 Reevaluate = Callable[[Mapping[str, bytes]], Any]
 """A SavedModel's files -> probabilities float32 [N, C] on this run's test split."""
@@ -39,122 +38,115 @@ class Gate:
 
     store: Store
     model: str
-    rules: Rules
+    rules: PromotionSection
     who: str
     reevaluate: Reevaluate | None
 
-    def settle(self, commit: Mapping[str, Any]) -> dict[str, Any]:
+    def settle(self, committed: CommittedRun) -> GateRecord:
         """Decide about a committed run once and for all, move the champion when it deserves it, and return gate.json.
 
         Raises:
             IntegrityError: the champion, or what it names, is damaged.
             ConflictError: the run is being removed.
         """
-        run = str(commit["run"])
-        standing = read_gate(self.store, run)
-        if standing is None:
-            record = self._decide_and_move(commit)
-            standing = write.parse_object(self.store.create(gate_key(run), canonical_json(record)), key=gate_key(run))
+        key = gate_key(committed.run)
+        recorded = read_gate(self.store, committed.run)
+        if recorded is None:
+            ours = self._decide_and_move(committed)
+            data = self.store.create(key, canonical_json(ours.to_json()))
+            recorded = GateRecord.of(read.parse_object(data, key=key), key=key)
         else:
-            record = self._own_move(commit) or standing
-        if record["verdict"] == "promoted" and standing != record:
-            warn("gate.other_decision", ours=record["reason"], standing=standing["reason"])
-            self.store.put(gate_key(run), canonical_json(record))  # of the one attempt that has moved the champion
-            standing = record
-        emit("gate.decided", **{name: standing[name] for name in ("verdict", "rule", "reason", "model", "version")})
-        return standing
+            ours = self._own_move(committed) or recorded
+        if ours.verdict == "promoted" and recorded != ours:
+            warn("gate.other_decision", ours=ours.reason, recorded=recorded.reason)
+            self.store.put(key, canonical_json(ours.to_json()))  # of the one attempt that has moved the champion
+            recorded = ours
+        told = ("verdict", "rule", "reason", "model", "version")
+        emit(Event.GATE_DECIDED, **{name: getattr(recorded, name) for name in told})
+        return recorded
 
-    def assess(self, commit: Mapping[str, Any], newest: Pointer | None) -> dict[str, Any]:
+    def assess(self, committed: CommittedRun, newest: Move | None) -> GateRecord:
         """What the gate says about a run beside that champion; changes nothing."""
-        created = read.created_at(self.store, commit)
-        predictions = read.read_predictions(self.store, commit)
-        candidate = Candidate(
-            run=str(commit["run"]),
-            created=created,
-            dataset=str(commit["dataset"].get("name")),
-            weights_digest=str(commit["weights_digest"]),
-            predicted=predictions.probabilities.argmax(1),
-            labels=predictions.labels,
-        )
-        facts = self._facts_about(newest, commit=commit, predictions=predictions) if newest else None
-        return self._to_record(decide(candidate, facts, rules=self.rules), commit=commit, newest=newest)
+        model = committed.model(created=read.created_at(self.store, committed))
+        predictions = read.read_predictions(self.store, committed)
+        candidate = Candidate(model=model, predicted=predictions.probabilities.argmax(1), labels=predictions.labels)
+        facts = self._facts_about(newest, committed=committed, predictions=predictions) if newest else None
+        return self._to_record(decide(candidate, facts, rules=self.rules), run=committed.run, newest=newest)
 
-    def _decide_and_move(self, commit: Mapping[str, Any]) -> dict[str, Any]:
-        to = Committed.of(commit, created=read.created_at(self.store, commit))
+    def _decide_and_move(self, committed: CommittedRun) -> GateRecord:
+        to = committed.model(created=read.created_at(self.store, committed))
         while True:  # each turn more is a move that somebody else has made
             newest = champion.read_newest(self.store, self.model)
-            own = self._own_move(commit)  # after the newest was read: no move up to that one is missed
+            own = self._own_move(committed)  # after the newest was read: no move up to that one is missed
             if own:
                 return own
             try:
-                record = self.assess(commit, newest)
+                ours = self.assess(committed, newest)
             except IntegrityError:
-                write.read_commit(self.store, to.run)  # says so when retention has removed this very run
+                read.read_commit(self.store, to.run)  # says so when retention has removed this very run
                 if champion.read_newest(self.store, self.model) == newest:
                     raise
                 continue  # the champion that was read was removed since: there is a newer one
-            if record["verdict"] != "promoted":
-                return record
-            why = record["reason"]
+            if ours.verdict != "promoted":
+                return ours
             if champion.move(
-                self.store, self.model, before=newest, to=to, by="gate", who=self.who, why=why, gate=record
+                self.store, self.model, before=newest, to=to, by="gate", who=self.who, why=ours.reason, gate=ours
             ):
-                return record
+                return ours
 
-    def _own_move(self, commit: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The decision behind the run's own move: of an attempt that was killed before gate.json, or is quicker than this one."""
-        for model, version in champion.claimed_versions(self.store, str(commit["run"])):
-            pointer = champion.read_version(self.store, model, version=version) if model == self.model else None
-            if pointer and pointer.run == commit["run"] and pointer.by == "gate" and pointer.gate:
-                return dict(pointer.gate)
+    def _own_move(self, committed: CommittedRun) -> GateRecord | None:
+        """The decision behind the run's own move.
+
+        An attempt made it that was killed before it wrote gate.json, or that is quicker than this one.
+        """
+        for model, version in champion.claimed_versions(self.store, committed.run):
+            made = champion.read_version(self.store, model, version=version) if model == self.model else None
+            if made and made.run == committed.run and made.by == "gate" and made.gate:
+                return made.gate
         return None
 
-    def _facts_about(self, newest: Pointer, *, commit: Mapping[str, Any], predictions: Predictions) -> Champion:
-        digest = commit["dataset"].get("evaluation_digest")
-        predicted = None
-        if newest.dataset == commit["dataset"].get("name") and newest.weights_digest != commit["weights_digest"]:
-            standing = champion.commit_of(self.store, newest)
-            of_champion = read.read_predictions(self.store, standing)
-            if digest is not None and newest.evaluation_digest == digest:
+    def _facts_about(self, newest: Move, *, committed: CommittedRun, predictions: Predictions) -> Champion:
+        digest, predicted = committed.dataset.evaluation_digest, None
+        is_comparable = newest.to.dataset == committed.dataset.name
+        if is_comparable and newest.to.weights_digest != committed.weights_digest:
+            run_of_champion = champion.commit_of(self.store, newest)
+            of_champion = read.read_predictions(self.store, run_of_champion)
+            if digest is not None and newest.to.evaluation_digest == digest:
                 predicted = of_champion.probabilities.argmax(1)
             elif self.reevaluate and _are_alike(of_champion, predictions):
                 emit("gate.reevaluate", champion=newest.run, reason="it was scored on another test split")
-                predicted = self.reevaluate(read.read_model(self.store, standing)).argmax(1)
+                predicted = self.reevaluate(read.read_model(self.store, run_of_champion)).argmax(1)
         return Champion(
-            run=newest.run,
-            created=newest.created,
-            dataset=newest.dataset,
-            weights_digest=newest.weights_digest,
+            model=newest.to,
             version=newest.version,
             predicted=predicted,
             best_accuracy=newest.best_accuracy(str(digest)),
         )
 
-    def _to_record(self, decision: Decision, *, commit: Mapping[str, Any], newest: Pointer | None) -> dict[str, Any]:
-        is_promoted = decision.verdict == "promoted"
-        return {
-            "format": FORMAT,
-            "run": commit["run"],
-            "model": self.model,
-            "decided": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "who": self.who,
-            "verdict": decision.verdict,
-            "rule": decision.rule,
-            "reason": decision.reason,
-            "numbers": dict(decision.numbers),
-            "compared_with": {"version": newest.version, "run": newest.run} if newest else None,
-            "version": (newest.version + 1 if newest else 1) if is_promoted else None,
-        }
+    def _to_record(self, decision: Decision, *, run: str, newest: Move | None) -> GateRecord:
+        return GateRecord(
+            run=run,
+            model=self.model,
+            decided=clock.timestamp(),
+            who=self.who,
+            verdict=decision.verdict,
+            rule=decision.rule,
+            reason=decision.reason,
+            numbers=dict(decision.numbers),
+            compared_with={"version": newest.version, "run": newest.run} if newest else None,
+            version=(newest.version + 1 if newest else 1) if decision.verdict == "promoted" else None,
+        )
 
 
-def read_gate(store: Store, run_id: str) -> dict[str, Any] | None:
+def read_gate(store: Store, run_id: str) -> GateRecord | None:
     """What the gate decided about a run; None when it has not decided yet.
 
     Raises:
         IntegrityError: it is there and cannot be read.
     """
-    data = store.get(gate_key(run_id))
-    return write.parse_object(data, key=gate_key(run_id)) if data is not None else None
+    key = gate_key(run_id)
+    data = store.get(key)
+    return GateRecord.of(read.parse_object(data, key=key), key=key) if data is not None else None
 
 
 def _are_alike(one: Predictions, other: Predictions) -> bool:

@@ -1,25 +1,24 @@
-"""What is kept after a committed run: the newest runs and serving versions, and whatever a pointer reaches.
+"""What is kept after a committed run: the newest runs and serving versions, and every run that a kept move names.
 
-A run that goes is marked first. A move writes its claim before it looks for marks; whoever removes looks for claims after
-the mark is there: one of the two sees the other, so that no champion ever names a run that was removed.
+No champion ever names a run that was removed: the steps are at the lines of `remove_runs` that take them.
 """
 
 import itertools
-import secrets
 from collections import defaultdict
 from collections.abc import Iterable
 
-from job import contract
+from job import clock, contract
 from job.errors import IntegrityError, JobError
 from job.logs import emit, warn
 from job.registry import champion
 from job.registry.serving import LAST_FILE, list_layouts, newest_loadable
-from job.runs import write
-from job.store.store import Entry, Store
+from job.runs import read, write
+from job.store.backend import Entry
+from job.store.store import Store
 
 
 def apply_retention(store: Store, *, keep_runs: int, keep_versions: int) -> None:
-    """Remove what is beyond the newest; never what a kept pointer reaches. What cannot be removed stays, with a warning."""
+    """Remove what is beyond the newest; never what a kept move names. What cannot be removed stays, with a warning."""
     try:
         for model in store.list_folders(contract.MODELS_PREFIX):
             _remove_old_versions(store, model, keep=keep_versions)
@@ -37,15 +36,18 @@ def reachable_runs(store: Store, *, keep_versions: int) -> set[str]:
         IntegrityError: a champion's record is damaged: it reaches who knows what.
     """
     return {
-        pointer.run
+        made.run
         for model in store.list_folders(contract.MODELS_PREFIX)
-        for pointer in itertools.islice(champion.history(store, model), keep_versions)
+        for made in itertools.islice(champion.history(store, model), keep_versions)
     }
 
 
 def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> None:
     """Remove committed runs, but for the records that close their ids; those that something may still need stay."""
-    marks = {run_id: f"{contract.retirements_prefix(run_id)}{secrets.token_hex(8)}" for run_id in run_ids}
+    # 1. Retention writes a mark into each run. Then it looks for claims on it.
+    # 2. A move writes its claim first. Then it looks for marks (`champion.move`).
+    # 3. So one of the two sees the other: the move gives up, or the run stays.
+    marks = {run_id: f"{contract.retirements_prefix(run_id)}{clock.token(8)}" for run_id in run_ids}
     for mark in marks.values():
         store.create(mark, b"{}")
     needed = {run_id for run_id in marks if _may_become_champion(store, run_id)}
@@ -59,7 +61,7 @@ def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> 
 
 
 def _may_become_champion(store: Store, run_id: str) -> bool:
-    """Whether somebody has claimed a version for it that nobody has made yet; he may be asleep just before he makes it."""
+    """Whether a move has claimed a version for it that nobody has made yet: it may be about to make it."""
     return any(
         store.get(contract.champion_key(model, version=version)) is None
         for model, version in champion.claimed_versions(store, run_id)
@@ -88,13 +90,13 @@ def _old_runs(store: Store, *, keep: int) -> list[str]:
     with_result, cut_off = [], []
     for run_id in sorted(committed, key=lambda run_id: (committed[run_id], run_id), reverse=True):
         try:
-            standing = write.read_standing(store, run_id)
+            recorded = read.read_run(store, run_id)
         except IntegrityError as error:  # a COMMIT that cannot be read is for a person to look at
             warn("retention.skipped", run_skipped=run_id, reason=str(error))
             continue
-        if standing and not write.is_abandoned(standing):
+        if isinstance(recorded, read.CommittedRun):
             with_result.append(run_id)
-        elif standing and write.is_removed(standing):
+        elif recorded and recorded.is_removed:
             cut_off.append(run_id)
     return cut_off + with_result[keep:]
 
@@ -118,7 +120,7 @@ def _remove_old_versions(store: Store, model: str, *, keep: int) -> None:
     layouts = list_layouts(store, model)
     newest = newest_loadable(layouts)
     old = [layout for layout in layouts if layout.version <= newest - keep]
-    last = [layout.prefix + LAST_FILE for layout in old]  # even where it was not listed: it may be there by now
+    last = [layout.prefix + LAST_FILE for layout in old]  # also where it was not listed: an attempt may write it now
     others = (entry.key for layout in old for entry in layout.entries if entry.key not in last)
     for key in (*last, *others):
         store.delete(key)

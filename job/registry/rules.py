@@ -1,17 +1,22 @@
-"""The gate: whether a committed run may become the champion. A pure function of plain values; reads and writes nothing.
+"""The gate's rules: whether a committed run may become the champion. A pure function of plain values; reads and writes nothing.
 
 Works on the predictions that two models made on one test split, so that no model has to be loaded.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 
 from job.config import PromotionSection
 from job.datasets.dataset import Labels
+from job.errors import IntegrityError
+from job.runs.read import CommittedModel
+
+FORMAT = 1
+"""Of gate.json."""
 
 Verdict = Literal["promoted", "same", "refused"]
 
@@ -21,40 +26,15 @@ _NEGLIGIBLE = 1e-18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """The thresholds; as in the section `promotion`."""
-
-    min_accuracy: float = 0.0
-    max_accuracy_drop: float = 0.002
-    min_class_recall: float = 0.0
-    significance: float = 0.05
-
-    @classmethod
-    def of(cls, section: PromotionSection) -> "Rules":
-        """The configured ones."""
-        return cls(
-            min_accuracy=section.min_accuracy,
-            max_accuracy_drop=section.max_accuracy_drop,
-            min_class_recall=section.min_class_recall,
-            significance=section.significance,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A committed run.
+    """A committed run that may become champion.
 
     Attributes:
-        created: when its run.json was written, ISO 8601 in UTC.
-        dataset: name of the data.
         predicted: int64 [N], the class that the model gives each example of its test split.
         labels: int64 [N], the true ones.
     """
 
-    run: str
-    created: str
-    dataset: str
-    weights_digest: str
+    model: CommittedModel
     predicted: Labels
     labels: Labels
 
@@ -64,14 +44,12 @@ class Champion:
     """The model to be at least as good as.
 
     Attributes:
+        version: of the move that made it champion.
         predicted: int64 [N] on the *candidate's* test split; None when that cannot be had, as for another dataset.
         best_accuracy: of all champions so far on this very test split; None when none was ever scored on it.
     """
 
-    run: str
-    created: str
-    dataset: str
-    weights_digest: str
+    model: CommittedModel
     version: int
     predicted: Labels | None
     best_accuracy: float | None
@@ -93,7 +71,47 @@ class Decision:
     numbers: Mapping[str, Any]
 
 
-def decide(candidate: Candidate, champion: Champion | None, *, rules: Rules) -> Decision:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateRecord:
+    """A decision as gate.json, and the move that it led to, record it.
+
+    Attributes:
+        model: the name whose champion the run may become.
+        decided: ISO 8601 in UTC.
+        compared_with: `version` and `run` of the champion of that time; None when there was none.
+        version: what the run became, when it was promoted.
+    """
+
+    run: str
+    model: str
+    decided: str
+    who: str
+    verdict: Verdict
+    rule: str
+    reason: str
+    numbers: Mapping[str, Any]
+    compared_with: Mapping[str, Any] | None
+    version: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any], *, key: str) -> "GateRecord":
+        """Parse a stored record.
+
+        Raises:
+            IntegrityError: it is none.
+        """
+        missing = {field.name for field in fields(cls)} - record.keys()
+        if missing or not isinstance(record["numbers"], dict):
+            reason = f"it lacks {', '.join(sorted(missing))}" if missing else "its numbers are no object"
+            raise IntegrityError(f"store: {key} is no decision of the gate: {reason}")
+        return cls(**{field.name: record[field.name] for field in fields(cls)})
+
+
+def decide(candidate: Candidate, champion: Champion | None, *, rules: PromotionSection) -> Decision:
     """The table of the gate, row by row; the first one that applies decides."""
     numbers = _numbers(candidate, champion)
     refusal = (champion and _not_comparable(candidate, champion)) or _below_floor(numbers, rules)
@@ -143,24 +161,21 @@ _Refusal = tuple[Verdict, str, str]
 
 def _not_comparable(candidate: Candidate, champion: Champion) -> _Refusal | None:
     """Rows that need no score."""
-    if candidate.weights_digest == champion.weights_digest:
-        return (
-            "same",
-            "same_weights",
-            f"same as champion: the weights of version {champion.version} (run {champion.run})",
-        )
-    if candidate.dataset != champion.dataset:
-        reason = f"trained on {candidate.dataset}, the champion on {champion.dataset}"
-        return "refused", "other_dataset", reason
-    if candidate.created < champion.created:
-        reason = f"older than the champion: started {candidate.created}, the champion's run {champion.created}"
+    ours, theirs = candidate.model, champion.model
+    if ours.weights_digest == theirs.weights_digest:
+        reason = f"same as champion: the weights of version {champion.version} (run {theirs.run})"
+        return "same", "same_weights", reason
+    if ours.dataset != theirs.dataset:
+        return "refused", "other_dataset", f"trained on {ours.dataset}, the champion on {theirs.dataset}"
+    if ours.created < theirs.created:
+        reason = f"older than the champion: started {ours.created}, the champion's run {theirs.created}"
         return "refused", "older_run", reason
     if champion.predicted is None:
         return "refused", "not_comparable", "the champion has no predictions for this run's test examples"
     return None
 
 
-def _below_floor(numbers: Mapping[str, Any], rules: Rules) -> _Refusal | None:
+def _below_floor(numbers: Mapping[str, Any], rules: PromotionSection) -> _Refusal | None:
     accuracy, recall = numbers["accuracy"], numbers["lowest_recall"]
     if accuracy < rules.min_accuracy - _ROUNDING:
         reason = f"accuracy {accuracy:.4f} is below promotion.min_accuracy {rules.min_accuracy:g}"
@@ -174,7 +189,7 @@ def _below_floor(numbers: Mapping[str, Any], rules: Rules) -> _Refusal | None:
     return None
 
 
-def _worse(numbers: Mapping[str, Any], champion: Champion, rules: Rules) -> _Refusal | None:
+def _worse(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection) -> _Refusal | None:
     accuracy, best = numbers["accuracy"], numbers["best_accuracy"]
     if best - accuracy > rules.max_accuracy_drop + _ROUNDING:
         reason = (

@@ -1,7 +1,7 @@
 """The serving layout: a champion's SavedModel under `models/<name>/versions/<n>/`, as TensorFlow Serving lays it out.
 
-The pointer is made first. Then come the files, each once, `saved_model.pb` last: a version that has one is whole. Whoever
-finds the champion's layout cut off finishes it. Never imports TensorFlow.
+An attempt makes the move first. Then it writes the files of the layout, each once, and `saved_model.pb` last: a version that has
+one is whole. The next run, `promote` or `fetch` finishes a layout that was cut off. Never imports TensorFlow.
 """
 
 from collections import defaultdict
@@ -12,45 +12,46 @@ from job.contract import version_prefix, versions_prefix
 from job.errors import IntegrityError
 from job.logs import emit
 from job.registry import champion
-from job.registry.champion import Pointer
+from job.registry.champion import Move
 from job.runs import read
-from job.store.store import Entry, Store
+from job.store.backend import Entry
+from job.store.store import Store
 
 LAST_FILE = "saved_model.pb"
 
 
-def finish_layout(store: Store, pointer: Pointer) -> None:
+def finish_layout(store: Store, made: Move) -> None:
     """Write what is missing of a champion's serving layout.
 
-    Who sleeps here while the champion moves on may bring a version's last file back after the others were removed, so the
-    folder is looked at once more.
-
     Raises:
-        IntegrityError: the champion's files, or what stands in the layout, are not what was committed.
+        IntegrityError: the champion's files, or what is in the layout, are not what was committed.
     """
-    prefix = version_prefix(pointer.model, version=pointer.version)
-    if is_whole(store, pointer.model, version=pointer.version):
+    prefix = version_prefix(made.model, version=made.version)
+    if is_whole(store, made.model, version=made.version):
         return
-    files = read.read_model(store, champion.commit_of(store, pointer))
+    files = read.read_model(store, champion.commit_of(store, made))
     for name in sorted(files, key=lambda name: (name == LAST_FILE, name)):
         if store.create(prefix + name, files[name]) != files[name]:
             raise IntegrityError(
                 f"store {store.uri}: {prefix + name} is not the committed file; delete {store.location(prefix)} and start again"
             )
+    # 1. This attempt may pause here. Meanwhile a newer champion is made, and retention deletes this layout.
+    # 2. The last write above then left a lone `saved_model.pb`, which a server would try to load.
+    # 3. So this attempt lists the folder again, and deletes that file if the others are gone.
     if files.keys() - {entry.key.removeprefix(prefix) for entry in store.list_objects(prefix)}:
         store.delete(prefix + LAST_FILE)
         return
-    emit("layout.done", model=pointer.model, version=pointer.version, files=len(files))
+    emit("layout.done", model=made.model, version=made.version, files=len(files))
 
 
-def finish_champions_layout(store: Store, model: str) -> Pointer | None:
+def finish_champions_layout(store: Store, model: str) -> Move | None:
     """Write what is missing of the layout of whoever is champion, and return it; None when there never was one.
 
     Raises:
         IntegrityError: as from `finish_layout`.
     """
 
-    def finish(newest: Pointer) -> Pointer:
+    def finish(newest: Move) -> Move:
         finish_layout(store, newest)
         return newest
 
@@ -96,19 +97,19 @@ def newest_loadable(layouts: Iterable[Layout]) -> int:
     return max((layout.version for layout in layouts if layout.is_loadable), default=0)
 
 
-def check_layout(store: Store, pointer: Pointer) -> int:
+def check_layout(store: Store, made: Move) -> int:
     """Compare a champion's serving layout with its COMMIT, byte by byte; returns the number of files.
 
     Raises:
         IntegrityError: a file is missing, altered, or too much.
     """
-    prefix = version_prefix(pointer.model, version=pointer.version)
-    files = read.read_model(store, champion.commit_of(store, pointer))
+    prefix = version_prefix(made.model, version=made.version)
+    files = read.read_model(store, champion.commit_of(store, made))
     found = {entry.key.removeprefix(prefix) for entry in store.list_objects(prefix)}
     different = sorted(found ^ files.keys()) or [name for name in files if store.get(prefix + name) != files[name]]
     if different:
         raise IntegrityError(
-            f"store {store.uri}: the layout of version {pointer.version} differs from what was committed: "
+            f"store {store.uri}: the layout of version {made.version} differs from what was committed: "
             f"{', '.join(different[:3])}; the next run, promote or fetch completes one that was cut off"
         )
     return len(files)

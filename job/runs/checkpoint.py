@@ -6,7 +6,6 @@ and never imports TensorFlow.
 
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from job import clock
 from job.contract import checkpoint_prefix
+from job.digests import sha256_hex
 from job.errors import IntegrityError
 from job.logs import warn
-from job.runs.identity import sha256_hex
 from job.store.store import Store
+from job.texts import one_line
 
 FORMAT = 2
 _HASH_CHARACTERS = 16
@@ -79,7 +80,7 @@ def decode(data: bytes) -> Checkpoint:
             meta=content["meta"],
         )
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"not a checkpoint: {' '.join(str(error).split())[:120]}") from error
+        raise IntegrityError(f"not a checkpoint: {one_line(error, limit=120)}") from error
 
 
 def save(store: Store, run_id: str, checkpoint: Checkpoint) -> str:
@@ -109,7 +110,7 @@ def load_newest(store: Store, run_id: str, *, result_digest: str) -> Checkpoint 
         step, key = names[-1]
         data = store.get(key)
         if data is None:  # a rival pruned it since it was listed: look again
-            time.sleep(_LISTING_SECONDS)
+            clock.sleep(_LISTING_SECONDS)
             continue
         try:
             return _verify(data, key=key, step=step, result_digest=result_digest)

@@ -1,10 +1,11 @@
 """Writes checkpoints on a thread of its own, so that training does not wait for the store."""
 
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from job import clock
+from job.config import CheckpointSection
+from job.contract import Event
 from job.errors import JobError, UnavailableError
 from job.logs import emit, warn
 from job.runs import checkpoint as checkpoints
@@ -15,15 +16,6 @@ from job.store.store import Store
 _POLL_SECONDS = 0.1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """When checkpoints are written and how many stay."""
-
-    interval_seconds: float
-    keep: int
-    final_save_seconds: float
-
-
 class CheckpointWriter:
     """One write at a time; the caller owns the thread's end through `save_last`."""
 
@@ -32,7 +24,7 @@ class CheckpointWriter:
         store: Store,
         *,
         run_id: str,
-        schedule: Schedule,
+        schedule: CheckpointSection,
         on_saved: Callable[[int, float], None],
         after_save: Callable[[Store], None],
     ) -> None:
@@ -40,6 +32,7 @@ class CheckpointWriter:
 
         Args:
             store: must be the writer's own: its requests run beside the main thread's.
+            schedule: when checkpoints are written and how many stay.
             on_saved: is told the step and the seconds of each checkpoint that was written.
             after_save: has time with the store after each, on the writer's thread.
         """
@@ -51,7 +44,7 @@ class CheckpointWriter:
         self._is_done.set()
         self._after_save_lock = threading.Lock()
         self._failure: BaseException | None = None
-        self._next_seconds = time.monotonic() + schedule.interval_seconds
+        self._next_seconds = clock.monotonic() + schedule.interval_seconds
 
     def is_due(self) -> bool:
         """Whether the interval has passed and no write is under way.
@@ -59,7 +52,7 @@ class CheckpointWriter:
         Raises:
             JobError: the last write failed in a way that a later one cannot mend.
         """
-        if time.monotonic() < self._next_seconds or not self._is_done.is_set():
+        if clock.monotonic() < self._next_seconds or not self._is_done.is_set():
             return False
         failure, self._failure = self._failure, None
         if failure and not isinstance(failure, UnavailableError):
@@ -68,7 +61,7 @@ class CheckpointWriter:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Start to write; a store that is away costs this checkpoint, not the run."""
-        self._next_seconds = time.monotonic() + self._schedule.interval_seconds
+        self._next_seconds = clock.monotonic() + self._schedule.interval_seconds
         self._failure = None
         self._is_done.clear()
         threading.Thread(target=self._write, args=(checkpoint,), daemon=True, name="checkpoint").start()
@@ -93,7 +86,7 @@ class CheckpointWriter:
             raise self._failure
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        started = time.monotonic()
+        started = clock.monotonic()
         try:
             key = checkpoints.save(self._store, self._run_id, checkpoint)
         except BaseException as error:  # noqa: BLE001 - raised again in the training thread
@@ -101,8 +94,8 @@ class CheckpointWriter:
             self._failure = error
             self._is_done.set()
             return
-        seconds = round(time.monotonic() - started, 4)
-        emit("checkpoint.saved", step=checkpoint.step, key=key, seconds=seconds)
+        seconds = round(clock.monotonic() - started, 4)
+        emit(Event.CHECKPOINT_SAVED, step=checkpoint.step, key=key, seconds=seconds)
         self._on_saved(checkpoint.step, seconds)
         self._is_done.set()  # what follows is not worth waiting for
         with self._after_save_lock:
@@ -124,7 +117,7 @@ class _StopDeadline:
     def wait(self, event: threading.Event) -> bool:
         """Whether the event came in time."""
         while not event.wait(_POLL_SECONDS):
-            now = time.monotonic()
+            now = clock.monotonic()
             if self._stop.requested and self._deadline is None:
                 self._deadline = now + self._seconds
             if self._deadline is not None and now >= self._deadline:

@@ -3,11 +3,11 @@
 It is kept in the checkpoints, so it tells exactly what was kept: what an attempt did after its last checkpoint is lost work.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from job import clock
 from job.logs import warn
 from job.observe.phases import PROCESS, START_UP, Phases
 
@@ -140,9 +140,9 @@ class Ledger:
     def _read_clocks(self) -> tuple[float, dict[str, float]]:
         """Calendar and phases at one instant; again when the process was held up between the two."""
         for _ in range(_MAX_READS):
-            before = time.monotonic()
-            phases, now = self.phases.seconds, time.time()
-            if time.monotonic() - before < _READ_SECONDS:
+            before = clock.monotonic()
+            phases, now = self.phases.seconds, clock.now()
+            if clock.monotonic() - before < _READ_SECONDS:
                 break
         return now, phases
 

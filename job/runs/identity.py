@@ -1,25 +1,76 @@
-"""What decides a run's result, and the names and seeds derived from it."""
+"""What decides a run's result: said here once. The run id, the result digest and the chart's list are made of it.
+
+Also the seed, and the names under which one attempt works.
+"""
 
 import hashlib
-import json
 import re
-import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from job.config import Config
+from job import clock
+from job.config import Config, default_values
+from job.digests import canonical_json, sha256_hex
+
+_WHOLE_SECTIONS = ("data", "model", "train")
+"""Every field of these decides, unless `_PLACES` has it: also one that a later version adds."""
+_PLACES = ("data.cache_dir",)
+"""Where something is, which changes no result."""
+_SINGLE_FIELDS = ("run.seed", "run.suffix", "cluster.workers")
+_ONLY_IN_ID = ("data.source", "data.uri", "data.dataset", "run.suffix")
+"""Name the data, or a repetition; the result digest has the dataset's own digest instead."""
+
+ORIGINAL_FIELDS = (
+    *("data.source", "data.uri", "data.dataset", "data.train_examples", "data.test_examples"),
+    *("model.build", "model.hidden_units", "model.activation", "model.dropout"),
+    *("train.epochs", "train.global_batch_size", "train.optimizer", "train.learning_rate"),
+    *("train.precision", "train.compile"),
+    *_SINGLE_FIELDS,
+)
+"""Fields of the first format: part of every id and digest. A newer one is left out of both while it has its default, so that
+ids and digests of users who do not set it stay as they are."""
 
 _DIGEST_CHARACTERS_IN_ID = 8
 _MAX_BASE_CHARACTERS = 43
 
 
-def canonical_json(value: object) -> bytes:
-    """The one way in which objects are written before they are hashed or stored."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptIdentity:
+    """Which attempt this is, at which run."""
+
+    run: str
+    attempt: str
 
 
-def sha256_hex(data: bytes) -> str:
-    """SHA-256 as 64 hex characters."""
-    return hashlib.sha256(data).hexdigest()
+def deciding_fields(schema: type[Config] = Config) -> tuple[str, ...]:
+    """The settings that decide a result, as `section.field`, in the order of the schema."""
+    return tuple(name for name in default_values(schema) if _decides(name))
+
+
+def _decides(name: str) -> bool:
+    return name in _SINGLE_FIELDS or (name.partition(".")[0] in _WHOLE_SECTIONS and name not in _PLACES)
+
+
+def _deciding_values(config: Config) -> dict[str, Any]:
+    """`section.field` -> value, as plain JSON, without newer fields that have their default."""
+    defaults, values = default_values(type(config)), config.model_dump(mode="json")
+    chosen = {}
+    for name in deciding_fields(type(config)):
+        section, _, field = name.partition(".")
+        value = values[section][field]
+        if name in ORIGINAL_FIELDS or value != defaults[name]:
+            chosen[name] = value
+    return chosen
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """One object a section; the fields of a section that decides in part stand beside them."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, field = name.partition(".")
+        (nested.setdefault(section, {}) if section in _WHOLE_SECTIONS else nested)[field] = value
+    return nested
 
 
 def make_run_id(config: Config) -> str:
@@ -30,17 +81,12 @@ def make_run_id(config: Config) -> str:
     """
     if config.run.id is not None:
         return config.run.id
-    decides = {
-        "data": config.data.model_dump(mode="json", exclude={"cache_dir"}),
-        "model": config.model.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json"),
-        "seed": secrets.token_hex(8) if config.run.seed == "random" else config.run.seed,
-        "suffix": config.run.suffix,
-        "workers": config.cluster.workers,
-    }
+    values = _deciding_values(config)
+    if config.run.seed == "random":
+        values["run.seed"] = clock.token(8)
     words = re.sub(r"[^a-z0-9]+", "-", config.data.name.lower()).strip("-")
     base = words[:_MAX_BASE_CHARACTERS].rstrip("-") or "data"
-    return f"local.{base}-{sha256_hex(canonical_json(decides))[:_DIGEST_CHARACTERS_IN_ID]}"
+    return f"local.{base}-{sha256_hex(canonical_json(_nest(values)))[:_DIGEST_CHARACTERS_IN_ID]}"
 
 
 def resolve_seed(config: Config, *, run_id: str) -> int:
@@ -51,13 +97,16 @@ def resolve_seed(config: Config, *, run_id: str) -> int:
 
 
 def result_inputs(config: Config, *, seed: int, compile_with: str, dataset_digest: str) -> dict[str, Any]:
-    """Everything that decides the result of a run, and nothing else."""
-    return {
-        "model": config.model.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json") | {"compile": compile_with},
-        "seed": seed,
-        "workers": config.cluster.workers,
-        "train_examples": config.data.train_examples,
-        "test_examples": config.data.test_examples,
-        "dataset_digest": dataset_digest,
-    }
+    """Everything that decides the result of a run, and nothing else, as run.json records it."""
+    values = {name: value for name, value in _deciding_values(config).items() if name not in _ONLY_IN_ID}
+    values |= {"run.seed": seed, "train.compile": compile_with}
+    nested = _nest(values)
+    of_data: dict[str, Any] = nested.pop("data")
+    limits = {name: of_data.pop(name) for name in ("train_examples", "test_examples")}
+    more = {"data": of_data} if of_data else {}
+    return {**nested, **limits, **more, "dataset_digest": dataset_digest}
+
+
+def result_digest(inputs: Mapping[str, Any]) -> str:
+    """SHA-256 over everything that decides the result of a run."""
+    return sha256_hex(canonical_json(inputs))

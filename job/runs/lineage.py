@@ -1,19 +1,22 @@
-"""Facts about this attempt: its id, and everything that could make its bits differ from another's."""
+"""Facts about an attempt, attempt.json: its id, where it comes from, and everything that could make its bits differ from another's."""
 
+import importlib.resources
 import platform
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from job import __version__
+from job import __version__, clock
 from job.contract import Pod, is_run_id
 from job.errors import ConfigError
+from job.runs.identity import AttemptIdentity
 
+FORMAT = 1
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "obstore", "safetensors", "tensorflow-datasets")
+_PACKAGES_OF_BITS = ("tensorflow", "tensorflow-cpu", "keras")
 _INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
 
 
@@ -25,7 +28,7 @@ def make_attempt_id(pod: Pod) -> str:
     """
     if pod.uid and not is_run_id(pod.uid):
         raise ConfigError(f"POD_UID: must be the pod's UID (metadata.uid), received {pod.uid[:80]!r}")
-    return pod.uid or str(uuid.uuid4())
+    return pod.uid or str(uuid.UUID(hex=clock.token(16), version=4))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,39 +40,84 @@ class Device:
     compile_with: str
 
 
-def describe_attempt(
-    pod: Pod, *, run_id: str, attempt_id: str, device: Device, environ: Mapping[str, str]
-) -> dict[str, Any]:
-    """The content of attempt.json."""
-    return {
-        "format": 1,
-        "run": run_id,
-        "attempt": attempt_id,
-        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "pod": {"name": pod.name, "job": pod.job_name, "release": pod.release},
-        "revision": pod.revision or checked_out_revision(Path(__file__).parents[1]),
-        "image": pod.image,
-        "chart_version": pod.chart_version,
-        "version": __version__,
-        "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
-        "machine": platform.machine(),
-        "instruction_sets": _instruction_sets(),
-        "onednn_max_cpu_isa": environ.get("ONEDNN_MAX_CPU_ISA"),
-        "devices": list(device.names),
-        "threads": dict(device.threads),
-        "compile": device.compile_with,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """The content of attempt.json: where an attempt comes from, and what computed its steps.
+
+    Attributes:
+        started: ISO 8601 in UTC.
+        pod: name of the pod, its Job and its release; empty outside a cluster.
+        revision: git commit of the program; empty when it is not known.
+        packages: name -> version.
+        compile: `xla` or `graph`.
+    """
+
+    run: str
+    attempt: str
+    started: str
+    pod: Mapping[str, str]
+    revision: str
+    image: str
+    chart_version: str
+    version: str
+    python: str
+    packages: Mapping[str, str]
+    machine: str
+    instruction_sets: Sequence[str]
+    onednn_max_cpu_isa: str | None
+    devices: Sequence[str]
+    threads: Mapping[str, int]
+    compile: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored, and as COMMIT repeats it."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Lineage":
+        """Raises KeyError when a stored record lacks a field."""
+        return cls(**{field.name: record[field.name] for field in fields(cls)})
 
 
-def bits_depend_on(attempt: Mapping[str, Any]) -> dict[str, Any]:
+def describe_attempt(pod: Pod, identity: AttemptIdentity, *, device: Device, environ: Mapping[str, str]) -> Lineage:
+    """Look around: what this process is, and what it runs on."""
+    return Lineage(
+        run=identity.run,
+        attempt=identity.attempt,
+        started=clock.timestamp(),
+        pod={"name": pod.name, "job": pod.job_name, "release": pod.release},
+        revision=pod.revision or checked_out_revision(_source_folder()),
+        image=pod.image,
+        chart_version=pod.chart_version,
+        version=__version__,
+        python=platform.python_version(),
+        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        machine=platform.machine(),
+        instruction_sets=_instruction_sets(),
+        onednn_max_cpu_isa=environ.get("ONEDNN_MAX_CPU_ISA"),
+        devices=list(device.names),
+        threads=dict(device.threads),
+        compile=device.compile_with,
+    )
+
+
+def bits_depend_on(lineage: Lineage) -> dict[str, Any]:
     """The part of attempt.json that decides the bits of a step: equal in two attempts, equal bits (docs/adr/0004)."""
-    packages = attempt["packages"]
-    depends = {name: attempt[name] for name in ("machine", "instruction_sets", "onednn_max_cpu_isa", "devices")}
-    depends |= {name: packages[name] for name in ("tensorflow", "tensorflow-cpu", "keras") if name in packages}
-    if attempt["compile"] == "xla" and not any(name.startswith("avx512") for name in attempt["instruction_sets"]):
-        depends["intra_op_threads"] = attempt["threads"]["intra_op"]
+    depends: dict[str, Any] = {
+        "machine": lineage.machine,
+        "instruction_sets": list(lineage.instruction_sets),
+        "onednn_max_cpu_isa": lineage.onednn_max_cpu_isa,
+        "devices": list(lineage.devices),
+    }
+    depends |= {name: lineage.packages[name] for name in _PACKAGES_OF_BITS if name in lineage.packages}
+    if lineage.compile == "xla" and not any(name.startswith("avx512") for name in lineage.instruction_sets):
+        depends["intra_op_threads"] = lineage.threads["intra_op"]
     return depends
+
+
+def _source_folder() -> Path:
+    """The folder that holds the package `job`, wherever this module lies in it."""
+    return Path(str(importlib.resources.files("job"))).parent
 
 
 def checked_out_revision(folder: Path) -> str:

@@ -1,20 +1,112 @@
-"""Reading what was published: every object through the COMMIT that names it, verified by size and SHA-256."""
+"""Reading what a run has left: its COMMIT as a `CommittedRun`, and every object through the COMMIT that names it, verified.
 
+The one place where a stored COMMIT becomes values. Never imports TensorFlow.
+"""
+
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from job.contract import attempt_prefix, run_key
-from job.errors import IntegrityError
-from job.runs.identity import sha256_hex
-from job.runs.write import StoredFile, is_below, parse_object, stored_files
+from job.contract import attempt_prefix, attempts_prefix, commit_key, run_key
+from job.digests import sha256_hex
+from job.errors import ConflictError, IntegrityError
 from job.store.store import Store
 
-MODEL_FOLDER, PREDICTIONS_FILE, METRICS_FILE = "model/", "predictions.safetensors", "metrics.json"
+ATTEMPT_FILE, METRICS_FILE, PREDICTIONS_FILE = "attempt.json", "metrics.json", "predictions.safetensors"
+MODEL_FOLDER = "model/"
+_COMMIT_KEYS = {"run", "attempt", "result_digest", "weights_digest", "dataset", "metrics", "files"}
+_CLOSED_KEYS = {"run", "abandoned"}
 _LONG_AGO = "1970-01-01T00:00:00.000+00:00"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """One object of a commit, with what proves its content."""
+
+    key: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetIdentity:
+    """Which examples a run has used.
+
+    Attributes:
+        digest: SHA-256 over both whole splits.
+        evaluation_digest: of the test split as it was used; runs of old versions may not have it.
+    """
+
+    name: str
+    digest: str | None
+    evaluation_digest: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedModel:
+    """The part of a COMMIT that the registry's records repeat.
+
+    Attributes:
+        created: when the run's run.json was written, ISO 8601 in UTC.
+        dataset: name of the data.
+        evaluation_digest: of the test split that `accuracy` was measured on.
+    """
+
+    run: str
+    created: str
+    dataset: str
+    evaluation_digest: str
+    weights_digest: str
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedRun:
+    """A run that has a result: its COMMIT.
+
+    Attributes:
+        files: the objects that it consists of, by their name below the attempt's folder.
+        record: all that the COMMIT says, as it is stored.
+    """
+
+    run: str
+    attempt: str
+    result_digest: str
+    weights_digest: str
+    dataset: DatasetIdentity
+    test_accuracy: float
+    files: Mapping[str, StoredFile]
+    record: Mapping[str, Any]
+
+    def model(self, *, created: str) -> CommittedModel:
+        """What the registry's records repeat."""
+        return CommittedModel(
+            run=self.run,
+            created=created,
+            dataset=self.dataset.name,
+            evaluation_digest=str(self.dataset.evaluation_digest),
+            weights_digest=self.weights_digest,
+            accuracy=self.test_accuracy,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedRun:
+    """A run that can have no result any more.
+
+    Attributes:
+        closed: when it was closed, ISO 8601 in UTC.
+        is_removed: it had a result, and retention removed it.
+    """
+
+    run: str
+    closed: str
+    is_removed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,59 +124,184 @@ class Predictions:
     sample_images: NDArray[np.uint8]
 
 
-def created_at(store: Store, commit_record: Mapping[str, Any]) -> str:
+def read_commit(store: Store, run_id: str) -> CommittedRun | None:
+    """The run's result, or None when it has none yet.
+
+    Raises:
+        IntegrityError: its COMMIT is there and cannot be read.
+        ConflictError: the run was closed, and can have no result any more.
+    """
+    recorded = read_run(store, run_id)
+    if isinstance(recorded, ClosedRun):
+        raise _closed_error(recorded)
+    return recorded
+
+
+def read_run(store: Store, run_id: str) -> CommittedRun | ClosedRun | None:
+    """What is recorded in the place of the run's COMMIT; None when nothing is.
+
+    Raises:
+        IntegrityError: it is there and is neither a COMMIT nor the record of a closed run.
+    """
+    data = store.get(commit_key(run_id))
+    return parse_run(data, run_id) if data is not None else None
+
+
+def parse_run(data: bytes, run_id: str) -> CommittedRun | ClosedRun:
+    """A stored COMMIT, or the record that closes a run.
+
+    Raises:
+        IntegrityError: it is neither, or of another run.
+    """
+    record = parse_object(data, key=commit_key(run_id))
+    is_closed = "abandoned" in record
+    missing = (_CLOSED_KEYS if is_closed else _COMMIT_KEYS) - record.keys()
+    if missing:
+        raise _not_a_commit(run_id, f"it lacks {', '.join(sorted(missing))}")
+    if record["run"] != run_id:
+        raise _not_a_commit(run_id, f"it is of run {record['run']!r}")
+    if is_closed:
+        return ClosedRun(run=run_id, closed=str(record["abandoned"]), is_removed="by" in record)
+    return _parse_commit(record, run_id)
+
+
+def _parse_commit(record: Mapping[str, Any], run_id: str) -> CommittedRun:
+    metrics, dataset, attempt = record["metrics"], record["dataset"], str(record["attempt"])
+    if not isinstance(metrics, dict) or "test_accuracy" not in metrics:
+        raise _not_a_commit(run_id, "it lacks metrics.test_accuracy")
+    if not isinstance(dataset, dict):
+        raise _not_a_commit(run_id, "its dataset is no object")
+    prefix = attempt_prefix(run_id, attempt_id=attempt)
+    files = _parse_files(record)
+    if not all(is_below(file.key, prefix) for file in files):
+        raise _not_a_commit(run_id, f"its files are not those of its attempt {record['attempt']!r}")
+    return CommittedRun(
+        run=run_id,
+        attempt=attempt,
+        result_digest=str(record["result_digest"]),
+        weights_digest=str(record["weights_digest"]),
+        dataset=DatasetIdentity(
+            name=str(dataset.get("name")),
+            digest=dataset.get("digest"),
+            evaluation_digest=dataset.get("evaluation_digest"),
+        ),
+        test_accuracy=metrics["test_accuracy"],
+        files={file.key.removeprefix(prefix): file for file in files},
+        record=record,
+    )
+
+
+def _parse_files(record: Mapping[str, Any]) -> list[StoredFile]:
+    try:
+        files = [StoredFile(**entry) for entry in record["files"]]
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(f"the COMMIT does not say which files it consists of: {error}") from error
+    if not all(isinstance(file.key, str) for file in files):
+        raise IntegrityError("the COMMIT names a file by something that is no key")
+    return files
+
+
+def _not_a_commit(run_id: str, reason: str) -> IntegrityError:
+    return IntegrityError(f"store: {commit_key(run_id)} is not the COMMIT of this run: {reason}")
+
+
+def is_below(key: str, prefix: str) -> bool:
+    """Whether a key lies in the folder `prefix`, and cannot leave it."""
+    return key.startswith(prefix) and not {"", ".", ".."} & set(key.split("/"))
+
+
+def check_same_result(recorded: CommittedRun | ClosedRun, *, result_digest: str) -> CommittedRun:
+    """The same run, when its result is the one that this attempt works on.
+
+    Raises:
+        ConflictError: it has another result digest, or was closed.
+    """
+    if isinstance(recorded, ClosedRun):
+        raise _closed_error(recorded)
+    if recorded.result_digest != result_digest:
+        raise ConflictError(
+            f"run {recorded.run} is committed with another result digest ({recorded.result_digest[:16]}...); its "
+            "result stands; choose another run.id or run.suffix"
+        )
+    return recorded
+
+
+def _closed_error(closed: ClosedRun) -> ConflictError:
+    what = "removed by retention" if closed.is_removed else "given up and removed by mnist-job gc"
+    return ConflictError(
+        f"run {closed.run} was {what} at {closed.closed}; choose another run.id, or another run.suffix where the id "
+        "is generated"
+    )
+
+
+def list_attempts(store: Store, run_id: str) -> list[float]:
+    """When each attempt of a run registered, in seconds since the epoch, oldest first."""
+    entries = store.list_objects(attempts_prefix(run_id))
+    return sorted(entry.modified_seconds for entry in entries if entry.key.endswith(f"/{ATTEMPT_FILE}"))
+
+
+def created_at(store: Store, run: CommittedRun) -> str:
     """When a committed run was first started, ISO 8601 in UTC, by the clock of its first attempt."""
-    key = run_key(str(commit_record["run"]))
+    key = run_key(run.run)
     data = store.get(key)
     recorded = parse_object(data, key=key).get("created") if data is not None else None
-    return str(recorded or commit_record.get("committed") or _LONG_AGO)
+    return str(recorded or run.record.get("committed") or _LONG_AGO)
 
 
-def read_files(store: Store, commit_record: Mapping[str, Any]) -> dict[str, bytes]:
+def read_files(store: Store, run: CommittedRun) -> dict[str, bytes]:
     """Every object that a COMMIT names, verified: name below the attempt's folder -> content.
 
     Raises:
         IntegrityError: an object is missing, or has another size or hash.
     """
-    return {name: _read(store, file) for name, file in _by_name(store, commit_record).items()}
+    return {name: _read(store, file) for name, file in run.files.items()}
 
 
-def read_model(store: Store, commit_record: Mapping[str, Any]) -> dict[str, bytes]:
+def read_model(store: Store, run: CommittedRun) -> dict[str, bytes]:
     """The files of the SavedModel, verified: name below the model's folder -> content.
 
     Raises:
-        IntegrityError: as in `read_files`; a name leaves the folder.
+        IntegrityError: as from `read_files`.
     """
-    files = _by_name(store, commit_record)
     return {
         name.removeprefix(MODEL_FOLDER): _read(store, file)
-        for name, file in files.items()
+        for name, file in run.files.items()
         if name.startswith(MODEL_FOLDER)
     }
 
 
-def read_predictions(store: Store, commit_record: Mapping[str, Any]) -> Predictions:
+def read_predictions(store: Store, run: CommittedRun) -> Predictions:
     """The stored predictions, verified.
 
     Raises:
         IntegrityError: they are missing, altered, or not what such a file holds.
     """
-    file = _by_name(store, commit_record).get(PREDICTIONS_FILE)
-    if file is None:
-        raise IntegrityError(f"the COMMIT of run {commit_record['run']} names no {PREDICTIONS_FILE}")
-    return parse_predictions(_read(store, file))
+    return parse_predictions(_read(store, _file(run, PREDICTIONS_FILE)))
 
 
-def read_metrics(store: Store, commit_record: Mapping[str, Any]) -> dict[str, Any]:
+def read_metrics(store: Store, run: CommittedRun) -> dict[str, Any]:
     """The stored metrics.json, verified.
 
     Raises:
         IntegrityError: it is missing, or altered.
     """
-    file = _by_name(store, commit_record).get(METRICS_FILE)
-    if file is None:
-        raise IntegrityError(f"the COMMIT of run {commit_record['run']} names no {METRICS_FILE}")
+    file = _file(run, METRICS_FILE)
     return parse_object(_read(store, file), key=file.key)
+
+
+def _file(run: CommittedRun, name: str) -> StoredFile:
+    if name not in run.files:
+        raise IntegrityError(f"the COMMIT of run {run.run} names no {name}")
+    return run.files[name]
+
+
+def _read(store: Store, file: StoredFile) -> bytes:
+    data = store.get(file.key)
+    if data is None:
+        raise IntegrityError(f"store {store.uri}: {file.key} is named by the COMMIT and does not exist")
+    if len(data) != file.num_bytes or sha256_hex(data) != file.sha256:
+        raise IntegrityError(f"store {store.uri}: {file.key} is not the object that was committed (size or SHA-256)")
+    return data
 
 
 def parse_predictions(data: bytes) -> Predictions:
@@ -105,20 +322,28 @@ def parse_predictions(data: bytes) -> Predictions:
         raise IntegrityError(f"{PREDICTIONS_FILE} cannot be read: {error}") from error
 
 
-def _by_name(store: Store, commit_record: Mapping[str, Any]) -> dict[str, StoredFile]:
-    prefix = attempt_prefix(str(commit_record["run"]), attempt_id=str(commit_record["attempt"]))
-    files = {}
-    for file in stored_files(commit_record):
-        if not is_below(file.key, prefix):
-            raise IntegrityError(f"store {store.uri}: the COMMIT names {file.key}, outside {prefix}")
-        files[file.key.removeprefix(prefix)] = file
-    return files
+def parse_object(data: bytes, *, key: str) -> dict[str, Any]:
+    """A stored JSON object.
+
+    Raises:
+        IntegrityError: it is not one.
+    """
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise IntegrityError(f"store: {key} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise IntegrityError(f"store: {key} must hold a JSON object, received {type(content).__name__}")
+    return content
 
 
-def _read(store: Store, file: StoredFile) -> bytes:
-    data = store.get(file.key)
-    if data is None:
-        raise IntegrityError(f"store {store.uri}: {file.key} is named by the COMMIT and does not exist")
-    if len(data) != file.num_bytes or sha256_hex(data) != file.sha256:
-        raise IntegrityError(f"store {store.uri}: {file.key} is not the object that was committed (size or SHA-256)")
-    return data
+def unpack_model(files: Mapping[str, bytes], folder: Path) -> None:
+    """Lay out a SavedModel in a local folder, to look at it; nothing is synced.
+
+    Args:
+        files: name below the model's folder -> content. Names come from a COMMIT, whose reader keeps them inside.
+    """
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)

@@ -24,8 +24,10 @@ from obstore.exceptions import (
 )
 from obstore.store import from_url
 
+from job.config import StoreSection
 from job.errors import AccessDeniedError, ConfigError, NotFoundError
-from job.store.store import AlreadyExists, Entry, TransientError
+from job.store.backend import AlreadyExists, Entry, TransientError
+from job.texts import one_line
 
 # Any one complete group is enough; read by obstore itself, listed here to refuse early and by name.
 _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -71,21 +73,12 @@ _REGION_CODES = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintExcep
 class CloudBackend:
     """Objects in a bucket, below an optional prefix."""
 
-    def __init__(
-        self,
-        uri: str,
-        *,
-        environ: Mapping[str, str],
-        endpoint: str | None,
-        region: str | None,
-        path_style: bool | None,
-        timeout_seconds: float,
-    ) -> None:
-        self._uri = uri
+    def __init__(self, config: StoreSection, *, environ: Mapping[str, str]) -> None:
+        self._uri = uri = config.uri
         scheme = uri.partition(":")[0]
         _require_credentials(scheme, environ=environ)
-        endpoint = endpoint or (environ.get("AWS_ENDPOINT_URL") if scheme == "s3" else None)
-        timeout = timedelta(seconds=timeout_seconds)
+        endpoint = config.endpoint or (environ.get("AWS_ENDPOINT_URL") if scheme == "s3" else None)
+        timeout = timedelta(seconds=config.timeout_seconds)
         options: dict[str, Any] = {
             "client_options": {
                 "timeout": timeout,
@@ -97,13 +90,13 @@ class CloudBackend:
         if endpoint:
             options["base_url" if scheme == "gs" else "endpoint"] = endpoint
         if scheme == "s3":
-            is_path_style = path_style if path_style is not None else endpoint is not None
+            is_path_style = config.path_style if config.path_style is not None else endpoint is not None
             options["virtual_hosted_style_request"] = not is_path_style
-            options |= {"region": region} if region else {}
+            options |= {"region": config.region} if config.region else {}
         try:
             self._store = from_url(uri, **options)
         except (BaseError, ValueError, UnknownConfigurationKeyError) as error:
-            raise ConfigError(f"store.uri: {uri} cannot be opened: {_one_line(error)}") from error
+            raise ConfigError(f"store.uri: {uri} cannot be opened: {one_line(error)}") from error
 
     def create(self, key: str, data: bytes) -> None:
         """Write a new object with one conditional PUT; `AlreadyExists` when the key is taken."""
@@ -160,7 +153,7 @@ class CloudBackend:
                 f"store {self._uri}: access denied: {_reason(error)}; check the credentials"
             ) from error
         except InvalidPathError as error:
-            raise ConfigError(f"store.uri: {self._uri}: {_one_line(error)}") from error
+            raise ConfigError(f"store.uri: {self._uri}: {one_line(error)}") from error
         except BaseError as error:
             self._raise_by_code(error)
 
@@ -202,13 +195,9 @@ def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
 
 def _reason(error: BaseException) -> str:
     """The server's own code and message where there is one, else the first line of the error."""
-    text = _one_line(error)
+    text = one_line(error)
     code = re.search(r"<Code>(.*?)</Code>", text)
     message = re.search(r"<Message>(.*?)</Message>", text)
     if code:
         return f"{code.group(1)}: {message.group(1)}" if message else code.group(1)
     return text.partition(" Debug source")[0][:300]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

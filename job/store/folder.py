@@ -7,13 +7,12 @@ file system with hard links.
 import contextlib
 import errno
 import os
-import secrets
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from job import clock
 from job.errors import AccessDeniedError, ConfigError, NotFoundError, UnavailableError
-from job.store.store import AlreadyExists, Entry, TransientError, point
+from job.store.backend import AlreadyExists, Entry, TransientError, point
 
 TEMPORARY_PREFIX = ".tmp-"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -100,7 +99,7 @@ class FolderBackend:
         with self._translated(prefix):
             for path in self._path(prefix).rglob(f"{TEMPORARY_PREFIX}*"):
                 with contextlib.suppress(FileNotFoundError):
-                    if time.time() - path.stat().st_mtime > older_than_seconds:
+                    if clock.now() - path.stat().st_mtime > older_than_seconds:
                         with point("unlink", path.name):
                             path.unlink()
 
@@ -136,7 +135,7 @@ class FolderBackend:
         with self._translated(key):
             path = self._path(key)
             self._make_folder(path.parent)
-            temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
+            temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{clock.token(8)}")
             try:
                 with open(temporary, "xb") as file:
                     with point("write", key):

@@ -1,85 +1,26 @@
-"""The only module that talks to a store: create, put, get, list and delete of whole objects under keys.
+"""`Store`: create, put, get, list and delete of whole objects under keys, each bounded by a deadline.
 
-`s3:`, `gs:` and `az:` go through obstore, `file:` through our own small code, because obstore's local store never
-fsyncs. Both are wrapped by `Store`, which owns retries, the deadline, and the translation of every failure into a
-typed error. It knows nothing about runs.
+Owns the retries, the deadline, and the count of requests. What sends one request is a `Backend`: `cloud.py` for `s3:`, `gs:` and
+`az:`, `folder.py` for `file:`. It knows nothing about runs.
 """
 
 import concurrent.futures
-import contextlib
 import functools
-import random
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
+from job import clock
 from job.errors import NotFoundError, UnavailableError
 from job.logs import warn
+from job.store.backend import AlreadyExists, Backend, Entry, TransientError, point
 
 _FIRST_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = 5.0
 _STALE_SECONDS = 3600.0
 
 T = TypeVar("T")
-
-on_point: Callable[[str], None] | None = None
-"""Called before and after everything that changes what is stored, with its name; set by the tests that kill things there."""
-
-
-@contextlib.contextmanager
-def point(operation: str, where: str) -> Iterator[None]:
-    """Around every write to a store and every local rename and fsync: a crash point."""
-    if on_point:
-        on_point(f"before {operation} {where}")
-    yield
-    if on_point:
-        on_point(f"after {operation} {where}")
-
-
-class TransientError(Exception):
-    """A request failed in a way that may pass: try again until the deadline."""
-
-
-class AlreadyExists(Exception):  # noqa: N818 - an answer, not a fault
-    """A create-only write was refused because the key is taken, or was being written."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One object in a listing."""
-
-    key: str
-    num_bytes: int
-    modified_seconds: float
-    """Seconds since the epoch, by the store's clock."""
-
-
-class Backend(Protocol):
-    """One request each. Raises `TransientError`, `AlreadyExists`, `FileNotFoundError` or a typed job error."""
-
-    def create(self, key: str, data: bytes) -> None:
-        """Write a new object; `AlreadyExists` when the key is taken."""
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write an object, replacing an older one in one step."""
-
-    def get(self, key: str) -> bytes:
-        """Read an object; `FileNotFoundError` when absent."""
-
-    def list_objects(self, prefix: str) -> list[Entry]:
-        """All objects whose key starts with the folder `prefix`, sorted by key."""
-
-    def list_folders(self, prefix: str) -> list[str]:
-        """Names of the folders directly under `prefix`, sorted."""
-
-    def delete(self, key: str) -> None:
-        """Remove an object; absent is fine."""
-
-    def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
-        """Remove what killed writes left under a folder, where a backend leaves anything."""
 
 
 class Traffic:
@@ -201,7 +142,7 @@ class Store:
 
     def _until_deadline(self, verb: str, key: str, attempt: Callable[[], T]) -> T:
         """Run `attempt` until it succeeds, fails for good, or the deadline has passed."""
-        deadline = time.monotonic() + self._deadline_seconds
+        deadline = clock.monotonic() + self._deadline_seconds
         backoff = _FIRST_BACKOFF_SECONDS
         reasons: dict[str, None] = {}  # a set in order: the last try may only have run out of time
         while True:
@@ -210,9 +151,9 @@ class Store:
             except FileNotFoundError as error:  # in answer to a write: no store is there
                 raise NotFoundError(f"store {self.uri}: {error}; correct store.uri or store.endpoint") from error
             except TransientError as error:
-                wait = backoff * random.uniform(0.5, 1.5)
+                wait = backoff * clock.uniform(0.5, 1.5)
                 reasons[str(error)] = None
-                if time.monotonic() + wait >= deadline:
+                if clock.monotonic() + wait >= deadline:
                     raise UnavailableError(
                         f"store {self.uri}: {verb} {key or '(root)'} failed for {self._deadline_seconds:g} s "
                         f"(store.deadline_seconds): {', then: '.join([*reasons][-2:])}; check the endpoint and the network, "
@@ -220,7 +161,7 @@ class Store:
                     ) from error
                 warn("store.retry", verb=verb, key=key, wait_seconds=round(wait, 2), reason=str(error))
                 self._traffic.count_retry()
-                time.sleep(wait)
+                clock.sleep(wait)
                 backoff = min(backoff * 2, _MAX_BACKOFF_SECONDS)
 
     def _counted(self, verb: str, attempt: Callable[[], T], *, deadline: float) -> T:
@@ -235,52 +176,9 @@ class Store:
     def _in_worker(self, attempt: Callable[[], T], *, deadline: float) -> T:
         future = self._executor.submit(attempt)
         try:
-            return future.result(timeout=max(deadline - time.monotonic(), 0.001))
+            return future.result(timeout=max(deadline - clock.monotonic(), 0.001))
         except concurrent.futures.TimeoutError as error:
             # The stuck request keeps its thread until its own time-out; later calls get a fresh one.
             self._executor.shutdown(wait=False)
             self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="store")
             raise TransientError("no answer before the deadline") from error
-
-
-def open_store(
-    uri: str,
-    *,
-    environ: Mapping[str, str],
-    endpoint: str | None = None,
-    region: str | None = None,
-    path_style: bool | None = None,
-    timeout_seconds: float = 30.0,
-    deadline_seconds: float = 120.0,
-    traffic: Traffic | None = None,
-) -> Store:
-    """Open the store at `uri` (`file:`, `s3://`, `gs://`, `az://`) without a request to it; `traffic` counts those that follow.
-
-    Raises:
-        ConfigError: a URI that cannot be one.
-        AccessDeniedError: no credentials under the provider's environment names.
-    """
-    backend: Backend
-    if uri.startswith("file:"):
-        from job.store.folder import FolderBackend, folder_of
-
-        folder = folder_of(uri)
-        backend = FolderBackend(folder)
-        uri = f"file:{folder}"
-    else:
-        from job.store.cloud import CloudBackend
-
-        backend = CloudBackend(
-            uri,
-            environ=environ,
-            endpoint=endpoint,
-            region=region,
-            path_style=path_style,
-            timeout_seconds=timeout_seconds,
-        )
-    return Store(backend, uri=uri, deadline_seconds=deadline_seconds, traffic=traffic)
-
-
-def is_store_uri(text: str) -> bool:
-    """Whether `text` names a store rather than a local folder."""
-    return text.startswith(("file:", "s3://", "gs://", "az://"))

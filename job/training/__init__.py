@@ -1,1 +1,13 @@
-"""From arrays to a trained, scored and exported model. The only room that imports TensorFlow and Keras."""
+"""From arrays to a trained, scored and exported model. The only room that imports TensorFlow and Keras, and that late.
+
+workload.py        what an attempt and the thing that is trained say to each other
+keras_workload.py  the Keras model: data, devices, evaluation, export
+loop.py            epochs, metrics, progress, checkpoints, stop
+steps.py           many optimizer updates in one graph call
+pipeline.py        tf.data: reshape, cast, /255, one-hot; order from (seed, epoch, step)
+model.py           the reference model and the optimizers, or your own model
+devices.py         threads, devices, tf.distribute strategy
+evaluation.py      loss, accuracy, per class, confusion
+export.py          SavedModel, weights digest
+watchdog.py        ends a training that hangs, with the stacks of all threads
+"""

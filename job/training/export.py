@@ -3,7 +3,6 @@
 The signature takes raw images: reshape, cast and /255 are inside the graph, so serving cannot differ from training.
 """
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.datasets.dataset import Images
+from job.digests import digest_of_arrays
 from job.errors import IntegrityError
+from job.texts import one_line
 from job.training.evaluation import Probabilities, preprocess
 
 SIGNATURE = "serving_default"
@@ -57,7 +58,7 @@ def predict_with_export(folder: Path, images: Images) -> Probabilities:
         parts = [predict(image=tf.constant(batch))["probabilities"].numpy() for batch in batches]
         return np.concatenate(parts).astype(np.float32)
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, limit=200)
         raise IntegrityError(f"export: the SavedModel cannot be loaded and called: {reason}") from error
 
 
@@ -78,11 +79,7 @@ def check_predictions(received: Probabilities, recorded: Probabilities) -> None:
 
 def weights_digest(arrays: list[NDArray[Any]]) -> str:
     """SHA-256 over shapes and bytes of a model's weights, in the model's order."""
-    sha256 = hashlib.sha256()
-    for position, array in enumerate(arrays):
-        sha256.update(f"{position} {array.dtype.str} {array.shape}\n".encode())
-        sha256.update(array.tobytes(order="C"))
-    return sha256.hexdigest()
+    return digest_of_arrays(enumerate(arrays))
 
 
 def weights_of_export(folder: Path) -> list[NDArray[Any]]:

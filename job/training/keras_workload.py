@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from job.attempt import choose_cache_dir, folder_opener
-from job.commands.verify import unpack_model
 from job.config import Config
-from job.datasets.dataset import LoadedDataset, evaluation_digest_of, load_dataset
+from job.contract import Event
+from job.datasets.dataset import evaluation_digest_of
+from job.datasets.load import LoadedDataset, load_dataset
+from job.datasets.prepared import choose_cache_dir
 from job.logs import emit, warn
 from job.observe.phases import Phases
 from job.runs import identity
 from job.runs.lineage import Device
-from job.runs.read import PREDICTIONS_FILE
+from job.runs.read import PREDICTIONS_FILE, DatasetIdentity, unpack_model
+from job.store.open import folder_opener
 from job.training import devices, evaluation, export, pipeline
 from job.training.loop import Training
 from job.training.model import build_model, build_optimizer, model_input_shape
@@ -72,11 +74,11 @@ class KerasWorkload:
             inputs=identity.result_inputs(
                 config, seed=self._seed, compile_with=self._compile_with, dataset_digest=self._data.digest
             ),
-            dataset={
-                "name": self._data.name,
-                "digest": self._data.digest,
-                "evaluation_digest": evaluation_digest_of(self._data.dataset),
-            },
+            dataset=DatasetIdentity(
+                name=self._data.name,
+                digest=self._data.digest,
+                evaluation_digest=evaluation_digest_of(self._data.dataset),
+            ),
             device=Device(
                 names=tuple(self._strategy.extended.worker_devices), threads=threads, compile_with=self._compile_with
             ),
@@ -137,7 +139,7 @@ class KerasWorkload:
         with phases("evaluate"):
             probabilities = training.predict()
             scores = evaluation.score(probabilities, dataset.test_labels, class_names=dataset.class_names)
-            emit("evaluate.end", test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
+            emit(Event.EVALUATE_END, test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
         with phases("export"):
             files, weights_digest = self._export(probabilities)
             files[PREDICTIONS_FILE] = _to_predictions_file(self._data, probabilities)
@@ -162,13 +164,13 @@ class KerasWorkload:
     def _emit_train_start(self, training: Training) -> None:
         train, num_replicas = self._config.train, self._strategy.num_replicas_in_sync
         emit(
-            "model.built",
+            Event.MODEL_BUILT,
             parameters=self._model.count_params(),
             precision=train.precision,
             optimizer=train.optimizer,
         )
         emit(
-            "train.start",
+            Event.TRAIN_START,
             replicas=num_replicas,
             global_batch_size=train.global_batch_size,
             batch_size_per_replica=train.global_batch_size // num_replicas,
@@ -200,18 +202,18 @@ class KerasWorkload:
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             }
-        emit("export.end", files=len(files), bytes=sum(map(len, files.values())), weights_digest=digest)
+        emit(Event.EXPORT_END, files=len(files), bytes=sum(map(len, files.values())), weights_digest=digest)
         return files, digest
 
 
 def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDataset:
     data = load_dataset(
         config.data,
-        cache_dir=choose_cache_dir(config, environ=environ),
-        open_folder=folder_opener(config, environ=environ),
+        cache_dir=choose_cache_dir(config.data, environ=environ),
+        open_folder=folder_opener(config.store, environ=environ),
     )
     emit(
-        "data.ready",
+        Event.DATA_READY,
         dataset=data.name,
         digest=data.digest,
         train_examples=len(data.dataset.train_labels),

@@ -3,24 +3,21 @@
 Knows steps, epochs, checkpoints and signals; what a step computes is behind `Steps`. Never imports TensorFlow.
 """
 
-import hashlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
+from job import clock
+from job.contract import Event
 from job.datasets.dataset import Labels
+from job.digests import canonical_json, digest_of_arrays
 from job.logs import emit
-from job.observe.metrics import Metrics
-from job.observe.progress import Display
-from job.observe.termination import Status
+from job.observe.view import Progress, View
 from job.runs.checkpoint import Checkpoint
 from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
-from job.runs.identity import canonical_json
 from job.signals import StopSignal
 from job.training import evaluation, pipeline
 from job.training.steps import ChunkResult
@@ -121,11 +118,9 @@ class Training:
         watchdog: Watchdog,
         ledger: Ledger,
         stop: StopSignal,
-        status: Status,
-        display: Display,
-        metrics: Metrics,
+        view: View,
     ) -> None:
-        """Train to the last step and write the last checkpoint; `history`, `status` and `metrics` are kept up to date.
+        """Train to the last step and write the last checkpoint; `history` and `view` are kept up to date.
 
         Raises:
             TrainingError: the loss or a probability is not finite.
@@ -133,8 +128,10 @@ class Training:
             UnavailableError: it could not be saved.
         """
         meter = _Meter(total_steps=self.total_steps, start_step=self._start_step)
-        display.start(num_steps=self.total_steps, done_steps=self._start_step, num_epochs=self._epochs)
         step, phases = self._start_step, ledger.phases
+        view.training_starts(
+            step=step, total_steps=self.total_steps, epochs=self._epochs, counters=self.counters(step, ledger=ledger)
+        )
 
         def checkpoint() -> Checkpoint:
             meta = {
@@ -149,25 +146,25 @@ class Training:
             with watchdog.watching(), phases("compile"):
                 for result in self._steps.run(start_step=self._start_step):
                     if step > self._start_step:  # the first call compiles
-                        metrics.add_steps(result.step - step, seconds=result.seconds)
+                        view.steps_timed(result.step - step, seconds=result.seconds)
                     step = result.step
                     if ledger.first_step_seconds is None:
                         ledger.first_step_seconds = round(sum(phases.seconds.values()), 3)
                     phases.switch("train")
                     meter.add(result)
-                    self._take_in(result, meter, ledger=ledger, status=status, display=display, metrics=metrics)
+                    self._take_in(result, meter, ledger=ledger, view=view)
                     watchdog.beat()
                     if stop.requested:
                         break
                     if step < self.total_steps and writer.is_due():
                         with phases("checkpoint"):
                             writer.save(checkpoint())
-                        status.write()
+                        view.checkpoint_starts()
             if step > self._start_step:  # else it is the checkpoint that was restored
                 with phases("checkpoint"):
                     ledger.num_interruptions += 1 if stop.requested else 0
                     writer.save_last(checkpoint(), stop=stop)
-        display.stop()
+        view.training_ends()
 
     def counters(self, step: int, *, ledger: Ledger) -> dict[str, int]:
         """What was done up to a step, each step and example counted once, whatever was done again after a kill."""
@@ -185,34 +182,19 @@ class Training:
 
         Equal in two runs when, and only when, every number that training produced is equal.
         """
-        digest = hashlib.sha256()
-        for name, array in sorted(self._steps.state().items()):
-            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(np.asarray(array, order="C").tobytes())
-        digest.update(canonical_json([record.results() for record in self.history]))
-        return digest.hexdigest()
+        results = canonical_json([record.results() for record in self.history])
+        return digest_of_arrays(sorted(self._steps.state().items()), then=results)
 
-    def _take_in(
-        self,
-        result: ChunkResult,
-        meter: "_Meter",
-        *,
-        ledger: Ledger,
-        status: Status,
-        display: Display,
-        metrics: Metrics,
-    ) -> None:
+    def _take_in(self, result: ChunkResult, meter: "_Meter", *, ledger: Ledger, view: View) -> None:
         """Keep count of a finished chunk, show it, and evaluate at the end of an epoch."""
         self._epoch_seconds += result.seconds
-        status.step, status.epoch = result.step, (result.step - 1) // self.steps_per_epoch + 1
-        self._show(result, meter, epoch=status.epoch, display=display, metrics=metrics)
-        metrics.count(self.counters(result.step, ledger=ledger))
-        metrics.set(progress_ratio=result.step / self.total_steps, goodput_ratio=ledger.goodput()["ratio"])
+        epoch = (result.step - 1) // self.steps_per_epoch + 1
+        self._show(result, meter, epoch=epoch, ledger=ledger, view=view)
         if result.step % self.steps_per_epoch == 0:
             with ledger.phases("evaluate"):
-                self._end_epoch(result, epoch=status.epoch)
-            status.accuracy = self.history[-1].test_accuracy
-            metrics.set(test_loss=self.history[-1].test_loss)
+                self._end_epoch(result, epoch=epoch)
+            ended = self.history[-1]
+            view.epoch_ends(test_loss=ended.test_loss, test_accuracy=ended.test_accuracy)
 
     def _end_epoch(self, result: ChunkResult, *, epoch: int) -> None:
         test_loss, test_accuracy = evaluation.loss_and_accuracy(self.predict(), self._test_labels)
@@ -227,28 +209,30 @@ class Training:
         )
         self.history.append(record)
         self._epoch_seconds = 0.0
-        emit("epoch.end", step=result.step, **asdict(record))
+        emit(Event.EPOCH_END, step=result.step, **asdict(record))
 
-    def _show(self, result: ChunkResult, meter: "_Meter", *, epoch: int, display: Display, metrics: Metrics) -> None:
-        rate, eta_seconds = meter.steps_per_second * self._global_batch_size, meter.eta_seconds
-        display.update(
+    def _show(self, result: ChunkResult, meter: "_Meter", *, epoch: int, ledger: Ledger, view: View) -> None:
+        progress = Progress(
             step=result.step,
+            total_steps=self.total_steps,
             epoch=epoch,
             loss=result.loss,
             accuracy=result.accuracy,
-            rate=rate,
-            eta_seconds=eta_seconds,
+            examples_per_second=meter.steps_per_second * self._global_batch_size,
+            eta_seconds=meter.eta_seconds,
+            counters=self.counters(result.step, ledger=ledger),
+            goodput_ratio=ledger.goodput()["ratio"],
         )
-        metrics.set(loss=result.loss, accuracy=result.accuracy, examples_per_second=rate, eta_seconds=eta_seconds)
+        view.chunk(progress)
         if meter.is_due():
             emit(
-                "train.progress",
-                step=result.step,
+                Event.TRAIN_PROGRESS,
+                step=progress.step,
                 epoch=epoch,
-                loss=result.loss,
-                accuracy=result.accuracy,
-                examples_per_second=round(rate, 1),
-                eta_seconds=round(eta_seconds, 1),
+                loss=progress.loss,
+                accuracy=progress.accuracy,
+                examples_per_second=round(progress.examples_per_second, 1),
+                eta_seconds=round(progress.eta_seconds, 1),
             )
 
 
@@ -260,7 +244,7 @@ class _Meter:
         self._step = start_step
         self._num_chunks = 0
         self._seconds_per_step = 0.0
-        self._next_report = time.monotonic() + PROGRESS_SECONDS
+        self._next_report = clock.monotonic() + PROGRESS_SECONDS
 
     @property
     def steps_per_second(self) -> float:
@@ -284,7 +268,7 @@ class _Meter:
 
     def is_due(self) -> bool:
         """Whether it is time for another train.progress event."""
-        if time.monotonic() < self._next_report:
+        if clock.monotonic() < self._next_report:
             return False
-        self._next_report = time.monotonic() + PROGRESS_SECONDS
+        self._next_report = clock.monotonic() + PROGRESS_SECONDS
         return True

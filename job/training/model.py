@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from job.config import ModelSection, TrainSection
-from job.datasets.dataset import import_function
 from job.errors import ConfigError
+from job.plugins import import_function
 
 MOMENTUM = 0.9
 

@@ -4,7 +4,6 @@ Owns the step function, its compilation and the metric sums of the running epoch
 stores, checkpoints or signals: it yields after every chunk and `training.py` decides.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from job import clock
 from job.errors import IntegrityError, TrainingError
 
 
@@ -122,7 +122,7 @@ class StepRunner:
         Raises:
             TrainingError: the loss is not finite, naming epoch and step; that update must not be kept.
         """
-        steps_per_epoch, started = self._steps_per_epoch, time.monotonic()
+        steps_per_epoch, started = self._steps_per_epoch, clock.monotonic()
         for images, one_hot, weights, chunk_start, num_steps in self._make_chunks(start_step):
             first_step = int(chunk_start)
             if first_step % steps_per_epoch == 0:
@@ -135,7 +135,7 @@ class StepRunner:
                     f"{first_step + bad_step + 1}); nothing after it is kept; lower train.learning_rate"
                 )
             sums = {name: variable.numpy() for name, variable in self._sums.items()}
-            now = time.monotonic()
+            now = clock.monotonic()
             yield ChunkResult(
                 step=first_step + int(num_steps),
                 loss_sum=float(sums["loss_sum"]),
@@ -143,7 +143,7 @@ class StepRunner:
                 num_examples=int(sums["num_examples"]),
                 seconds=now - started,
             )
-            started = time.monotonic()
+            started = clock.monotonic()
 
 
 def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str, Any], is_xla: bool) -> Any:

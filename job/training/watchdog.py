@@ -7,8 +7,9 @@ import contextlib
 import faulthandler
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
+
+from job import clock
 
 LAST_NET_SECONDS = 30.0
 """How much later faulthandler's own timer ends a process whose interpreter is held by native code."""
@@ -38,13 +39,13 @@ class Watchdog:
 
     def beat(self) -> None:
         """A step was made."""
-        self._last_beat_seconds = time.monotonic()
+        self._last_beat_seconds = clock.monotonic()
         # A C thread that needs no interpreter: the last net, with stacks on stderr and exit code 1.
         faulthandler.dump_traceback_later(self._timeout_seconds + LAST_NET_SECONDS, exit=True)
 
     def _watch(self, finished: threading.Event) -> None:
         while not finished.wait(min(1.0, self._timeout_seconds / 4)):
-            if time.monotonic() - self._last_beat_seconds > self._timeout_seconds:
+            if clock.monotonic() - self._last_beat_seconds > self._timeout_seconds:
                 self._on_stall(_stacks())
                 return
 

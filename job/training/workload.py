@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from job.config import Config
 from job.observe.phases import Phases
 from job.runs.lineage import Device
+from job.runs.read import DatasetIdentity
 from job.training.evaluation import Probabilities, Scores
 from job.training.loop import Training
 
@@ -17,12 +18,11 @@ class Prepared:
 
     Attributes:
         inputs: what decides the result.
-        dataset: name and digest of the data, and `evaluation_digest`, that of the test split alone.
         device: what will compute the steps.
     """
 
     inputs: Mapping[str, Any]
-    dataset: Mapping[str, str]
+    dataset: DatasetIdentity
     device: Device
 
 

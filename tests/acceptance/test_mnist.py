@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Finished, RunJob, job_environment
+from tests.conftest import REPOSITORY, Finished, RunJob, job_environment
 
 pytestmark = [pytest.mark.tf, pytest.mark.timeout(900)]
 
-_README = Path(__file__).parents[2] / "README.md"
+_README = REPOSITORY / "README.md"
 
 
 def run_on_mnist(run_job: RunJob, folder: Path, *flags: str) -> Finished:

@@ -5,14 +5,14 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from job.config import Config
+from tests.conftest import REPOSITORY
 
-CHART = Path(__file__).parents[2] / "charts" / "mnist-train"
+CHART = REPOSITORY / "charts" / "mnist-train"
 SCHEMA = CHART / "values.schema.json"
 DEFAULTS = CHART / "files" / "defaults.json"
 README = CHART / "README.md"

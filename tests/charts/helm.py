@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from tests.conftest import skip_or_fail
+from tests.conftest import REPOSITORY, skip_or_fail
 
-CHART = Path(__file__).parents[2] / "charts" / "mnist-train"
+CHART = REPOSITORY / "charts" / "mnist-train"
 IMAGE = {"repository": "registry.example/mnist-train"}
 
 Manifest = dict[str, Any]

@@ -13,9 +13,9 @@ import yaml
 
 from job.contract import ExitCode
 from tests.charts.helm import IMAGE, Manifest, RenderError, arguments, find, job_spec, pod_spec, render, render_text
-from tests.conftest import skip_or_fail
+from tests.conftest import REPOSITORY, skip_or_fail
 
-CHART = Path(__file__).parents[2] / "charts" / "mnist-train"
+CHART = REPOSITORY / "charts" / "mnist-train"
 GOLDEN = Path(__file__).parent / "golden" / "defaults.yaml"
 CI_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
 _NEVER_RETRIED = {

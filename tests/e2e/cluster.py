@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
-CHART = Path(__file__).parents[2] / "charts" / "mnist-train"
+from tests.conftest import REPOSITORY
+
+CHART = REPOSITORY / "charts" / "mnist-train"
 POLL_SECONDS = 1.0
 
 Object = dict[str, Any]

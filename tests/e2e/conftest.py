@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import skip_or_fail
+from tests.conftest import REPOSITORY, skip_or_fail
 from tests.e2e.cluster import Namespace, Object, made_namespace, run_command, wait_until
 
 IMAGE = os.environ.get("E2E_IMAGE", "mnist-train:e2e")
 S3_IMAGE = os.environ.get("E2E_S3_IMAGE", "versity/versitygw:v1.8.0")
-_TOOL_POD = Path(__file__).parents[2] / "scripts" / "kind-mirror.yaml"
+_TOOL_POD = REPOSITORY / "scripts" / "kind-mirror.yaml"
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "e2e-key", "AWS_SECRET_ACCESS_KEY": "e2e-secret"}
 _RESTRICTED = {
     "allowPrivilegeEscalation": False,

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import REPOSITORY
 from tests.e2e.cluster import Namespace, Object, run_command, wait_until
 from tests.e2e.conftest import evict, keys_in, start_tool_pod
 
-_REPOSITORY = Path(__file__).parents[2]
 _MAY = {
     "jobs.batch": "[create delete get list patch watch]",
     "cronjobs.batch": "[list]",
@@ -35,7 +35,7 @@ class Client:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "k8s", *arguments, f"--kubeconfig={self.kubeconfig}"]
         return subprocess.Popen(
-            command, cwd=_REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
         )
 
     def run(self, *arguments: str, code: int = 0) -> str:

@@ -2,14 +2,14 @@
 
 import json
 import urllib.parse
-from pathlib import Path
 
 import yaml
 
+from tests.conftest import REPOSITORY
 from tests.e2e.cluster import Namespace, Object, wait_until
 from tests.e2e.conftest import keys_in
 
-_MANIFESTS = Path(__file__).parents[2] / "scripts" / "kind-monitoring.yaml"
+_MANIFESTS = REPOSITORY / "scripts" / "kind-monitoring.yaml"
 _IMAGES = {"PROMETHEUS_IMAGE": "prom/prometheus:v2.42.0", "PUSHGATEWAY_IMAGE": "prom/pushgateway:v1.5.1"}
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from job.store.store import Store, open_store
+from job.config import StoreSection
+from job.store.open import open_store
+from job.store.store import Store
 
 
 @pytest.fixture
@@ -16,4 +18,4 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(folder: Path) -> Store:
     """An empty `file:` store that gives up after two seconds."""
-    return open_store(f"file:{folder}", environ={}, deadline_seconds=2)
+    return open_store(StoreSection(uri=f"file:{folder}", deadline_seconds=2), environ={})

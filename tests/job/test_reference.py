@@ -1,13 +1,13 @@
 """docs/reference.md and `run --help` say what the schema says. `python -m tests.job.test_reference` writes both again."""
 
 import re
-from pathlib import Path
 
 from job.config import describe_fields
 from job.contract import ExitCode
+from tests.conftest import REPOSITORY
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
-HELP = Path(__file__).parents[2] / "job" / "settings.txt"
+REFERENCE = REPOSITORY / "docs" / "reference.md"
+HELP = REPOSITORY / "job" / "settings.txt"
 _TABLE = re.compile(r"(<!-- settings: .*? -->\n).*?(<!-- /settings -->)", re.DOTALL)
 
 

@@ -26,6 +26,7 @@ from k8s.errors import (
     error_from_reply,
 )
 from k8s.tables import resume_command
+from tests.conftest import REPOSITORY
 from tests.k8s.objects import LABELS, end, template
 from tests.k8s.server import ApiHandler, ApiServer
 
@@ -255,7 +256,7 @@ def run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-m", "k8s", *arguments],
         env=inherited | environment,
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=60,

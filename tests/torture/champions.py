@@ -13,15 +13,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from job.config import PromotionSection
 from job.errors import ConflictError, JobError
 from job.registry import champion, serving
 from job.registry.gate import Gate
 from job.registry.retention import apply_retention
-from job.registry.rules import Rules
-from job.runs import read, write
+from job.runs import read
 from job.store import store
+from job.store.backend import TransientError
 from job.store.folder import FolderBackend
-from job.store.store import Store, TransientError
+from job.store.store import Store
 from tests.job.runs.committed_runs import commit_run
 from tests.torture.campaign import Campaign, Result, Trial
 from tests.torture.checks import TrialFailed, objects_of_folder
@@ -100,18 +101,18 @@ def _write(folder: Path, writer: int, *, seed: str, num_moves: int, log: Path) -
 
 
 def _by_gate(target: Store, run: str, chance: random.Random) -> tuple[int, str] | None:
-    rules = Rules(max_accuracy_drop=0.1, significance=0.0)
+    rules = PromotionSection(max_accuracy_drop=0.1, significance=0.0)
     gate = Gate(store=target, model=MODEL, rules=rules, who=run, reevaluate=None)
-    commit = write.read_commit(target, run)
+    commit = read.read_commit(target, run)
     assert commit
-    version = gate.settle(commit)["version"]
+    version = gate.settle(commit).version
     return (version, run) if version else None
 
 
 def _by_hand(target: Store, run: str, chance: random.Random) -> tuple[int, str] | None:
-    commit = write.read_commit(target, run)
+    commit = read.read_commit(target, run)
     assert commit
-    to = champion.Committed.of(commit, created=read.created_at(target, commit))
+    to = commit.model(created=read.created_at(target, commit))
     before = champion.read_newest(target, MODEL)
     time.sleep(chance.choice((0, 0, 0.002)))
     moved = champion.move(target, MODEL, before=before, to=to, by="promote", who=run, why="", forced=True)
@@ -126,7 +127,7 @@ def _back(target: Store, run: str, chance: random.Random) -> tuple[int, str] | N
         return None
     try:
         commit = champion.commit_of(target, earlier)
-        to = champion.Committed.of(commit, created=read.created_at(target, commit))
+        to = commit.model(created=read.created_at(target, commit))
         moved = champion.move(target, MODEL, before=newest, to=to, by="rollback", who=run, why="test")
     except JobError:  # slow: the one before is beyond retention by now
         return None
@@ -233,7 +234,7 @@ def _check_history(folder: Path, moves: list[Move], *, killed: int | None) -> in
             raise TrialFailed(
                 f"version {pointer.version} was made on top of {pointer.from_version}, {pointer.from_run}"
             )
-        if pointer.by == "gate" and before and pointer.created < before.created:
+        if pointer.by == "gate" and before and pointer.to.created < before.to.created:
             raise TrialFailed(f"version {pointer.version}: an older run displaced a newer one")
     made = {move.version: move for move in moves if move.version is not None}
     if len(made) != sum(move.version is not None for move in moves):

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from job.config import DataSection
 from job.datasets import idx
-from job.datasets.dataset import load_dataset
+from job.datasets.load import load_dataset
 from job.errors import IntegrityError
 from tests.conftest import IDX_FILES, to_idx
 from tests.torture import plain

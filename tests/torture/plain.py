@@ -18,14 +18,15 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 import job.__main__
-import job.commands
-import job.run_command
+import job.commands.run
+from job import digests
 from job.config import Config
 from job.errors import IntegrityError
 from job.observe.phases import Phases
 from job.runs import identity
 from job.runs.lineage import Device
-from job.store import store
+from job.runs.read import DatasetIdentity
+from job.store import backend
 from job.training import evaluation, pipeline
 from job.training.loop import Training
 from job.training.steps import ChunkResult
@@ -126,7 +127,7 @@ class PlainWorkload:
         self._epochs = config.train.epochs
         return Prepared(
             inputs=identity.result_inputs(config, seed=seed, compile_with="graph", dataset_digest="plain"),
-            dataset={"name": "plain", "digest": "plain", "evaluation_digest": "plain"},
+            dataset=DatasetIdentity(name="plain", digest="plain", evaluation_digest="plain"),
             device=Device(names=("cpu",), threads={"intra_op": 1, "inter_op": 1}, compile_with="graph"),
         )
 
@@ -152,7 +153,7 @@ class PlainWorkload:
                 "model/variables/variables.data": kernel,
                 "predictions.safetensors": self._to_predictions(probabilities),
             },
-            weights_digest=identity.sha256_hex(kernel),
+            weights_digest=digests.sha256_hex(kernel),
             scores=evaluation.score(probabilities, self._steps.labels[NUM_TRAIN:], class_names=names),
         )
 
@@ -265,7 +266,7 @@ def _be_the_program(
             del os.environ[name]
         os.environ.update(environ or {})
         vars(job.commands.run)["KerasWorkload"] = PlainWorkload
-        store.on_point = hook
+        backend.on_point = hook
         plant_chosen()
         sys.argv = ["mnist-job", "run", *flags]
         job.__main__.main()

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.contract import attempt_prefix, commit_key
+from job.digests import sha256_hex
 from job.registry import champion, garbage, retention, serving
 from job.registry.gate import Gate
-from job.runs import checkpoint, write
-from job.runs.identity import sha256_hex
+from job.runs import checkpoint, read, write
 from job.store import folder
-from job.store.store import AlreadyExists, Store, point
+from job.store.backend import AlreadyExists, point
+from job.store.store import Store
 from job.training import pipeline
 
 ENVIRONMENT = "TORTURE_PLANT"
@@ -28,21 +29,21 @@ def _commit_before_upload() -> None:
 
     def upload_later(
         store: Store, run_id: str, *, attempt_id: str, files: Mapping[str, bytes]
-    ) -> list[write.StoredFile]:
-        if write.ATTEMPT_FILE in files:
+    ) -> list[read.StoredFile]:
+        if read.ATTEMPT_FILE in files:
             return upload(store, run_id, attempt_id=attempt_id, files=files)
         late.append((attempt_id, files))
         prefix = attempt_prefix(run_id, attempt_id=attempt_id)
         return [
-            write.StoredFile(key=prefix + name, num_bytes=len(data), sha256=sha256_hex(data))
+            read.StoredFile(key=prefix + name, num_bytes=len(data), sha256=sha256_hex(data))
             for name, data in files.items()
         ]
 
-    def commit_first(store: Store, run_id: str, *, content: Mapping[str, Any]) -> dict[str, Any]:
-        standing = commit(store, run_id, content=content)
+    def commit_first(store: Store, run_id: str, *, content: Mapping[str, Any]) -> read.CommittedRun:
+        committed = commit(store, run_id, content=content)
         for attempt_id, files in late:
             upload(store, run_id, attempt_id=attempt_id, files=files)
-        return standing
+        return committed
 
     vars(write).update(upload=upload_later, commit=commit_first)
 
@@ -159,7 +160,7 @@ def _gc_without_closing() -> None:
 
 def _gate_forgets_own_move() -> None:
     """Every attempt decides for itself."""
-    type.__setattr__(Gate, "_own_move", lambda self, commit: None)
+    type.__setattr__(Gate, "_own_move", lambda self, committed: None)
 
 
 def _graph_first() -> None:
@@ -193,7 +194,7 @@ def _move_on_top_of_whatever() -> None:
     """A lost race is tried again without a new decision."""
     move = champion.move
 
-    def move_now(store: Store, model: str, *, before: champion.Pointer | None, **how: Any) -> champion.Pointer | None:
+    def move_now(store: Store, model: str, *, before: champion.Move | None, **how: Any) -> champion.Move | None:
         return move(store, model, before=champion.read_newest(store, model), **how)
 
     vars(champion)["move"] = move_now

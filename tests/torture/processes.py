@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import QUICK, job_environment
+from tests.conftest import QUICK, REPOSITORY, job_environment
 from tests.torture.campaign import Campaign, Result, Trial, fast_folder
 from tests.torture.checks import Published, TrialFailed, check_same, objects_of_folder, published
 from tests.torture.rivals import Poller
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _EPOCHS = 8
 _FLAGS = (
     *QUICK,
@@ -62,7 +61,7 @@ class Attempt:
         self._process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "job", "run", *_FLAGS],
             cwd=folder,
-            env=job_environment({"PYTHONPATH": str(_REPOSITORY)}),
+            env=job_environment({"PYTHONPATH": str(REPOSITORY)}),
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,

@@ -1,6 +1,6 @@
 """R21: the store protocol under a scheduler that may do anything a network, a kernel and a cluster may do.
 
-Attempts, movers by hand, readers, `gc` and retention are the program's own functions, as `job/run.py` and the commands call
+Attempts, movers by hand, readers, `gc` and retention are the program's own functions, as `job/attempt.py` and the commands call
 them. Before each change takes effect a judge, who sees the bare objects only, says whether it keeps every promise.
 """
 
@@ -8,7 +8,6 @@ import contextlib
 import functools
 import itertools
 import random
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,19 +16,23 @@ from typing import TypeVar, cast
 
 import numpy as np
 
-from job import attempt as run_module
+from job import attempt as program
 from job import contract
-from job.commands import champion
-from job.commands.cli import CommandLine
+from job.commands import champion as by_hand
 from job.config import Config
-from job.config_sources import LoadedConfig, load_config
+from job.config_sources import load_config
 from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, NotFoundError, UnavailableError
+from job.observe.metrics import Metrics
+from job.observe.phases import Phases
+from job.observe.progress import Display
 from job.observe.termination import Status
+from job.observe.view import View
 from job.registry import champion, garbage, serving
 from job.registry.retention import apply_retention
 from job.runs import checkpoint as checkpoints
 from job.runs import read, write
 from job.runs.checkpoint import Checkpoint
+from job.runs.identity import AttemptIdentity
 from job.store.store import Store
 from job.training.workload import Workload
 from tests.job.runs.committed_runs import content_of, files_of
@@ -51,6 +54,7 @@ _NUM_STEPS, _KEEP_CHECKPOINTS = 3, 2
 _SPREAD_SECONDS = 400.0
 _OLD_SECONDS = 120.0
 _MAX_LOOKS = 6
+_PHASES = Phases()
 _FOCUSES = (
     *("", "create", "delete", "list", "COMMIT", "gate.json"),
     *("/champion/", "/claims/", "/retirements/", "/versions/"),
@@ -116,25 +120,26 @@ class Simulation:
             raise TrialFailed(f"{name} ends for good: {error}") from error
 
     def _go_through(self, run: str, name: str) -> None:
-        store = self.world.connect()
-        status = Status(run=run, attempt=name)
-        digest = write.claim_run(store, run, inputs={"run": run}, config={})
-        standing = write.read_commit(store, run)
-        if standing is not None:
-            write.check_same_result(standing, run_id=run, result_digest=digest)
+        store, attempt = self.world.connect(), name
+        digest = write.begin_run(store, run, inputs={"run": run}, config={})
+        committed = read.read_commit(store, run)
+        if committed is not None:
+            read.check_same_result(committed, result_digest=digest)
         else:
-            status.attempt = write.free_attempt_id(store, run, wanted=name)
-            stored = write.upload(store, run, attempt_id=status.attempt, files={write.ATTEMPT_FILE: b"{}"})
-            write.list_attempts(store, run)
+            attempt = write.free_attempt_id(store, run, wanted=name)
+            stored = write.upload(store, run, attempt_id=attempt, files={read.ATTEMPT_FILE: b"{}"})
+            read.list_attempts(store, run)
             self._train(store, run, digest=digest)
             num_wrong = self._runs[run]
             files = files_of(run, num_wrong=num_wrong)
-            stored += write.upload(store, run, attempt_id=status.attempt, files=files)
-            content = content_of(run, status.attempt, stored, digest=digest, weights=run, num_wrong=num_wrong)
-            standing = write.commit(store, run, content=content)
-        around = cast(run_module.Surroundings, SimpleNamespace(status=status, phases=lambda name: nullcontext()))
+            stored += write.upload(store, run, attempt_id=attempt, files=files)
+            content = content_of(run, attempt, stored, digest=digest, weights=run, num_wrong=num_wrong)
+            committed = write.commit(store, run, content=content)
+        identity = AttemptIdentity(run=run, attempt=attempt)
+        fake = SimpleNamespace(identity=identity, phases=lambda name: nullcontext(), view=_silent_view())
+        surroundings = cast(program.Surroundings, fake)
         workload = cast(Workload, SimpleNamespace(predict_with=None))
-        run_module.finish(self._config, store, standing, around=around, workload=workload)
+        program.finish(self._config, store, committed, surroundings=surroundings, workload=workload)
 
     def _train(self, store: Store, run: str, *, digest: str) -> None:
         """Steps with checkpoints, some of them written by a thread beside it."""
@@ -160,14 +165,14 @@ class Simulation:
 
     def _promote(self, run: str) -> None:
         store, forced = self.world.connect(), self._chance.random() < 0.5
-        commit = self._patiently(lambda: write.read_commit(store, run))
-        if commit:
-            champion.promote(self._line(force=forced), self._loaded, store=store, commit=commit)
+        committed = self._patiently(lambda: read.read_commit(store, run))
+        if committed:
+            by_hand.promote_run(self._config, store, committed, forced=forced, why="test")
 
     def _roll_back(self, run: str) -> None:
         store, to = self.world.connect(), self._chance.choice((None, run))
         if self._patiently(lambda: champion.read_newest(store, MODEL)):
-            champion.rollback(self._line(to=to), self._loaded, store=store)
+            by_hand.roll_back(self._config, store, to=to, why="test")
 
     def _patiently(self, look: Callable[[], T | None]) -> T | None:
         """Whoever acts by hand waits until there is something to act on, and a little longer."""
@@ -178,13 +183,6 @@ class Simulation:
                 return found
             self.world.pause(self._chance.uniform(0, _SPREAD_SECONDS / 2))
         return None
-
-    def _line(self, *, force: bool = False, to: str | None = None) -> CommandLine:
-        return CommandLine(command="", options=Namespace(force=force, why="", to=to), settings=[])
-
-    @property
-    def _loaded(self) -> LoadedConfig:
-        return LoadedConfig(config=self._config, origins={})
 
     def _collect(self) -> None:
         store, ages = self.world.connect(), {"older_than_seconds": _OLD_SECONDS, "now_seconds": self.world.now}
@@ -233,8 +231,7 @@ class Simulation:
     def _go_on_in_peace(self, run: str) -> None:
         """One more start, with nothing in its way: the run has its result, or can have none any more."""
         is_refused = self._is_refused(lambda: self._attempt(run, f"{run}-last"))
-        standing = write.parse_object(self.world.objects[contract.commit_key(run)], key=run)
-        if write.is_abandoned(standing):
+        if isinstance(read.parse_run(self.world.objects[contract.commit_key(run)], run), read.ClosedRun):
             return
         if is_refused:
             self._count_mark(run)
@@ -257,7 +254,7 @@ class Simulation:
         self.judge.check_layouts()
         kept = itertools.islice(champion.history(store, MODEL), self.keep_versions)
         before = next((pointer.run for pointer in kept if pointer.run != "z"), None)
-        if before and self._is_refused(lambda: champion.rollback(self._line(), self._loaded, store=store)):
+        if before and self._is_refused(lambda: by_hand.roll_back(self._config, store, to=None, why="test")):
             self._count_mark(before)
 
     def _is_refused(self, act: Callable[[], object]) -> bool:
@@ -272,6 +269,12 @@ class Simulation:
         if not self.judge.is_marked(run):
             raise TrialFailed(f"run {run} is refused for no reason")
         self.world.counts["marks left"] += 1
+
+
+def _silent_view() -> View:
+    """Takes everything and shows nothing."""
+    status = Status()
+    return View(display=Display("json"), metrics=Metrics(status=status, phases=_PHASES), status=status)
 
 
 @functools.cache

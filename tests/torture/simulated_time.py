@@ -1,14 +1,10 @@
-"""Puts the modules of the store protocol into a simulated world's time and chance, for the rest of a process."""
+"""Puts the program into a simulated world's time and chance, for the rest of a process: through its one clock."""
 
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, tzinfo
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
+from job import clock
 from job.commands import champion
-from job.registry import champion, gate, retention
-from job.runs import checkpoint, write
-from job.store import store
 from job.store.store import Store
 from tests.torture.simulation import World
 
@@ -19,7 +15,7 @@ _world: World | None = None
 
 def enter(world: World) -> None:
     """From now on the program's clock, chance and sleep are those of this world."""
-    global _world  # noqa: PLW0603 - the modules of the program have one clock
+    global _world  # noqa: PLW0603 - the program has one clock
     _world = world
 
 
@@ -28,35 +24,27 @@ def _current() -> World:
     return _world
 
 
-class _Clock(datetime):
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> "_Clock":
-        return cls.fromtimestamp(_current().now, tz or UTC)
+class _Simulated(clock.Source):
+    def now(self) -> float:
+        return _current().now
+
+    def monotonic(self) -> float:
+        return _current().now
+
+    def sleep(self, seconds: float) -> None:
+        _current().pause(seconds)
+
+    def uniform(self, low: float, high: float) -> float:
+        return _current().random.uniform(low, high)
+
+    def token(self, num_bytes: int) -> str:
+        return f"{_current().random.getrandbits(8 * num_bytes):x}"
 
 
 def install() -> None:
-    """Take the modules of the protocol out of real time, for the rest of this process."""
-
-    def sleep(seconds: float) -> None:
-        _current().pause(seconds)
-
-    def uniform(low: float, high: float) -> float:
-        return _current().random.uniform(low, high)
-
-    time = SimpleNamespace(sleep=sleep, monotonic=lambda: _current().now)
-    chance = SimpleNamespace(uniform=uniform)
-    secrets = SimpleNamespace(token_hex=lambda num_bytes: f"{_current().random.getrandbits(8 * num_bytes):x}")
-    replaced: Mapping[Any, Mapping[str, object]] = {
-        store: {"time": time, "random": chance},
-        champion: {"time": time, "datetime": _Clock},
-        checkpoint: {"time": time},
-        gate: {"datetime": _Clock},
-        write: {"datetime": _Clock},
-        retention: {"secrets": secrets},
-        champion: {"print": lambda *texts: None, "_who": lambda: _current().name_of_client()},
-    }
-    for module, names in replaced.items():
-        vars(module).update(names)
+    """Take the program out of real time, for the rest of this process."""
+    clock.source = _Simulated()
+    vars(champion).update({"print": lambda *texts: None, "_who": lambda: _current().name_of_client()})
 
     def at_once(self: Store, attempt: Callable[[], T], *, deadline: float) -> T:
         return attempt()

@@ -14,7 +14,8 @@ from typing import Protocol, TypeVar
 
 from greenlet import greenlet
 
-from job.store.store import AlreadyExists, Entry, Store, TransientError
+from job.store.backend import AlreadyExists, Entry, TransientError
+from job.store.store import Store
 from tests.torture.checks import TrialFailed
 
 T = TypeVar("T")

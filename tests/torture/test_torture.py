@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK, job_environment
+from tests.conftest import QUICK, REPOSITORY, job_environment
 from tests.torture.planted import PLANTED
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _WRITES = (
     "fsync",
     "link",
@@ -46,7 +45,7 @@ def torture(*arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own, which has to be single-threaded."""
     return subprocess.run(
         [sys.executable, "-m", "tests.torture", *arguments],
-        cwd=_REPOSITORY,
+        cwd=REPOSITORY,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -117,7 +116,7 @@ def test_real_run_has_no_point_that_is_never_killed_at(tmp_path: Path) -> None:
     script = (
         "import sys, job.store.store\n"
         "log = open('points', 'a', buffering=1)\n"
-        "job.store.store.on_point = lambda point: log.write(point + chr(10))\n"
+        "job.store.backend.on_point = lambda point: log.write(point + chr(10))\n"
         "sys.argv[0] = 'mnist-job'\n"
         "import job.__main__\n"
         "job.__main__.main()\n"
@@ -126,7 +125,7 @@ def test_real_run_has_no_point_that_is_never_killed_at(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, "run", *flags],
         cwd=tmp_path,
-        env=job_environment({"PYTHONPATH": str(_REPOSITORY)}),
+        env=job_environment({"PYTHONPATH": str(REPOSITORY)}),
         capture_output=True,
         text=True,
         timeout=120,
@@ -174,8 +173,8 @@ def test_search_for_writes_outside_points_finds_one() -> None:
 
 
 def _writes_outside_points() -> Iterator[tuple[str, int]]:
-    for path in sorted((_REPOSITORY / "job").rglob("*.py")):
-        name = path.relative_to(_REPOSITORY / "job").as_posix()
+    for path in sorted((REPOSITORY / "job").rglob("*.py")):
+        name = path.relative_to(REPOSITORY / "job").as_posix()
         if name not in _NOT_STORED:
             for node in _calls_outside_points(ast.parse(path.read_text())):
                 yield name, node.lineno

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from job.config import PromotionSection, StoreSection
 from job.contract import champion_key
 from job.registry import champion
 from job.registry.gate import Gate
 from job.registry.retention import remove_runs
-from job.registry.rules import Rules
-from job.store.store import Store, open_store
+from job.store.open import open_store
+from job.store.store import Store
 from tests.conftest import RunJob
 from tests.job.runs.committed_runs import commit_run
 
@@ -21,11 +22,11 @@ MODEL = "plain"
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(f"file:{tmp_path / 'out'}", environ={}, deadline_seconds=2)
+    return open_store(StoreSection(uri=f"file:{tmp_path / 'out'}", deadline_seconds=2), environ={})
 
 
 def settle(store: Store, run: str, **how: Any) -> None:
-    gate = Gate(store=store, model=MODEL, rules=Rules(), who="test", reevaluate=None)
+    gate = Gate(store=store, model=MODEL, rules=PromotionSection(), who="test", reevaluate=None)
     gate.settle(commit_run(store, run, **how))
 
 

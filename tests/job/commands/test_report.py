@@ -1,6 +1,7 @@
 """report.html: what stands on it, that no text becomes markup, and that it costs no run."""
 
 import copy
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from job.attempt import Outcome
 from job.commands import run
 from job.commands.report import make_report
 from job.config import Config
+from job.registry.rules import GateRecord
+from job.runs.read import CommittedRun, parse_run
 from tests.conftest import QUICK, RunJob
 
 _COMMIT: dict[str, Any] = {
     "run": "r",
+    "attempt": "a",
+    "files": [],
     "committed": "2026-11-24T00:00:00.000+00:00",
     "dataset": {"name": "digits", "digest": "d"},
     "weights_digest": "w",
@@ -39,6 +44,10 @@ _METRICS: dict[str, Any] = {
     "goodput": {"ratio": 0.5, "wall_seconds": 10.0, "seconds": {"train": 5.0, "lost": 0.0}},
 }
 _GATE: dict[str, Any] = {
+    "run": "r",
+    "decided": "2026-11-24T00:00:00.000+00:00",
+    "who": "attempt a",
+    "compared_with": {"version": 1, "run": "q"},
     "verdict": "refused",
     "rule": "max_accuracy_drop",
     "reason": "accuracy 0.7500 is 0.1000 below the best champion so far (0.8500)",
@@ -46,6 +55,16 @@ _GATE: dict[str, Any] = {
     "model": "digits",
     "version": None,
 }
+
+
+def committed_of(commit: dict[str, Any]) -> CommittedRun:
+    committed = parse_run(json.dumps(commit).encode(), "r")
+    assert isinstance(committed, CommittedRun)
+    return committed
+
+
+def page_of(commit: dict[str, Any] = _COMMIT, metrics: dict[str, Any] = _METRICS, gate: Any = _GATE) -> bytes:
+    return make_report(committed_of(commit), metrics, GateRecord.of(gate, key="gate.json") if gate else None)
 
 
 class Page(HTMLParser):
@@ -65,7 +84,7 @@ class Page(HTMLParser):
 
 
 def test_page_tells_scores_gate_epochs_classes_time_and_origin() -> None:
-    page = Page(make_report(_COMMIT, _METRICS, _GATE))
+    page = Page(page_of(_COMMIT, _METRICS, _GATE))
     for wanted in (
         "Run r",
         "0.7500",
@@ -88,9 +107,9 @@ def test_page_tells_scores_gate_epochs_classes_time_and_origin() -> None:
 
 
 def test_run_that_was_not_asked_and_one_that_was_promoted() -> None:
-    assert "Not asked." in Page(make_report(_COMMIT, _METRICS, None)).text
+    assert "Not asked." in Page(page_of(_COMMIT, _METRICS, None)).text
     promoted = _GATE | {"verdict": "promoted", "version": 3}
-    assert "promoted to version 3 of digits" in Page(make_report(_COMMIT, _METRICS, promoted)).text
+    assert "promoted to version 3 of digits" in Page(page_of(_COMMIT, _METRICS, promoted)).text
 
 
 def test_no_text_becomes_markup() -> None:
@@ -98,20 +117,20 @@ def test_no_text_becomes_markup() -> None:
     commit, metrics, gate = (copy.deepcopy(each) for each in (_COMMIT, _METRICS, _GATE))
     commit["dataset"]["name"] = commit["config"]["train"]["x"] = commit["lineage"]["image"] = hostile
     metrics["test"]["classes"][0]["name"] = gate["reason"] = hostile
-    page = Page(make_report(commit, metrics, gate))
+    page = Page(page_of(commit, metrics, gate))
     assert "script" not in {tag for tag, _ in page.tags}
     assert page.text.count(hostile) >= 5
 
 
 def test_one_epoch_and_equal_values_can_be_drawn() -> None:
     metrics = _METRICS | {"history": [{"loss": 1.0, "accuracy": 1.0, "test_loss": 1.0, "test_accuracy": 1.0}]}
-    page = Page(make_report(_COMMIT, metrics, None))
+    page = Page(page_of(_COMMIT, metrics, None))
     assert all(attributes["points"] == "44.0,176.0" for tag, attributes in page.tags if tag == "polyline")
 
 
 def test_report_that_cannot_be_made_costs_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     config = Config.model_validate({"store": {"uri": f"file:{tmp_path}"}})
-    outcome = Outcome(commit={"run": "r"}, is_new=True, model_location="")
+    outcome = Outcome(committed=committed_of(_COMMIT), is_new=True, model_location="")
     assert run._make_report(config, outcome) == {}
     assert "report.failed" in [record.getMessage() for record in caplog.records]
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from job.commands.reproduce import compare, settings_of
+from job.digests import canonical_json, sha256_hex
 from job.errors import ConflictError, IntegrityError
-from job.runs.identity import canonical_json, sha256_hex
 from job.runs.lineage import checked_out_revision
+from job.runs.read import CommittedRun, parse_run
 from tests.conftest import QUICK, RunJob
 
 _ENV = {"IMAGE": "registry.example/x@sha256:1", "CHART_VERSION": "0.1.0", "REVISION": "c0ffee"}
@@ -47,8 +48,13 @@ def test_a_run_without_a_result_is_refused(run_job: RunJob) -> None:
     assert "run nothing has no COMMIT" in done.error
 
 
-def _commit(**changes: Any) -> dict[str, Any]:
+def _commit(**changes: Any) -> CommittedRun:
     lineage = {
+        **{
+            name: ""
+            for name in ("run", "attempt", "started", "revision", "image", "chart_version", "version", "python")
+        },
+        "pod": {},
         "machine": "x86_64",
         "instruction_sets": ["avx2"],
         "onednn_max_cpu_isa": None,
@@ -57,8 +63,12 @@ def _commit(**changes: Any) -> dict[str, Any]:
         "compile": "graph",
         "threads": {"intra_op": 2, "inter_op": 2},
     }
+    content = {"run": "r", "attempt": "a", "dataset": {}, "metrics": {"test_accuracy": 0.5}, "files": []}
     digests = {"result_digest": "r", "weights_digest": "w", "state_digest": "s"}
-    return digests | {"lineage": lineage | changes.pop("lineage", {})} | changes
+    record = content | digests | {"lineage": lineage | changes.pop("lineage", {})} | changes
+    committed = parse_run(json.dumps(record).encode(), "r")
+    assert isinstance(committed, CommittedRun)
+    return committed
 
 
 def test_other_hardware_is_named_when_the_weights_differ() -> None:

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.config import DataSection
-from job.datasets.dataset import Dataset, LoadedDataset, digest_of, load_dataset, plain_copy_path, to_canonical
+from job.datasets.dataset import Dataset, digest_of, to_canonical
+from job.datasets.load import LoadedDataset, load_dataset
+from job.datasets.prepared import plain_copy_path
 from job.errors import ConfigError, IntegrityError
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from job.config import DataSection
-from job.datasets.dataset import load_dataset
 from job.datasets.digits import FILE_NAME, load_digits
+from job.datasets.load import load_dataset
 from job.errors import IntegrityError
 
 

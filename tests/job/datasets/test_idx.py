@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job.config import DataSection
-from job.datasets.dataset import LoadedDataset, load_dataset
+from job.config import DataSection, StoreSection
 from job.datasets.idx import FILES, load_idx
+from job.datasets.load import LoadedDataset, load_dataset
 from job.errors import AccessDeniedError, IntegrityError, JobError, NotFoundError
-from job.store.store import Store, open_store
+from job.store.open import open_store
+from job.store.store import Store
 from tests.conftest import IDX_FILES, S3, RunJob, to_idx
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = IDX_FILES
@@ -304,11 +305,13 @@ class TestMutations:
 @pytest.fixture(params=["file", "s3"])
 def data_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     if request.param == "file":
-        return open_store(f"file:{tmp_path / 'mirror'}", environ={})
+        return open_store(StoreSection(uri=f"file:{tmp_path / 'mirror'}"), environ={})
     s3: S3 = request.getfixturevalue("s3")
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
-    return open_store(f"s3://{s3.bucket}/mirror", environ=s3.env, endpoint=s3.endpoint, region="us-east-1")
+    return open_store(
+        StoreSection(uri=f"s3://{s3.bucket}/mirror", endpoint=s3.endpoint, region="us-east-1"), environ=s3.env
+    )
 
 
 class TestFromStore:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from job.config import StoreSection
 from job.datasets.idx import load_idx
 from job.datasets.mirror import prepare_mirror
 from job.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
-from job.store.store import Store, open_store
+from job.store.open import open_store
+from job.store.store import Store
 from tests.conftest import IDX_FILES, S3, RunJob
 
 NO_CACHE = Path("/nonexistent")
@@ -16,7 +18,7 @@ NO_CACHE = Path("/nonexistent")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(f"file:{tmp_path / 'mirror'}", environ={})
+    return open_store(StoreSection(uri=f"file:{tmp_path / 'mirror'}"), environ={})
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "s3"])

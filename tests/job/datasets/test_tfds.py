@@ -17,18 +17,17 @@ import pytest
 from job.datasets.idx import load_idx
 from job.datasets.tfds import is_prepared, load_tfds, probe
 from job.errors import NotFoundError, UnavailableError
-from tests.conftest import IDX_FILES, RunJob, job_environment
-
-_REPOSITORY = Path(__file__).parent.parent.parent
+from tests.conftest import IDX_FILES, REPOSITORY, RunJob, job_environment
 
 # Every step prints one JSON line. Importing TensorFlow and preparing MNIST take seconds, so one process does them all.
 PREPARE = """
 import json, sys
 from pathlib import Path
 from job.config import DataSection
-from job.datasets import load_dataset, plain_copy_path
+from job import logs
+from job.datasets.load import load_dataset
+from job.datasets.prepared import plain_copy_path
 from job.errors import JobError
-from job.observe import logs
 
 cache, manual, broken, unprepared = map(Path, sys.argv[1:])
 events = []
@@ -62,7 +61,7 @@ READ_COPY = """
 import sys
 from pathlib import Path
 from job.config import DataSection
-from job.datasets import load_dataset
+from job.datasets.load import load_dataset
 loaded = load_dataset(DataSection(source="tfds"), cache_dir=Path(sys.argv[1]), open_folder=Path)
 print(loaded.digest, sorted({"tensorflow", "tensorflow_datasets", "requests"} & sys.modules.keys()))
 """
@@ -77,7 +76,7 @@ def python(code: str, *arguments: object, prefix: tuple[str, ...] = ()) -> str:
     done = subprocess.run(
         [*prefix, sys.executable, "-c", code, *map(str, arguments)],
         env=job_environment({"HTTPS_PROXY": "http://127.0.0.1:9"}),
-        cwd=_REPOSITORY,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,

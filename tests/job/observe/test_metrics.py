@@ -21,7 +21,7 @@ from job.observe import exposition
 from job.observe.metrics import Metrics
 from job.observe.phases import PHASES, Phases
 from job.observe.termination import Status
-from tests.conftest import QUICK, RunJob, job_command, job_environment
+from tests.conftest import QUICK, REPOSITORY, RunJob, job_command, job_environment
 
 # The contract with dashboards and alerts: a series that is renamed breaks them.
 _RUNNING = {
@@ -232,7 +232,7 @@ def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
         "run", *QUICK, "--train.epochs=60", "--run.id=r", f"--observe.metrics_port={port}",
         f"--observe.pushgateway_url={gateway[0]}", "--checkpoint.interval_seconds=0.2",
     ]  # fmt: skip
-    environment = job_environment({"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])})
+    environment = job_environment({"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)})
     seen: list[float] = []
     with subprocess.Popen(
         job_command(arguments),
@@ -271,7 +271,7 @@ def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
 
 
 def test_every_series_is_documented() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+    text = (REPOSITORY / "docs" / "reference.md").read_text()
     documented = set(re.findall(r"`([a-z_]+)(?:\{[a-z,]+\})?`", text[text.index("## Metrics") :]))
     wanted = {re.sub(r"^step_seconds_.*", "step_seconds", name) for name in _RUNNING | _OUTCOME}
     assert wanted <= documented

@@ -5,32 +5,36 @@ from pathlib import Path
 
 import pytest
 
+from job.config import StoreSection
 from job.config_sources import load_config
 from job.contract import champion_key, claim_key, retirements_prefix
 from job.errors import ConflictError, IntegrityError, NotFoundError
 from job.registry import champion
-from job.registry.champion import Committed, Pointer
+from job.registry.champion import Move
+from job.registry.rules import GateRecord
+from job.runs.read import CommittedModel
 from job.runs.write import remove_commit
-from job.store.store import Store, open_store
+from job.store.open import open_store
+from job.store.store import Store
 from tests.job.runs.committed_runs import commit_run
 
 MODEL = "plain"
 
 
-def to(run: str, *, accuracy: float = 0.9, digest: str = "e") -> Committed:
-    return Committed(
+def to(run: str, *, accuracy: float = 0.9, digest: str = "e") -> CommittedModel:
+    return CommittedModel(
         run=run, created="2026-01-01", dataset=MODEL, evaluation_digest=digest, weights_digest=run, accuracy=accuracy
     )
 
 
-def move(store: Store, before: Pointer | None, target: Committed) -> Pointer | None:
+def move(store: Store, before: Move | None, target: CommittedModel) -> Move | None:
     return champion.move(store, MODEL, before=before, to=target, by="promote", who="me", why="test", forced=True)
 
 
-def moved(store: Store, before: Pointer | None, target: Committed) -> Pointer:
-    pointer = move(store, before, target)
-    assert pointer
-    return pointer
+def moved(store: Store, before: Move | None, target: CommittedModel) -> Move:
+    made = move(store, before, target)
+    assert made
+    return made
 
 
 class TestMove:
@@ -55,7 +59,7 @@ class TestMove:
         barrier, won = threading.Barrier(8), []
 
         def compete(number: int) -> None:
-            own = open_store(f"file:{tmp_path}", environ={})
+            own = open_store(StoreSection(uri=f"file:{tmp_path}"), environ={})
             barrier.wait()
             won.append(move(own, None, to(f"r{number}")))
 
@@ -64,12 +68,12 @@ class TestMove:
             thread.start()
         for thread in threads:
             thread.join()
-        [winner] = [pointer for pointer in won if pointer]
-        assert champion.read_newest(open_store(f"file:{tmp_path}", environ={}), MODEL) == winner
+        [winner] = [made for made in won if made]
+        assert champion.read_newest(open_store(StoreSection(uri=f"file:{tmp_path}"), environ={}), MODEL) == winner
 
     def test_claim_is_written_before_the_version(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         points: list[str] = []
-        monkeypatch.setattr("job.store.store.on_point", points.append)
+        monkeypatch.setattr("job.store.backend.on_point", points.append)
         move(store, None, to("a"))
         created = [point.removeprefix("before create ") for point in points if point.startswith("before create ")]
         assert created == [claim_key("a", model=MODEL, version=1), champion_key(MODEL, version=1)]
@@ -84,28 +88,39 @@ class TestMove:
 
 class TestBestAccuracy:
     def test_best_on_a_test_split_is_carried_over_worse_champions(self, store: Store) -> None:
-        pointer = moved(store, None, to("a", accuracy=0.98))
-        pointer = moved(store, pointer, to("b", accuracy=0.9))
-        pointer = moved(store, pointer, to("c", accuracy=0.5, digest="other"))
-        assert pointer.best_accuracy("e") == 0.98
-        assert pointer.best_accuracy("other") == 0.5
-        assert pointer.best_accuracy("never seen") is None
-        assert champion.read_newest(store, MODEL) == pointer
+        made = moved(store, None, to("a", accuracy=0.98))
+        made = moved(store, made, to("b", accuracy=0.9))
+        made = moved(store, made, to("c", accuracy=0.5, digest="other"))
+        assert made.best_accuracy("e") == 0.98
+        assert made.best_accuracy("other") == 0.5
+        assert made.best_accuracy("never seen") is None
+        assert champion.read_newest(store, MODEL) == made
 
     def test_champion_that_was_scored_again_counts(self, store: Store) -> None:
         first = moved(store, None, to("a"))
-        gate = {"numbers": {"champion_accuracy": 0.97}}
+        gate = GateRecord(
+            run="b",
+            model=MODEL,
+            decided="2026-01-01",
+            who="",
+            verdict="promoted",
+            rule="not_worse",
+            reason="",
+            numbers={"champion_accuracy": 0.97},
+            compared_with={"version": 1, "run": "a"},
+            version=2,
+        )
         target = to("b", accuracy=0.96, digest="new")
-        pointer = champion.move(store, MODEL, before=first, to=target, by="gate", who="", why="", gate=gate)
-        assert pointer
-        assert pointer.best_accuracy("new") == 0.97
+        made = champion.move(store, MODEL, before=first, to=target, by="gate", who="", why="", gate=gate)
+        assert made
+        assert made.best_accuracy("new") == 0.97
 
     def test_a_new_test_split_every_night_does_not_grow_the_record_for_ever(self, store: Store) -> None:
-        pointer = None
+        made = None
         for night in range(30):
-            pointer = moved(store, pointer, to(f"r{night}", digest=f"e{night}"))
-        assert pointer
-        assert [digest for digest, _ in pointer.best] == [f"e{night}" for night in range(10, 30)]
+            made = moved(store, made, to(f"r{night}", digest=f"e{night}"))
+        assert made
+        assert [digest for digest, _ in made.best] == [f"e{night}" for night in range(10, 30)]
 
 
 class TestDamage:
@@ -145,14 +160,14 @@ class TestDamage:
         assert champion.read_newest(store, MODEL) is None
 
     def test_champion_without_a_commit_says_what_to_do(self, store: Store) -> None:
-        pointer = moved(store, None, to("a"))
+        made = moved(store, None, to("a"))
         with pytest.raises(IntegrityError, match=r"run a, which version 1 of plain names, has no COMMIT .*promote RUN"):
-            champion.commit_of(store, pointer)
+            champion.commit_of(store, made)
         commit_run(store, "b")
-        pointer = moved(store, pointer, to("b"))
+        made = moved(store, made, to("b"))
         remove_commit(store, "b")
         with pytest.raises(IntegrityError, match=r"run b, which version 2 of plain names, was removed; .*promote RUN"):
-            champion.commit_of(store, pointer)
+            champion.commit_of(store, made)
 
 
 class TestName:

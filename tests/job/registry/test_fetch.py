@@ -4,24 +4,26 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from job.config import StoreSection
 from job.errors import IntegrityError, NotFoundError
 from job.registry import champion
-from job.registry.champion import Pointer
+from job.registry.champion import Move
 from job.registry.fetch import fetch_champion
 from job.registry.retention import remove_runs
 from job.registry.serving import finish_layout
-from job.store.store import Store, open_store
+from job.runs.read import CommittedRun
+from job.store.open import open_store
+from job.store.store import Store
 from tests.conftest import RunJob
 from tests.job.registry.test_serving import MODEL, Killed, promote
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(f"file:{tmp_path / 'out'}", environ={}, deadline_seconds=2)
+    return open_store(StoreSection(uri=f"file:{tmp_path / 'out'}", deadline_seconds=2), environ={})
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -70,7 +72,7 @@ def test_killed_at_any_point_the_folder_holds_whole_versions_only(
             if len(seen) > number:
                 raise Killed(point)
 
-        monkeypatch.setattr("job.store.store.on_point", kill)
+        monkeypatch.setattr("job.store.backend.on_point", kill)
         # What a kill leaves: nobody tidies up.
         monkeypatch.setattr("job.registry.fetch.shutil.rmtree", lambda path, ignore_errors: None)
         try:
@@ -169,7 +171,7 @@ def test_retention_during_a_fetch_brings_the_next_champion(
     original = champion.commit_of
     moved: list[str] = []
 
-    def read_late(own: Store, pointer: Pointer) -> dict[str, Any]:
+    def read_late(own: Store, pointer: Move) -> CommittedRun:
         if not moved:
             moved.append(promote(store, "b").run)
             remove_runs(store, ["a"], keep_versions=1)

@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 
 from job.commands.cli import parse_command_line
+from job.config import StoreSection
 from job.contract import commit_key
 from job.errors import AccessDeniedError, ConfigError, ConflictError, UnavailableError
 from job.registry.garbage import Garbage, delete_garbage, find_garbage
-from job.runs.write import StoredFile, abandon, commit, is_abandoned, read_commit, read_standing, upload
+from job.runs.read import ClosedRun, StoredFile, read_commit, read_run
+from job.runs.write import abandon, commit, upload
+from job.store.backend import Entry, TransientError
 from job.store.folder import FolderBackend
-from job.store.store import Entry, Store, TransientError, open_store
+from job.store.open import open_store
+from job.store.store import Store
 from tests.conftest import QUICK, S3, RunJob
 from tests.job.test_resume import run_until
 
@@ -328,7 +332,7 @@ class TestUnfinishedRun:
         add_unfinished_run(store)
         set_age(folder, "", days=8)
         [garbage] = find(store)
-        rival = open_store(store.uri, environ={})
+        rival = open_store(StoreSection(uri=store.uri), environ={})
         backend.before_create = lambda: commit_run(rival, "dead", attempt="b")
         before = content_of(folder)
 
@@ -336,9 +340,9 @@ class TestUnfinishedRun:
 
         after = content_of(folder)
         assert before.items() <= after.items()
-        standing = read_commit(store, "dead")
-        assert standing is not None
-        assert standing["attempt"] == "b"
+        committed = read_commit(store, "dead")
+        assert committed is not None
+        assert committed.attempt == "b"
 
     def test_run_that_was_never_claimed_loses_its_log_and_is_not_closed(self, store: Store, folder: Path) -> None:
         add(store, "refused", "logs/a/000000.jsonl")  # such as a start whose data were corrupt
@@ -371,9 +375,7 @@ class TestUnfinishedRun:
         backend.deletes_left = num_deletes
         with pytest.raises(AccessDeniedError, match="killed here"):
             collect(store)
-        standing = read_standing(store, "dead")
-        assert standing is not None
-        assert is_abandoned(standing)
+        assert isinstance(read_run(store, "dead"), ClosedRun)
         assert len(content_of(folder)) == 2 + 4 - num_deletes
 
         backend.deletes_left = 1000
@@ -385,7 +387,9 @@ class TestUnfinishedRun:
 def test_left_overs_in_s3_are_found_and_deleted(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
-    store = open_store(f"s3://{s3.bucket}/prefix", environ=s3.env, endpoint=s3.endpoint, region="us-east-1")
+    store = open_store(
+        StoreSection(uri=f"s3://{s3.bucket}/prefix", endpoint=s3.endpoint, region="us-east-1"), environ=s3.env
+    )
     add_committed_run(store)
     add_unfinished_run(store)
     assert find(store) == []
@@ -401,7 +405,7 @@ def test_left_overs_in_s3_are_found_and_deleted(s3: S3, monkeypatch: pytest.Monk
     assert {entry.key for entry in store.list_objects("")} == before - gone | {commit_key("dead")}
     committed = read_commit(store, "done")
     assert committed is not None
-    assert all(store.get(file["key"]) is not None for file in committed["files"])
+    assert all(store.get(file.key) is not None for file in committed.files.values())
     assert list(find_garbage(store, **later)) == []
 
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
+from job.config import PromotionSection, StoreSection
 from job.contract import champion_key, gate_key
 from job.errors import ConflictError, IntegrityError
 from job.registry import champion
-from job.registry.champion import Committed
 from job.registry.gate import Gate, read_gate
 from job.registry.retention import remove_runs
-from job.registry.rules import Rules
 from job.runs import read
-from job.store.store import Store, open_store
+from job.store.open import open_store
+from job.store.store import Store
 from tests.job.runs.committed_runs import commit_run, probabilities_with
 
 MODEL = "plain"
@@ -25,13 +25,13 @@ def no_model(files: Mapping[str, bytes]) -> Any:
 
 
 def gate(store: Store, reevaluate: Callable[[Mapping[str, bytes]], Any] | None = no_model, **rules: float) -> Gate:
-    return Gate(store=store, model=MODEL, rules=Rules(**rules), who="test", reevaluate=reevaluate)
+    return Gate(store=store, model=MODEL, rules=PromotionSection(**rules), who="test", reevaluate=reevaluate)
 
 
 def settle(store: Store, run: str, **how: Any) -> tuple[str, str]:
     """Commit a run and let the gate decide; returns verdict and rule."""
     record = gate(store).settle(commit_run(store, run, **how))
-    return record["verdict"], record["rule"]
+    return record.verdict, record.rule
 
 
 def champion_run(store: Store) -> str | None:
@@ -50,8 +50,9 @@ class TestDecision:
     def test_decision_is_kept_with_its_numbers(self, store: Store) -> None:
         settle(store, "a", num_wrong=5)
         settle(store, "b", num_wrong=6)
-        record = read_gate(store, "b")
-        assert record
+        decided = read_gate(store, "b")
+        assert decided
+        record = decided.to_json()
         assert record.pop("decided").startswith("20")
         assert record == {
             "format": 1,
@@ -107,10 +108,10 @@ class TestDecision:
         settle(store, "a", num_wrong=2)
         worse = commit_run(store, "b", num_wrong=4)
         newest = champion.read_newest(store, MODEL)
-        to = Committed.of(worse, created=read.created_at(store, worse))
+        to = worse.model(created=read.created_at(store, worse))
         champion.move(store, MODEL, before=newest, to=to, by="promote", who="", why="", forced=True)
         record = gate(store, max_accuracy_drop=0.03).settle(commit_run(store, "c", num_wrong=4))
-        assert (record["verdict"], record["numbers"]["best_accuracy"]) == ("refused", 0.96)
+        assert (record.verdict, record.numbers["best_accuracy"]) == ("refused", 0.96)
 
 
 class TestOtherTestSplit:
@@ -124,7 +125,7 @@ class TestOtherTestSplit:
 
         record = gate(store, predict).settle(commit_run(store, "b", num_wrong=3))
         assert seen == [{"saved_model.pb": b"graph", "variables/variables.data": b"weights of a"}]
-        assert (record["verdict"], record["numbers"]["champion_accuracy"]) == ("refused", 0.96)
+        assert (record.verdict, record.numbers["champion_accuracy"]) == ("refused", 0.96)
 
     def test_the_same_examples_need_no_model(self, store: Store) -> None:
         settle(store, "a", num_wrong=5, evaluation_digest="this month's")
@@ -138,7 +139,7 @@ class TestOtherTestSplit:
     def test_by_hand_there_are_no_examples_to_score_it_on(self, store: Store) -> None:
         settle(store, "a", evaluation_digest="last month's")
         newest = champion.read_newest(store, MODEL)
-        assert gate(store, None).assess(commit_run(store, "b"), newest)["rule"] == "not_comparable"
+        assert gate(store, None).assess(commit_run(store, "b"), newest).rule == "not_comparable"
 
 
 class TestOnce:
@@ -147,7 +148,7 @@ class TestOnce:
         settle(store, "b", num_wrong=6)
         before = store.get(gate_key("b"))
         commit = commit_run(store, "b", num_wrong=6)
-        assert gate(store, max_accuracy_drop=0.9).settle(commit)["verdict"] == "refused"
+        assert gate(store, max_accuracy_drop=0.9).settle(commit).verdict == "refused"
         assert store.get(gate_key("b")) == before
         assert champion_run(store) == "a"
 
@@ -159,16 +160,16 @@ class TestOnce:
                 raise KeyboardInterrupt
 
         commit = commit_run(store, "a", num_wrong=5)
-        monkeypatch.setattr("job.store.store.on_point", kill)
+        monkeypatch.setattr("job.store.backend.on_point", kill)
         with pytest.raises(KeyboardInterrupt):
             gate(store).settle(commit)
-        monkeypatch.setattr("job.store.store.on_point", None)
+        monkeypatch.setattr("job.store.backend.on_point", None)
         assert read_gate(store, "a") is None
         settle(store, "b", num_wrong=4)  # and another one has been promoted since
 
         record = gate(store).settle(commit)
 
-        assert (record["verdict"], record["version"]) == ("promoted", 1)
+        assert (record.verdict, record.version) == ("promoted", 1)
         assert read_gate(store, "a") == record
         assert champion_run(store) == "b"
         assert champion.list_versions(store, MODEL) == [1, 2]
@@ -178,52 +179,52 @@ class TestOnce:
     ) -> None:
         """Both are the first champion when they look; one has to see the other."""
         commit, rivals = commit_run(store, "a", num_wrong=5), [commit_run(store, "b", num_wrong=2)]
-        other = open_store(store.uri, environ={})
+        other = open_store(StoreSection(uri=store.uri), environ={})
 
         def act(point: str) -> None:
             if point == f"before create {champion_key(MODEL, version=1)}" and rivals:
                 gate(other).settle(rivals.pop())
 
-        monkeypatch.setattr("job.store.store.on_point", act)
+        monkeypatch.setattr("job.store.backend.on_point", act)
         record = gate(store).settle(commit)
-        assert (record["verdict"], record["rule"]) == ("refused", "older_run")
+        assert (record.verdict, record.rule) == ("refused", "older_run")
         assert champion_run(store) == "b"
         assert champion.list_versions(store, MODEL) == [1]
 
     def test_two_attempts_at_one_run_move_once(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         commit, rivals = commit_run(store, "a"), ["the other attempt"]
-        other = open_store(store.uri, environ={})
+        other = open_store(StoreSection(uri=store.uri), environ={})
 
         def act(point: str) -> None:
             if point == f"before create {champion_key(MODEL, version=1)}" and rivals:
                 rivals.pop()
                 gate(other).settle(commit)
 
-        monkeypatch.setattr("job.store.store.on_point", act)
+        monkeypatch.setattr("job.store.backend.on_point", act)
         record = gate(store).settle(commit)
-        assert (record["verdict"], record["version"]) == ("promoted", 1)
+        assert (record.verdict, record.version) == ("promoted", 1)
         assert champion.list_versions(store, MODEL) == [1]
 
     def test_rival_attempt_with_other_rules_does_not_unsay_a_promotion(
         self, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         commit, rivals = commit_run(store, "a"), ["the other attempt"]
-        other = open_store(store.uri, environ={})
+        other = open_store(StoreSection(uri=store.uri), environ={})
 
         def act(point: str) -> None:
             if point == f"before create {champion_key(MODEL, version=1)}" and rivals:
                 rivals.pop()
-                assert gate(other, min_accuracy=0.99).settle(commit)["verdict"] == "refused"
+                assert gate(other, min_accuracy=0.99).settle(commit).verdict == "refused"
 
-        monkeypatch.setattr("job.store.store.on_point", act)
-        assert gate(store).settle(commit)["verdict"] == "promoted"
+        monkeypatch.setattr("job.store.backend.on_point", act)
+        assert gate(store).settle(commit).verdict == "promoted"
         assert "gate.other_decision" in [record.getMessage() for record in caplog.records]
         assert read_gate(store, "a") == gate(store).settle(commit)
 
     def test_promotion_is_corrected_when_its_attempt_died_before(self, store: Store) -> None:
         commit = commit_run(store, "a")
-        assert gate(store, min_accuracy=0.99).settle(commit)["verdict"] == "refused"
-        to = Committed.of(commit, created=read.created_at(store, commit))
+        assert gate(store, min_accuracy=0.99).settle(commit).verdict == "refused"
+        to = commit.model(created=read.created_at(store, commit))
         decision = gate(store).assess(commit, None)
         champion.move(store, MODEL, before=None, to=to, by="gate", who="rival", why="", gate=decision)
         assert gate(store).settle(commit) == decision

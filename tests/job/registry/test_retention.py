@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from job.config import StoreSection
 from job.contract import champion_key, retirements_prefix
 from job.errors import ConflictError, UnavailableError
 from job.registry import champion
-from job.registry.champion import Committed
 from job.registry.garbage import find_garbage
 from job.registry.retention import apply_retention, reachable_runs, remove_runs
 from job.registry.serving import finish_layout, is_whole
 from job.runs import read
-from job.runs.write import abandon, read_commit
+from job.runs.read import CommittedModel, read_commit
+from job.runs.write import abandon
+from job.store.backend import Entry, TransientError
 from job.store.folder import FolderBackend
-from job.store.store import Entry, Store, TransientError, open_store
+from job.store.open import open_store
+from job.store.store import Store
 from tests.job.registry.test_serving import MODEL, Killed, promote
 from tests.job.runs.committed_runs import commit_run
 
@@ -45,7 +48,9 @@ class TestRuns:
         commit_in_order(store, folder, "c", "a", "b", "d")
         apply_retention(store, keep_runs=2, keep_versions=10)
         assert [run for run in "cabd" if is_removed(store, run)] == ["c", "a"]
-        assert read.read_files(store, read_commit(store, "d") or {})
+        newest = read_commit(store, "d")
+        assert newest
+        assert read.read_files(store, newest)
 
     def test_what_a_kept_pointer_reaches_stays(self, store: Store, folder: Path) -> None:
         for run in ("a", "b", "c"):
@@ -58,7 +63,7 @@ class TestRuns:
 
     def test_pointers_of_every_model_count(self, store: Store, folder: Path) -> None:
         commit = commit_run(store, "a")
-        to = Committed.of(commit, created="2026-01-01")
+        to = commit.model(created="2026-01-01")
         champion.move(store, "another", before=None, to=to, by="promote", who="", why="")
         promote(store, "b")
         commit_in_order(store, folder, "a", "b", "z")
@@ -89,7 +94,7 @@ class TestRuns:
                 store,
                 MODEL,
                 before=None,
-                to=Committed.of(commit_of("a"), created="2026-01-01"),
+                to=model_of("a"),
                 by="promote",
                 who="",
                 why="",
@@ -103,7 +108,7 @@ class TestRuns:
         number = 0
         while True:
             folder = tmp_path / str(number)
-            store = open_store(f"file:{folder}", environ={})
+            store = open_store(StoreSection(uri=f"file:{folder}"), environ={})
             seen: list[str] = []
             commit_in_order(store, folder, "a", "z")
 
@@ -112,11 +117,11 @@ class TestRuns:
                 if len(seen) > number:
                     raise Killed(point)
 
-            monkeypatch.setattr("job.store.store.on_point", kill)
+            monkeypatch.setattr("job.store.backend.on_point", kill)
             try:
                 apply_retention(store, keep_runs=1, keep_versions=1)
             except Killed:
-                monkeypatch.setattr("job.store.store.on_point", None)
+                monkeypatch.setattr("job.store.backend.on_point", None)
             else:
                 break
             try:
@@ -124,7 +129,8 @@ class TestRuns:
             except ConflictError:
                 pass
             else:
-                assert read.read_files(store, commit or {})  # as long as there is a COMMIT, it is whole
+                assert commit
+                assert read.read_files(store, commit)  # as long as there is a COMMIT, it is whole
             apply_retention(store, keep_runs=1, keep_versions=1)
             assert is_removed(store, "a")
             number += 1
@@ -139,13 +145,10 @@ class TestRuns:
         assert [record.getMessage() for record in caplog.records] == ["retention.failed"]
 
 
-def commit_of(run: str) -> dict[str, object]:
-    return {
-        "run": run,
-        "dataset": {"name": MODEL},
-        "weights_digest": "w",
-        "metrics": {"test_accuracy": 0.5},
-    }
+def model_of(run: str) -> CommittedModel:
+    return CommittedModel(
+        run=run, created="2026-01-01", dataset=MODEL, evaluation_digest="e", weights_digest="w", accuracy=0.5
+    )
 
 
 class TestAgainstMoves:
@@ -154,7 +157,7 @@ class TestAgainstMoves:
     def test_run_that_is_about_to_become_champion_stays(
         self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        other, passes = open_store(store.uri, environ={}), ["one"]
+        other, passes = open_store(StoreSection(uri=store.uri), environ={}), ["one"]
 
         def act(point: str) -> None:
             if point == f"before create {champion_key(MODEL, version=1)}" and passes:
@@ -162,7 +165,7 @@ class TestAgainstMoves:
                 commit_in_order(other, folder, "a", "z")
                 apply_retention(other, keep_runs=1, keep_versions=1)
 
-        monkeypatch.setattr("job.store.store.on_point", act)
+        monkeypatch.setattr("job.store.backend.on_point", act)
         pointer = promote(store, "a")
         assert passes == []
         assert read.read_files(store, champion.commit_of(store, pointer))
@@ -171,7 +174,7 @@ class TestAgainstMoves:
     def test_run_that_was_marked_first_does_not_become_champion(
         self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        other, passes = open_store(store.uri, environ={}), ["one"]
+        other, passes = open_store(StoreSection(uri=store.uri), environ={}), ["one"]
 
         def act(point: str) -> None:
             if point.startswith("before put runs/a/COMMIT.json") and passes:
@@ -180,7 +183,7 @@ class TestAgainstMoves:
                     promote(other, "a")
 
         commit_in_order(store, folder, "a", "z")
-        monkeypatch.setattr("job.store.store.on_point", act)
+        monkeypatch.setattr("job.store.backend.on_point", act)
         apply_retention(store, keep_runs=1, keep_versions=1)
         assert passes == []
         assert champion.read_newest(store, MODEL) is None
@@ -188,7 +191,7 @@ class TestAgainstMoves:
     def test_claim_on_a_version_that_another_has_made_keeps_nothing(self, store: Store, folder: Path) -> None:
         first = promote(store, "b")
         commit = commit_run(store, "a")
-        to = Committed.of(commit, created="2026-01-01")
+        to = commit.model(created="2026-01-01")
         assert champion.move(store, MODEL, before=None, to=to, by="promote", who="", why="") is None
         assert champion.claimed_versions(store, "a") == [(MODEL, 1)]
         commit_in_order(store, folder, "a", "b", "z")
@@ -210,7 +213,7 @@ class TestVersions:
         for run in ("a", "b", "c"):
             finish_layout(store, promote(store, run))
         points: list[str] = []
-        monkeypatch.setattr("job.store.store.on_point", points.append)
+        monkeypatch.setattr("job.store.backend.on_point", points.append)
         apply_retention(store, keep_runs=9, keep_versions=1)
         deleted = [point.removeprefix("after delete ") for point in points if point.startswith("after delete ")]
         assert deleted == [

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from job.registry.rules import Candidate, Champion, Decision, Rules, decide, mcnemar
+from job.config import PromotionSection
+from job.registry.rules import Candidate, Champion, Decision, decide, mcnemar
+from job.runs.read import CommittedModel
 
 LABELS = np.arange(1000, dtype=np.int64) % 10
-RULES = Rules()
+RULES = PromotionSection()
 
 
 def with_wrong(*wrong: int) -> NDArray[np.int64]:
@@ -25,26 +27,15 @@ def with_wrong(*wrong: int) -> NDArray[np.int64]:
     return predicted
 
 
-CANDIDATE = Candidate(
-    run="new",
-    created="2026-02-02",
-    dataset="mnist",
-    weights_digest="w2",
-    predicted=with_wrong(*range(50)),
-    labels=LABELS,
+NEW = CommittedModel(
+    run="new", created="2026-02-02", dataset="mnist", evaluation_digest="e", weights_digest="w2", accuracy=0.95
 )
-CHAMPION = Champion(
-    run="old",
-    created="2026-02-01",
-    dataset="mnist",
-    weights_digest="w1",
-    version=7,
-    predicted=with_wrong(*range(50)),
-    best_accuracy=0.95,
-)
+OLD = replace(NEW, run="old", created="2026-02-01", weights_digest="w1")
+CANDIDATE = Candidate(model=NEW, predicted=with_wrong(*range(50)), labels=LABELS)
+CHAMPION = Champion(model=OLD, version=7, predicted=with_wrong(*range(50)), best_accuracy=0.95)
 
 
-def rule_of(candidate: Candidate, champion: Champion | None, rules: Rules = RULES) -> tuple[str, str]:
+def rule_of(candidate: Candidate, champion: Champion | None, rules: PromotionSection = RULES) -> tuple[str, str]:
     decision = decide(candidate, champion, rules=rules)
     return decision.verdict, decision.rule
 
@@ -58,41 +49,45 @@ class TestRows:
             reason="the first champion, with accuracy 0.9500",
             numbers={"accuracy": 0.95, "examples": 1000, "lowest_recall": 0.95, "lowest_recall_class": 0},
         )
-        assert rule_of(CANDIDATE, None, Rules(min_accuracy=0.951)) == ("refused", "min_accuracy")
+        assert rule_of(CANDIDATE, None, PromotionSection(min_accuracy=0.951)) == ("refused", "min_accuracy")
 
     def test_same_weights_are_not_promoted_and_not_refused(self) -> None:
-        decision = decide(CANDIDATE, replace(CHAMPION, weights_digest="w2", predicted=None), rules=RULES)
+        decision = decide(
+            CANDIDATE, replace(CHAMPION, model=replace(OLD, weights_digest="w2"), predicted=None), rules=RULES
+        )
         assert (decision.verdict, decision.rule) == ("same", "same_weights")
         assert decision.reason == "same as champion: the weights of version 7 (run old)"
 
     def test_another_dataset_is_refused(self) -> None:
-        decision = decide(CANDIDATE, replace(CHAMPION, dataset="digits", predicted=None), rules=RULES)
+        decision = decide(
+            CANDIDATE, replace(CHAMPION, model=replace(OLD, dataset="digits"), predicted=None), rules=RULES
+        )
         assert (decision.verdict, decision.rule) == ("refused", "other_dataset")
         assert decision.reason == "trained on mnist, the champion on digits"
 
     @pytest.mark.parametrize(("created", "verdict"), [("2026-01-31", "refused"), ("2026-02-01", "promoted")])
     def test_run_that_was_started_before_the_champions_is_refused(self, created: str, verdict: str) -> None:
-        assert rule_of(replace(CANDIDATE, created=created), CHAMPION)[0] == verdict
+        assert rule_of(replace(CANDIDATE, model=replace(NEW, created=created)), CHAMPION)[0] == verdict
 
     def test_champion_without_comparable_predictions_is_not_displaced(self) -> None:
         assert rule_of(CANDIDATE, replace(CHAMPION, predicted=None)) == ("refused", "not_comparable")
 
     @pytest.mark.parametrize(("floor", "verdict"), [(0.95, "promoted"), (0.9501, "refused")])
     def test_accuracy_below_the_floor_is_refused(self, floor: float, verdict: str) -> None:
-        assert rule_of(CANDIDATE, CHAMPION, Rules(min_accuracy=floor))[0] == verdict
+        assert rule_of(CANDIDATE, CHAMPION, PromotionSection(min_accuracy=floor))[0] == verdict
 
     @pytest.mark.parametrize(("floor", "verdict"), [(0.9, "promoted"), (0.91, "refused")])
     def test_one_class_recalled_too_seldom_is_refused(self, floor: float, verdict: str) -> None:
         wrong = [position for position in range(1000) if LABELS[position] == 3][:10]
         candidate = replace(CANDIDATE, predicted=with_wrong(*wrong))
-        decision = decide(candidate, CHAMPION, rules=Rules(min_class_recall=floor))
+        decision = decide(candidate, CHAMPION, rules=PromotionSection(min_class_recall=floor))
         assert decision.verdict == verdict
         assert (decision.numbers["lowest_recall"], decision.numbers["lowest_recall_class"]) == (0.9, 3)
 
     def test_class_without_test_examples_has_no_recall(self) -> None:
         labels = LABELS % 5
         candidate = replace(CANDIDATE, labels=labels, predicted=labels)
-        assert rule_of(candidate, None, Rules(min_class_recall=1.0)) == ("promoted", "first")
+        assert rule_of(candidate, None, PromotionSection(min_class_recall=1.0)) == ("promoted", "first")
 
     @pytest.mark.parametrize(("num_worse", "rule"), [(2, "not_worse"), (3, "max_accuracy_drop")])
     def test_drop_below_the_best_champion_is_refused(self, num_worse: int, rule: str) -> None:
@@ -116,15 +111,17 @@ class TestRows:
     def test_worse_by_mcnemar_is_refused(self) -> None:
         """Within the allowed drop, but hardly by chance."""
         candidate = replace(CANDIDATE, predicted=with_wrong(*range(60)))
-        decision = decide(candidate, CHAMPION, rules=Rules(max_accuracy_drop=0.1))
+        decision = decide(candidate, CHAMPION, rules=PromotionSection(max_accuracy_drop=0.1))
         assert (decision.verdict, decision.rule) == ("refused", "significance")
         assert decision.numbers["p_value"] == pytest.approx(2**-10)
         assert "10 examples only the champion gets right, 0 only this run; p = 0.00098 is below" in decision.reason
-        assert rule_of(candidate, CHAMPION, Rules(max_accuracy_drop=0.1, significance=2**-10))[1] == "not_worse"
+        assert (
+            rule_of(candidate, CHAMPION, PromotionSection(max_accuracy_drop=0.1, significance=2**-10))[1] == "not_worse"
+        )
 
     def test_as_many_lost_as_won_is_not_worse(self) -> None:
         candidate = replace(CANDIDATE, predicted=with_wrong(*range(50, 100)))
-        decision = decide(candidate, CHAMPION, rules=replace(RULES, significance=1.0))
+        decision = decide(candidate, CHAMPION, rules=PromotionSection(significance=1.0))
         assert (decision.verdict, decision.rule) == ("promoted", "not_worse")
         assert (decision.numbers["only_champion_right"], decision.numbers["only_candidate_right"]) == (50, 50)
 
@@ -136,19 +133,19 @@ class TestRows:
 
 def test_first_row_that_applies_decides() -> None:
     """Each row wins against all later ones: the broken rules are mended one by one, in the table's order."""
-    candidate = replace(CANDIDATE, created="2026-01-01", predicted=with_wrong(*range(60)))
-    champion = replace(CHAMPION, weights_digest="w2", dataset="digits", predicted=None)
-    rules = Rules(min_accuracy=0.99, min_class_recall=0.99, max_accuracy_drop=0.0)
+    candidate = replace(CANDIDATE, model=replace(NEW, created="2026-01-01"), predicted=with_wrong(*range(60)))
+    champion = replace(CHAMPION, model=replace(OLD, weights_digest="w2", dataset="digits"), predicted=None)
+    rules = PromotionSection(min_accuracy=0.99, min_class_recall=0.99, max_accuracy_drop=0.0)
     rows = []
-    mend: list[Callable[[], tuple[Candidate, Champion, Rules]]] = [
-        lambda: (candidate, replace(champion, weights_digest="w1"), rules),
-        lambda: (candidate, replace(champion, dataset="mnist"), rules),
-        lambda: (replace(candidate, created="2026-03-01"), champion, rules),
+    mend: list[Callable[[], tuple[Candidate, Champion, PromotionSection]]] = [
+        lambda: (candidate, replace(champion, model=replace(champion.model, weights_digest="w1")), rules),
+        lambda: (candidate, replace(champion, model=replace(champion.model, dataset="mnist")), rules),
+        lambda: (replace(candidate, model=replace(candidate.model, created="2026-03-01")), champion, rules),
         lambda: (candidate, replace(champion, predicted=CHAMPION.predicted), rules),
-        lambda: (candidate, champion, replace(rules, min_accuracy=0.0)),
-        lambda: (candidate, champion, replace(rules, min_class_recall=0.0)),
-        lambda: (candidate, champion, replace(rules, max_accuracy_drop=0.5)),
-        lambda: (candidate, champion, replace(rules, significance=0.0)),
+        lambda: (candidate, champion, rules.model_copy(update={"min_accuracy": 0.0})),
+        lambda: (candidate, champion, rules.model_copy(update={"min_class_recall": 0.0})),
+        lambda: (candidate, champion, rules.model_copy(update={"max_accuracy_drop": 0.5})),
+        lambda: (candidate, champion, rules.model_copy(update={"significance": 0.0})),
     ]
     for step in mend:
         rows.append(decide(candidate, champion, rules=rules).rule)

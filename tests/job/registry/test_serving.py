@@ -6,24 +6,26 @@ from pathlib import Path
 
 import pytest
 
+from job.config import StoreSection
 from job.errors import IntegrityError
 from job.registry import champion
-from job.registry.champion import Committed, Pointer
+from job.registry.champion import Move
 from job.registry.fetch import fetch_champion
 from job.registry.retention import apply_retention, remove_runs
 from job.registry.serving import check_layout, finish_champions_layout, finish_layout, is_whole
 from job.runs import read
 from job.store.folder import FolderBackend
-from job.store.store import Store, open_store
+from job.store.open import open_store
+from job.store.store import Store
 from tests.job.runs.committed_runs import commit_run
 
 MODEL = "plain"
 FILES = {"models/plain/versions/1/saved_model.pb", "models/plain/versions/1/variables/variables.data"}
 
 
-def promote(store: Store, run: str, *, weights: str | None = None) -> Pointer:
+def promote(store: Store, run: str, *, weights: str | None = None) -> Move:
     commit = commit_run(store, run, weights=weights)
-    to = Committed.of(commit, created=read.created_at(store, commit))
+    to = commit.model(created=read.created_at(store, commit))
     before = champion.read_newest(store, MODEL)
     pointer = champion.move(store, MODEL, before=before, to=to, by="promote", who="", why="")
     assert pointer
@@ -39,7 +41,7 @@ def test_layout_is_the_committed_model_with_the_file_that_makes_it_loadable_last
 ) -> None:
     pointer = promote(store, "a")
     points: list[str] = []
-    monkeypatch.setattr("job.store.store.on_point", points.append)
+    monkeypatch.setattr("job.store.backend.on_point", points.append)
     finish_layout(store, pointer)
     created = [point.removeprefix("after create ") for point in points if point.startswith("after create ")]
     assert set(created) == FILES
@@ -52,7 +54,7 @@ def test_whole_layout_is_not_written_again(store: Store, monkeypatch: pytest.Mon
     pointer = promote(store, "a")
     finish_layout(store, pointer)
     points: list[str] = []
-    monkeypatch.setattr("job.store.store.on_point", points.append)
+    monkeypatch.setattr("job.store.backend.on_point", points.append)
     finish_layout(store, pointer)
     assert points == []
 
@@ -62,16 +64,16 @@ def test_last_file_of_a_version_that_was_removed_meanwhile_is_not_left_behind(
 ) -> None:
     """Whoever sleeps before its last file would make a folder without variables loadable."""
     pointer = promote(store, "a")
-    last, other = "models/plain/versions/1/saved_model.pb", open_store(store.uri, environ={})
+    last, other = "models/plain/versions/1/saved_model.pb", open_store(StoreSection(uri=store.uri), environ={})
 
     def act(point: str) -> None:
         if point == f"before create {last}":
-            monkeypatch.setattr("job.store.store.on_point", None)
+            monkeypatch.setattr("job.store.backend.on_point", None)
             finish_layout(other, pointer)
             finish_layout(other, promote(other, "b"))
             apply_retention(other, keep_runs=9, keep_versions=1)
 
-    monkeypatch.setattr("job.store.store.on_point", act)
+    monkeypatch.setattr("job.store.backend.on_point", act)
     finish_layout(store, pointer)
     assert store.list_objects("models/plain/versions/1/") == []
     assert is_whole(store, MODEL, version=2)
@@ -81,9 +83,9 @@ def test_who_slept_until_the_champion_was_removed_finishes_the_layout_of_the_nex
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote(store, "a")
-    other, read = open_store(store.uri, environ={}), champion.read_newest
+    other, read = open_store(StoreSection(uri=store.uri), environ={}), champion.read_newest
 
-    def read_then_sleep(store: Store, model: str) -> Pointer | None:
+    def read_then_sleep(store: Store, model: str) -> Move | None:
         monkeypatch.setattr("job.registry.champion.read_newest", read)
         newest = read(store, model)
         promote(other, "b")
@@ -103,7 +105,7 @@ def test_layout_that_was_cut_off_anywhere_is_not_whole_and_is_repaired(
     """Killed at every single point, between the pointer and the layout's last file."""
     number = 0
     while True:
-        store = open_store(f"file:{tmp_path / str(number)}", environ={})
+        store = open_store(StoreSection(uri=f"file:{tmp_path / str(number)}"), environ={})
         pointer = promote(store, "a")
         seen: list[str] = []
 
@@ -112,11 +114,11 @@ def test_layout_that_was_cut_off_anywhere_is_not_whole_and_is_repaired(
             if len(seen) > number:
                 raise Killed(point)
 
-        monkeypatch.setattr("job.store.store.on_point", kill)
+        monkeypatch.setattr("job.store.backend.on_point", kill)
         try:
             finish_layout(store, pointer)
         except Killed:
-            monkeypatch.setattr("job.store.store.on_point", None)
+            monkeypatch.setattr("job.store.backend.on_point", None)
             if is_whole(store, MODEL, version=1):
                 assert check_layout(store, pointer) == 2
             else:
@@ -167,7 +169,7 @@ def test_pollers_during_slow_uploads_never_read_half_a_model(folder: Path, tmp_p
     done, partial, whole, served = threading.Event(), [], [], tmp_path / "served"
 
     def follow_layout() -> None:
-        own = open_store(f"file:{folder}", environ={})
+        own = open_store(StoreSection(uri=f"file:{folder}"), environ={})
         while not done.is_set():
             newest = champion.read_newest(own, MODEL)
             if newest and is_whole(own, MODEL, version=newest.version):

@@ -10,8 +10,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from job.contract import run_key
-from job.runs import write
-from job.runs.identity import canonical_json, sha256_hex
+from job.digests import canonical_json, sha256_hex
+from job.runs import read, write
+from job.runs.read import CommittedRun
 from job.store.store import Store
 
 NUM_EXAMPLES, NUM_CLASSES = 50, 4
@@ -33,15 +34,15 @@ def commit_run(
     weights: str | None = None,
     image_shape: tuple[int, ...] = (2, 2),
     created: str | None = None,
-) -> dict[str, Any]:
+) -> CommittedRun:
     """Publish a run whose model gets so many of the examples wrong; returns its COMMIT."""
     if created:
         record = {"format": 1, "created": created, "result_digest": sha256_hex(canonical_json({"run": run}))}
         store.create(run_key(run), canonical_json(record))
     weights = weights or f"weights of {run}"
     files = files_of(weights, num_wrong=num_wrong, image_shape=image_shape)
-    digest = write.claim_run(store, run, inputs={"run": run}, config={})
-    stored = write.upload(store, run, attempt_id="a", files={write.ATTEMPT_FILE: b"{}", **files})
+    digest = write.begin_run(store, run, inputs={"run": run}, config={})
+    stored = write.upload(store, run, attempt_id="a", files={read.ATTEMPT_FILE: b"{}", **files})
     content = content_of(run, "a", stored, digest=digest, weights=weights, num_wrong=num_wrong)
     content["dataset"] |= {"name": dataset, "evaluation_digest": evaluation_digest}
     return write.commit(store, run, content=content)
@@ -63,7 +64,7 @@ def files_of(weights: str, *, num_wrong: int, image_shape: tuple[int, ...] = (2,
 
 
 def content_of(
-    run: str, attempt: str, stored: Iterable[write.StoredFile], *, digest: str, weights: str, num_wrong: int
+    run: str, attempt: str, stored: Iterable[read.StoredFile], *, digest: str, weights: str, num_wrong: int
 ) -> dict[str, Any]:
     """The COMMIT of what was stored."""
     return {

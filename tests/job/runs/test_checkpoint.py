@@ -8,10 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from job.config import StoreSection
 from job.errors import IntegrityError
 from job.runs import checkpoint as checkpoints
 from job.runs.checkpoint import Checkpoint
-from job.store.store import Store, open_store
+from job.store.open import open_store
+from job.store.store import Store
 
 
 def make_checkpoint(step: int, *, result_digest: str = "digest") -> Checkpoint:
@@ -27,7 +29,7 @@ def make_checkpoint(step: int, *, result_digest: str = "digest") -> Checkpoint:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return open_store(f"file:{tmp_path}/store", environ={})
+    return open_store(StoreSection(uri=f"file:{tmp_path}/store"), environ={})
 
 
 def files_of(store: Store, tmp_path: Path) -> list[Path]:

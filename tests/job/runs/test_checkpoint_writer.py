@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from job.config import CheckpointSection
 from job.errors import AccessDeniedError, UnavailableError
 from job.runs import checkpoint as checkpoints
 from job.runs.checkpoint import Checkpoint
-from job.runs.checkpoint_writer import CheckpointWriter, Schedule
+from job.runs.checkpoint_writer import CheckpointWriter
 from job.signals import StopSignal
+from job.store.backend import Entry, TransientError
 from job.store.folder import FolderBackend
-from job.store.store import Entry, Store, TransientError
+from job.store.store import Store
 
-SCHEDULE = Schedule(interval_seconds=0.01, keep=2, final_save_seconds=0.5)
+SCHEDULE = CheckpointSection(interval_seconds=0.01, keep=2, final_save_seconds=0.5)
 
 
 class Backend(FolderBackend):

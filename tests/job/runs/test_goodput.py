@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from job import clock
 from job.observe import phases as phases_module
 from job.observe.phases import Phases
-from job.runs import goodput as ledger_module
 from job.runs.goodput import Ledger
 from job.training.loop import Training
 from job.training.steps import ChunkResult
@@ -78,9 +78,8 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     # A calendar that is far from the monotonic clock: whoever mixes the two is wrong by days.
-    clocks = SimpleNamespace(time=lambda: world.now, monotonic=lambda: world.now - 2.0**20)
-    monkeypatch.setattr(ledger_module, "time", clocks)
-    monkeypatch.setattr(phases_module, "time", clocks)
+    source = SimpleNamespace(now=lambda: world.now, monotonic=lambda: world.now - 2.0**20)
+    monkeypatch.setattr(clock, "source", source)
     monkeypatch.setattr(phases_module, "seconds_since_process_start", lambda: PROCESS_SECONDS)
     return world
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from job.config import Config
 from job.config_sources import load_config
 from job.contract import is_run_id
+from job.digests import canonical_json, sha256_hex
 from job.errors import ConfigError
-from job.runs.identity import canonical_json, make_run_id, resolve_seed, result_inputs, sha256_hex
+from job.runs.identity import make_run_id, resolve_seed, result_inputs
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,5 +1,7 @@
 """What an attempt says of itself, and which part of that decides the bits of its steps."""
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +9,9 @@ import pytest
 from job.contract import Pod
 from job.errors import ConfigError
 from job.runs import lineage
-from job.runs.lineage import Device, bits_depend_on, describe_attempt, make_attempt_id
+from job.runs.identity import AttemptIdentity
+from job.runs.lineage import Device, Lineage, bits_depend_on, checked_out_revision, describe_attempt, make_attempt_id
+from tests.conftest import REPOSITORY
 
 AVX2, AVX512 = ["avx", "avx2", "fma"], ["avx", "avx2", "fma", "avx512f"]
 POD = Pod(uid="u-1", name="pod-1", job_name="job-1", release="release-1", image="image:1", chart_version="1.0.0")
@@ -29,14 +33,15 @@ def describe(
     names: tuple[str, ...] = ("/cpu:0",),
     threads: int = 4,
     compile_with: str = "xla",
-) -> dict[str, Any]:
+) -> Lineage:
     device = Device(names=names, threads={"intra_op": threads, "inter_op": 2}, compile_with=compile_with)
-    return describe_attempt(pod, run_id="r", attempt_id=attempt_id, device=device, environ=environ or {})
+    identity = AttemptIdentity(run="r", attempt=attempt_id)
+    return describe_attempt(pod, identity, device=device, environ=environ or {})
 
 
 class TestDescription:
     def test_attempt_is_described_with_its_place_and_its_devices(self) -> None:
-        described = describe(environ={"ONEDNN_MAX_CPU_ISA": "AVX2", "SECRET": "canary"})
+        described = describe(environ={"ONEDNN_MAX_CPU_ISA": "AVX2", "SECRET": "canary"}).to_json()
         assert {name: described[name] for name in ("format", "run", "attempt", "pod", "image", "chart_version")} == {
             "format": 1,
             "run": "r",
@@ -56,6 +61,19 @@ class TestDescription:
         assert make_attempt_id(Pod()) != make_attempt_id(Pod())
         with pytest.raises(ConfigError, match=r"^POD_UID: must be the pod's UID"):
             make_attempt_id(Pod(uid="../up"))
+
+    def test_what_was_stored_is_read_again(self) -> None:
+        described = describe()
+        assert Lineage.of(json.loads(json.dumps(described.to_json()))) == described
+
+    def test_revision_is_that_of_this_checkout(self) -> None:
+        """Found from the package's own folder: a module that moves must not lose it."""
+        root = REPOSITORY
+        if not (root / ".git").is_dir():
+            pytest.skip("no checkout")
+        assert describe(Pod()).revision == checked_out_revision(root)
+        assert describe(Pod()).revision
+        assert describe(Pod(revision="c0ffee")).revision == "c0ffee"
 
 
 class TestBits:
@@ -89,13 +107,13 @@ class TestBits:
         described = describe()
         changed: dict[str, Any] = {"machine": "riscv64"}
         if name != "machine":
-            changed = {"packages": described["packages"] | {name: "99.0"}}
-        assert bits_depend_on(described | changed) != bits_depend_on(described)
+            changed = {"packages": {**described.packages, name: "99.0"}}
+        assert bits_depend_on(replace(described, **changed)) != bits_depend_on(described)
 
     @pytest.mark.parametrize("name", ["numpy", "obstore", "safetensors", "tensorflow-datasets"])
     def test_packages_that_compute_no_step_do_not_decide(self, name: str) -> None:
         described = describe()
-        changed = described | {"packages": described["packages"] | {name: "99.0"}}
+        changed = replace(described, packages={**described.packages, name: "99.0"})
         assert bits_depend_on(changed) == bits_depend_on(described)
 
     @pytest.mark.parametrize(

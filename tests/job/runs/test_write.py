@@ -4,19 +4,22 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from job.config import StoreSection
 from job.contract import attempt_prefix, commit_key, run_key
+from job.digests import canonical_json, sha256_hex
 from job.errors import ConflictError, IntegrityError, NotFoundError
-from job.runs.identity import canonical_json, sha256_hex
-from job.runs.read import read_files
-from job.runs.write import StoredFile, check_same_result, claim_run, commit, parse_object, read_commit, upload
+from job.runs.read import CommittedRun, StoredFile, check_same_result, parse_object, parse_run, read_commit, read_files
+from job.runs.write import begin_run, commit, upload
 from job.store.folder import FolderBackend
-from job.store.store import Store, open_store
+from job.store.open import open_store
+from job.store.store import Store
 
 RUN, ATTEMPT = "namespace.name-1", "attempt-1"
 INPUTS = {"train": {"epochs": 3, "optimizer": "sgd"}, "seed": 1, "dataset_digest": "d"}
@@ -24,10 +27,10 @@ FILES = {"model/saved_model.pb": b"graph", "metrics.json": b"{}", "empty": b""}
 
 
 def claim(store: Store, inputs: dict[str, Any] | None = None, *, run_id: str = RUN) -> str:
-    return claim_run(store, run_id, inputs=INPUTS if inputs is None else inputs, config={"any": "thing"})
+    return begin_run(store, run_id, inputs=INPUTS if inputs is None else inputs, config={"any": "thing"})
 
 
-class TestClaimRun:
+class TestBeginRun:
     def test_first_claim_records_what_decides_the_result(self, store: Store) -> None:
         digest = claim(store)
         assert digest == sha256_hex(canonical_json(INPUTS))
@@ -45,7 +48,7 @@ class TestClaimRun:
     def test_second_claim_of_equal_inputs_agrees_and_changes_nothing(self, store: Store) -> None:
         digest = claim(store)
         before = store.get(run_key(RUN))
-        assert claim_run(store, RUN, inputs=dict(reversed(INPUTS.items())), config={"other": "node"}) == digest
+        assert begin_run(store, RUN, inputs=dict(reversed(INPUTS.items())), config={"other": "node"}) == digest
         assert store.get(run_key(RUN)) == before
 
     @pytest.mark.parametrize(
@@ -122,22 +125,28 @@ def content(*, attempt: str = ATTEMPT, result: str = "r", weights: str = "w") ->
     }
 
 
+def read(store: Store) -> CommittedRun:
+    committed = read_commit(store, RUN)
+    assert committed
+    return committed
+
+
 class TestCommit:
     def test_first_commit_stands(self, store: Store) -> None:
         assert read_commit(store, RUN) is None
-        assert commit(store, RUN, content=content()) == content()
-        assert read_commit(store, RUN) == content()
+        assert commit(store, RUN, content=content()).record == content()
+        assert read(store).record == content()
 
     def test_second_equal_commit_returns_the_first(self, store: Store, caplog: pytest.LogCaptureFixture) -> None:
         commit(store, RUN, content=content())
-        assert commit(store, RUN, content=content(attempt="attempt-2")) == content()
+        assert commit(store, RUN, content=content(attempt="attempt-2")).record == content()
         assert caplog.records == []
 
     def test_other_weights_are_a_warning_and_the_first_stands(
         self, store: Store, caplog: pytest.LogCaptureFixture
     ) -> None:
         commit(store, RUN, content=content())
-        assert commit(store, RUN, content=content(attempt="attempt-2", weights="v")) == content()
+        assert commit(store, RUN, content=content(attempt="attempt-2", weights="v")).record == content()
         assert [record.getMessage() for record in caplog.records] == ["commit.other_weights"]
         fields = caplog.records[0].__dict__["fields"]
         assert (fields["committed"], fields["ours"]) == ("w", "v")
@@ -146,7 +155,7 @@ class TestCommit:
         commit(store, RUN, content=content())
         with pytest.raises(ConflictError, match=rf"^run {RUN} is committed with another result digest \(r\.\.\.\)"):
             commit(store, RUN, content=content(result="s"))
-        assert read_commit(store, RUN) == content()
+        assert read(store).record == content()
 
     @pytest.mark.parametrize(
         ("change", "reason"),
@@ -169,11 +178,11 @@ class TestCommit:
 
     @pytest.mark.parametrize("results", [("r", "r"), ("r", "s")])
     def test_two_commits_at_once_leave_one(self, results: tuple[str, str], tmp_path: Path) -> None:
-        outcomes: dict[str, dict[str, Any] | ConflictError] = {}
+        outcomes: dict[str, CommittedRun | ConflictError] = {}
         barrier = threading.Barrier(2)
 
         def run(attempt: str, result: str) -> None:
-            own = open_store(f"file:{tmp_path}", environ={})
+            own = open_store(StoreSection(uri=f"file:{tmp_path}"), environ={})
             barrier.wait()
             try:
                 outcomes[attempt] = commit(own, RUN, content=content(attempt=attempt, result=result))
@@ -185,12 +194,11 @@ class TestCommit:
             thread.start()
         for thread in threads:
             thread.join()
-        standing = read_commit(open_store(f"file:{tmp_path}", environ={}), RUN)
-        assert standing is not None
-        assert outcomes[standing["attempt"]] == standing
-        loser = next(outcome for attempt, outcome in outcomes.items() if attempt != standing["attempt"])
+        recorded = read(open_store(StoreSection(uri=f"file:{tmp_path}"), environ={}))
+        assert outcomes[recorded.attempt] == recorded
+        loser = next(outcome for attempt, outcome in outcomes.items() if attempt != recorded.attempt)
         if results[0] == results[1]:
-            assert loser == standing
+            assert loser == recorded
         else:
             assert isinstance(loser, ConflictError)
 
@@ -202,24 +210,27 @@ class TestCommit:
             commit(store, RUN, content=content())
 
     def test_check_passes_the_same_result(self) -> None:
-        check_same_result({"result_digest": "r"}, run_id=RUN, result_digest="r")
-        with pytest.raises(ConflictError, match=rf"run {RUN} is committed with another result digest \(None"):
-            check_same_result({}, run_id=RUN, result_digest="r")
+        recorded = parse_run(json.dumps(content()).encode(), RUN)
+        assert check_same_result(recorded, result_digest="r") is recorded
+        with pytest.raises(ConflictError, match=rf"run {RUN} is committed with another result digest \(r\.\.\."):
+            check_same_result(recorded, result_digest="s")
 
 
 PREFIX = attempt_prefix(RUN, attempt_id=ATTEMPT)
 
 
 @pytest.fixture
-def committed(store: Store) -> dict[str, Any]:
+def committed(store: Store) -> CommittedRun:
     stored = upload(store, RUN, attempt_id=ATTEMPT, files=FILES)
-    return content() | {
-        "files": [{"key": file.key, "num_bytes": file.num_bytes, "sha256": file.sha256} for file in stored]
-    }
+    return commit(store, RUN, content=content() | {"files": [asdict(file) for file in stored]})
+
+
+def damaged(committed: CommittedRun, damage: dict[str, Any]) -> bytes:
+    return json.dumps({**committed.record, **damage}).encode()
 
 
 class TestReadFiles:
-    def test_every_file_is_returned_by_name(self, store: Store, committed: dict[str, Any]) -> None:
+    def test_every_file_is_returned_by_name(self, store: Store, committed: CommittedRun) -> None:
         assert read_files(store, committed) == FILES
 
     @pytest.mark.parametrize(
@@ -234,7 +245,7 @@ class TestReadFiles:
         ids=["missing", "altered", "truncated", "longer", "empty"],
     )
     def test_object_that_is_not_the_committed_one_is_refused(
-        self, damage: Callable[[Store, str], None], message: str, store: Store, committed: dict[str, Any]
+        self, damage: Callable[[Store, str], None], message: str, store: Store, committed: CommittedRun
     ) -> None:
         key = f"{PREFIX}model/saved_model.pb"
         damage(store, key)
@@ -251,12 +262,12 @@ class TestReadFiles:
             f"{PREFIX}../../../../secret",
         ],
     )
-    def test_object_outside_the_attempt_is_refused(self, key: str, store: Store, committed: dict[str, Any]) -> None:
+    def test_object_outside_the_attempt_is_refused(self, key: str, store: Store, committed: CommittedRun) -> None:
         if ".." not in key and not key.startswith("/"):
             store.put(key, b"{}")
         entry = {"key": key, "num_bytes": 2, "sha256": sha256_hex(b"{}")}
-        with pytest.raises(IntegrityError, match=f"the COMMIT names {key}, outside {PREFIX}"):
-            read_files(store, committed | {"files": [entry]})
+        with pytest.raises(IntegrityError, match=f"its files are not those of its attempt '{ATTEMPT}'"):
+            parse_run(damaged(committed, {"files": [entry]}), RUN)
 
     @pytest.mark.parametrize(
         "damage",
@@ -265,13 +276,15 @@ class TestReadFiles:
             {"files": "all of them"},
             {"files": [{"key": f"{PREFIX}empty"}]},
             {"files": [{"key": None, "num_bytes": 0, "sha256": ""}]},
+            {"dataset": "mnist"},
+            {"metrics": {}},
         ],
     )
     def test_commit_that_lacks_what_it_must_say_is_refused(
-        self, damage: dict[str, Any], store: Store, committed: dict[str, Any]
+        self, damage: dict[str, Any], committed: CommittedRun
     ) -> None:
         with pytest.raises(IntegrityError, match="COMMIT"):
-            read_files(store, committed | damage)
+            parse_run(damaged(committed, damage), RUN)
 
 
 class TestParseObject:

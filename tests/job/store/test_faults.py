@@ -9,8 +9,10 @@ from types import FrameType
 
 import pytest
 
+from job.config import StoreSection
 from job.errors import AccessDeniedError, ConfigError, JobError, NotFoundError, UnavailableError
-from job.store.store import Store, open_store
+from job.store.open import open_store
+from job.store.store import Store
 from tests.conftest import RunJob
 from tests.job.store.s3_faults import (
     BUCKET,
@@ -65,12 +67,14 @@ def server() -> Iterator[FaultyS3]:
 
 def connect(endpoint: str, *, timeout_seconds: float = 2.0, deadline_seconds: float = 10.0) -> Store:
     return open_store(
-        f"s3://{BUCKET}/prefix",
+        StoreSection(
+            uri=f"s3://{BUCKET}/prefix",
+            endpoint=endpoint,
+            region="us-east-1",
+            timeout_seconds=timeout_seconds,
+            deadline_seconds=deadline_seconds,
+        ),
         environ=CANARIES,
-        endpoint=endpoint,
-        region="us-east-1",
-        timeout_seconds=timeout_seconds,
-        deadline_seconds=deadline_seconds,
     )
 
 
@@ -339,7 +343,7 @@ class TestCredentials:
         with pytest.raises(
             AccessDeniedError, match=rf"^store {uri[:5]}: no credentials found .*; set {re.escape(names)}"
         ):
-            open_store(uri, environ={"AWS_ACCESS_KEY_ID": "only half"})
+            open_store(StoreSection(uri=uri), environ={"AWS_ACCESS_KEY_ID": "only half"})
         assert time.monotonic() - started < 1
 
     def test_command_without_credentials_exits_77_at_once(self, run_job: RunJob) -> None:

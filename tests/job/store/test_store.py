@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from job.config import StoreSection
 from job.errors import AccessDeniedError, ConfigError, NotFoundError, UnavailableError
+from job.store.backend import AlreadyExists, Entry, TransientError
 from job.store.folder import FolderBackend, folder_of
-from job.store.store import AlreadyExists, Entry, Store, TransientError, is_store_uri, open_store
-from tests.conftest import S3, RunJob, skip_or_fail
-
-_REPOSITORY = Path(__file__).parent.parent.parent
+from job.store.open import is_store_uri, open_store
+from job.store.store import Store
+from tests.conftest import REPOSITORY, S3, RunJob, skip_or_fail
 
 WITHOUT_OVERRIDE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.getuid() == 0 else ()
 """Root passes every permission; without these capabilities it does not."""
@@ -65,14 +66,16 @@ OpenStore = Callable[[], Store]
 def open_another(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
     """Opens the same store again, as another process would."""
     if request.param == "file":
-        return lambda: open_store(f"file:{tmp_path / 'store'}", environ={})
+        return lambda: open_store(StoreSection(uri=f"file:{tmp_path / 'store'}"), environ={})
     if request.param == "memory":
         backend = MemoryBackend()
         return lambda: Store(backend, uri="memory:", deadline_seconds=5)
     s3: S3 = request.getfixturevalue("s3")
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
-    return lambda: open_store(f"s3://{s3.bucket}/prefix", environ=s3.env, endpoint=s3.endpoint, region="us-east-1")
+    return lambda: open_store(
+        StoreSection(uri=f"s3://{s3.bucket}/prefix", endpoint=s3.endpoint, region="us-east-1"), environ=s3.env
+    )
 
 
 @pytest.fixture
@@ -173,7 +176,7 @@ class TestFolder:
 
     @pytest.fixture
     def file_store(self, folder: Path) -> Store:
-        return open_store(f"file:{folder}", environ={}, deadline_seconds=1)
+        return open_store(StoreSection(uri=f"file:{folder}", deadline_seconds=1), environ={})
 
     @pytest.mark.parametrize("key", ["../outside", "a/../../outside", "a/..", "/etc/outside", ".."])
     @pytest.mark.parametrize("verb", ["create", "put", "get", "delete", "list_objects", "list_folders"])
@@ -230,7 +233,7 @@ class TestFolder:
         stop = threading.Event()
 
         def write() -> None:
-            writer = open_store(file_store.uri, environ={})
+            writer = open_store(StoreSection(uri=file_store.uri), environ={})
             while not stop.is_set():
                 for version in versions:
                     writer.put("key", version)
@@ -246,7 +249,7 @@ class TestFolder:
     @pytest.mark.parametrize("verb", ["create", "put", "get", "list_objects"])
     def test_file_in_the_place_of_a_folder_is_not_found(self, verb: str, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
-        store = open_store(f"file:{tmp_path / 'file'}", environ={}, deadline_seconds=1)
+        store = open_store(StoreSection(uri=f"file:{tmp_path / 'file'}", deadline_seconds=1), environ={})
         arguments = ("a/key", b"data") if verb in ("create", "put") else ("a/",)
         if verb == "get":  # as with an object store: nothing is under that key
             assert store.get("a/key") is None
@@ -285,12 +288,12 @@ class TestUri:
         with pytest.raises(
             ConfigError, match=r"store\.uri: must be file:/absolute or file:\./relative, received 'file:"
         ):
-            open_store("file://host/out", environ={})
+            open_store(StoreSection(uri="file://host/out"), environ={})
 
     def test_uri_that_obstore_cannot_read_is_refused(self) -> None:
         env = {"AZURE_STORAGE_ACCOUNT_KEY": "canary"}
         with pytest.raises(ConfigError, match=r"store\.uri: az://container/prefix cannot be opened: ") as refused:
-            open_store("az://container/prefix", environ=env)
+            open_store(StoreSection(uri="az://container/prefix"), environ=env)
         assert "canary" not in str(refused.value)
 
     @pytest.mark.parametrize(
@@ -345,9 +348,10 @@ ON_A_DISK = """
 import json, os, sys
 from pathlib import Path
 from job.errors import JobError
-from job.store import open_store
+from job.config import StoreSection
+from job.store.open import open_store
 folder = Path(sys.argv[1])
-store = open_store(f"file:{folder}", environ={}, deadline_seconds=2)
+store = open_store(StoreSection(uri=f"file:{folder}", deadline_seconds=2), environ={})
 results = []
 def step(call):
     try:
@@ -372,7 +376,7 @@ def on_a_disk(mount: str, folder: Path, *arguments: str) -> tuple[list[list[str]
         skip_or_fail("needs root and unshare --mount")
     script = f'{mount} && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", ON_A_DISK, str(folder), *arguments]
-    done = subprocess.run(command, cwd=_REPOSITORY, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     results, left = json.loads(done.stdout)
     return results, left
@@ -419,7 +423,7 @@ class TestDisk:
 
 
 def test_temporary_files_of_killed_writes_are_swept_once_they_are_old(tmp_path: Path) -> None:
-    store = open_store(f"file:{tmp_path}", environ={})
+    store = open_store(StoreSection(uri=f"file:{tmp_path}"), environ={})
     store.create("runs/r/COMMIT.json", b"whole")
     old, fresh = (tmp_path / "runs" / "r" / f".tmp-{name}" for name in ("old", "fresh"))
     for path in (old, fresh):

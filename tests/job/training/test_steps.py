@@ -12,7 +12,7 @@ pytestmark = pytest.mark.tf
 
 SCRIPT = """
 import numpy as np
-from job.pipeline import chunk_rows, make_chunks
+from job.training.pipeline import chunk_rows, make_chunks
 
 random = np.random.default_rng(0)
 images = random.integers(0, 256, (50, 4, 3), np.uint8)

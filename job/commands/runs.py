@@ -1,0 +1,156 @@
+"""The commands that look at the runs of a store: runs, show, report, logs."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job import contract, logs
+from job.commands.cli import CommandLine
+from job.commands.lookup import checked_run_id, configured_store, find_committed
+from job.config_sources import LoadedConfig
+from job.errors import IntegrityError, NotFoundError
+from job.registry import champion
+from job.registry.champion import Move
+from job.registry.gate import read_gate
+from job.registry.rules import GateRecord
+from job.runs import read
+from job.runs.read import ClosedRun, CommittedRun
+from job.store.store import Store
+from job.texts import to_table
+
+
+def list_runs(line: CommandLine, loaded: LoadedConfig) -> int:
+    """Table of the runs, oldest first."""
+    store = configured_store(loaded)
+    moves = moves_by_run(store)
+    found = (_look_at(store, run_id, moves.get(run_id, [])) for run_id in store.list_folders(contract.RUNS_PREFIX))
+    rows = [{name: value(row) for name, value in _COLUMNS.items()} for row in found if row]
+    rows.sort(key=lambda row: str(row["committed"] or "~"))
+    rows = rows[-line.options.last :] if line.options.last else rows
+    if line.options.output == "json":
+        print(json.dumps(rows, indent=2))
+    else:
+        cells = [[_to_cell(name, value) for name, value in row.items()] for row in rows]
+        print(to_table([[name.upper() for name in _COLUMNS], *cells]))
+    return contract.ExitCode.OK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One run of the table.
+
+    Attributes:
+        record: its COMMIT; empty when it has none.
+        served: the moves that make it a champion now.
+    """
+
+    run: str
+    state: str
+    record: Mapping[str, Any]
+    gate: GateRecord | None
+    served: list[Move]
+
+
+_COLUMNS: Mapping[str, Callable[[_Row], Any]] = {
+    "run": lambda row: row.run,
+    "state": lambda row: row.state,
+    "dataset": lambda row: row.record.get("dataset", {}).get("name"),
+    "accuracy": lambda row: row.record.get("metrics", {}).get("test_accuracy"),
+    "loss": lambda row: row.record.get("metrics", {}).get("test_loss"),
+    "gate": lambda row: f"{row.gate.verdict} ({row.gate.rule})" if row.gate else None,
+    "champion": lambda row: ", ".join(f"{m.model} {m.version} since {m.when[:16]}" for m in row.served) or None,
+    "attempts": lambda row: row.record.get("counters", {}).get("attempts"),
+    "seconds": lambda row: row.record.get("goodput", {}).get("wall_seconds"),
+    "committed": lambda row: row.record.get("committed"),
+}
+"""Heading -> what a run has to say under it; None is a dash in the table."""
+
+
+def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row | None:
+    """One run; None when retention removed it."""
+    state, recorded, gate = "unfinished", None, None
+    try:
+        recorded = read.read_run(store, run_id)
+        if recorded is not None:
+            state = "abandoned" if isinstance(recorded, ClosedRun) else "committed"
+            gate = read_gate(store, run_id)
+        elif store.get(contract.run_key(run_id)) is None:
+            state = "not started"
+    except IntegrityError as error:
+        state = "damaged"
+        logs.warn("commit.damaged", run_of_commit=run_id, reason=str(error))
+    if isinstance(recorded, ClosedRun) and recorded.is_removed:
+        return None
+    record = recorded.record if isinstance(recorded, CommittedRun) else {}
+    served = [made for made, is_now in moves if is_now]
+    return _Row(run=run_id, state=state, record=record, gate=gate, served=served)
+
+
+def _to_cell(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    return (f"{value:.1f}" if name == "seconds" else f"{value:.4f}") if isinstance(value, float) else str(value)
+
+
+def show(line: CommandLine, loaded: LoadedConfig) -> int:
+    """Everything that is known about a committed run, as JSON."""
+    store = configured_store(loaded)
+    committed = find_committed(store, line.options.run)
+    gate = read_gate(store, committed.run)
+    champions = [
+        {
+            "model": made.model,
+            "version": made.version,
+            "is_champion": is_champion,
+            "when": made.when,
+            "by": made.by,
+            "who": made.who,
+            "why": made.why,
+            "forced": made.forced,
+        }
+        for made, is_champion in moves_by_run(store).get(committed.run, [])
+    ]
+    known = {**committed.record, "gate": gate.to_json() if gate else None, "champion": champions}
+    print(json.dumps(known, indent=2, sort_keys=True))
+    return contract.ExitCode.OK
+
+
+def moves_by_run(store: Store) -> dict[str, list[tuple[Move, bool]]]:
+    """Every run that was ever champion: its moves, newest first, each with whether it is the champion now."""
+    found: dict[str, list[tuple[Move, bool]]] = {}
+    for model in store.list_folders(contract.MODELS_PREFIX):
+        for number, made in enumerate(champion.history(store, model)):
+            found.setdefault(made.run, []).append((made, number == 0))
+    return found
+
+
+def report(line: CommandLine, loaded: LoadedConfig) -> int:
+    """Write the report of a committed run again."""
+    from job.commands.report import REPORT_FILE, make_report, write_report
+
+    store = configured_store(loaded)
+    committed = find_committed(store, line.options.run)
+    page = make_report(committed, read.read_metrics(store, committed), read_gate(store, committed.run))
+    path = Path(line.options.to or REPORT_FILE)
+    write_report(path, page)
+    print(path)
+    return contract.ExitCode.OK
+
+
+def print_log(line: CommandLine, loaded: LoadedConfig) -> int:
+    """The stored log of a run.
+
+    Raises:
+        NotFoundError: it has none.
+    """
+    from job.observe.stored_logs import read_stored_log
+
+    store, run_id = configured_store(loaded), checked_run_id(line.options.run)
+    lines = read_stored_log(store, run_id)
+    if not lines:
+        raise NotFoundError(f"run {run_id} has no stored log in {store.uri}; see mnist-job runs")
+    for text in lines:
+        print(text)
+    return contract.ExitCode.OK

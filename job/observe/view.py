@@ -1,0 +1,116 @@
+"""What an attempt tells about itself: to the bar on a terminal, to the metrics, and to the termination message.
+
+The one place that knows all three. Whoever trains or publishes calls a `View` and nothing of what stands behind it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from job.observe.metrics import Metrics
+from job.observe.progress import Display
+from job.observe.termination import Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where training is after a chunk of steps.
+
+    Attributes:
+        step: optimizer updates made in the whole run, of `total_steps`.
+        epoch: the running one, from 1.
+        loss, accuracy: of the running epoch so far.
+        examples_per_second, eta_seconds: smoothed.
+        counters: what the run has made over all attempts.
+        goodput_ratio: time in training steps that were kept, over the wall time of all attempts.
+    """
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    accuracy: float
+    examples_per_second: float
+    eta_seconds: float
+    counters: Mapping[str, int]
+    goodput_ratio: float
+
+
+class View:
+    """Takes what happens, in the order in which an attempt comes to it."""
+
+    def __init__(self, *, display: Display, metrics: Metrics, status: Status) -> None:
+        self._display, self._metrics, self._status = display, metrics, status
+
+    def prepared(self, *, dataset: str, num_replicas: int) -> None:
+        """Data and devices are there."""
+        self._metrics.describe(dataset=dataset, replicas=num_replicas)
+
+    def registered(self, attempt: str, *, goodput: Callable[[], Mapping[str, Any]]) -> None:
+        """The attempt has its id, and can say where the time of all attempts went."""
+        self._status.attempt, self._status.goodput = attempt, goodput
+
+    def training_starts(self, *, step: int, total_steps: int, epochs: int, counters: Mapping[str, int]) -> None:
+        """The newest checkpoint is restored, or there is none."""
+        self._status.step = step
+        self._metrics.count(counters)
+        self._display.start(num_steps=total_steps, done_steps=step, num_epochs=epochs)
+
+    def steps_timed(self, num_steps: int, *, seconds: float) -> None:
+        """One call made so many steps, which took `seconds` all together."""
+        self._metrics.add_steps(num_steps, seconds=seconds)
+
+    def chunk(self, progress: Progress) -> None:
+        """A chunk of steps is done."""
+        now = progress
+        self._status.step, self._status.epoch = now.step, now.epoch
+        self._display.update(
+            step=now.step,
+            epoch=now.epoch,
+            loss=now.loss,
+            accuracy=now.accuracy,
+            rate=now.examples_per_second,
+            eta_seconds=now.eta_seconds,
+        )
+        self._metrics.count(now.counters)
+        self._metrics.set(
+            loss=now.loss,
+            accuracy=now.accuracy,
+            examples_per_second=now.examples_per_second,
+            eta_seconds=now.eta_seconds,
+            progress_ratio=now.step / now.total_steps,
+            goodput_ratio=now.goodput_ratio,
+        )
+
+    def epoch_ends(self, *, test_loss: float, test_accuracy: float) -> None:
+        """The model was scored on the test split."""
+        self._status.accuracy = test_accuracy
+        self._metrics.set(test_loss=test_loss)
+
+    def checkpoint_starts(self) -> None:
+        """A checkpoint is being written: from now on the termination message says how far training is."""
+        self._status.write()
+
+    def checkpoint_saved(self, step: int, seconds: float) -> None:
+        """A checkpoint was written; called on the writer's thread."""
+        self._metrics.checkpoint_saved(step, seconds)
+
+    def training_ends(self) -> None:
+        """There are no more steps."""
+        self._display.stop()
+
+    def evaluated(self, recalls: Mapping[str, float]) -> None:
+        """Recall by class, 0 to 1, on the test split."""
+        self._metrics.set_recalls(recalls)
+
+    def committed(self, commit_key: str, *, test_accuracy: float) -> None:
+        """The run has a result, whoever made it."""
+        self._status.commit, self._status.accuracy = commit_key, test_accuracy
+
+    def decided(self, *, is_promoted: bool) -> None:
+        """The gate was asked."""
+        self._status.promoted = is_promoted
+
+    def champion_is(self, accuracy: float) -> None:
+        """How good the model is that is served now."""
+        self._status.champion_accuracy = accuracy

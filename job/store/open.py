@@ -1,0 +1,53 @@
+"""Opens the store that a URI names, and folders that may be one."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from job.config import StoreSection
+from job.store.backend import Backend
+from job.store.store import Store, Traffic
+
+
+def open_store(
+    config: StoreSection, *, environ: Mapping[str, str], uri: str | None = None, traffic: Traffic | None = None
+) -> Store:
+    """Open the configured store, or the one at `uri` with the same settings, without a request to it.
+
+    Args:
+        uri: `file:`, `s3://`, `gs://` or `az://`.
+        traffic: counts the requests that follow.
+
+    Raises:
+        ConfigError: a URI that cannot be one.
+        AccessDeniedError: no credentials under the provider's environment names.
+    """
+    if uri is not None:
+        config = config.model_copy(update={"uri": uri})
+    uri, backend = _make_backend(config, environ=environ)
+    return Store(backend, uri=uri, deadline_seconds=config.deadline_seconds, traffic=traffic)
+
+
+def _make_backend(config: StoreSection, *, environ: Mapping[str, str]) -> tuple[str, Backend]:
+    """The URI as messages have it, and what answers to it."""
+    if config.uri.startswith("file:"):
+        from job.store.folder import FolderBackend, folder_of
+
+        folder = folder_of(config.uri)
+        return f"file:{folder}", FolderBackend(folder)
+    from job.store.cloud import CloudBackend
+
+    return config.uri, CloudBackend(config, environ=environ)
+
+
+def is_store_uri(text: str) -> bool:
+    """Whether `text` names a store rather than a local folder."""
+    return text.startswith(("file:", "s3://", "gs://", "az://"))
+
+
+def folder_opener(config: StoreSection, *, environ: Mapping[str, str]) -> Callable[[str], Store | Path]:
+    """Opens a place that may be a local folder, or a store with the settings of `config`."""
+
+    def open_folder(uri: str) -> Store | Path:
+        return open_store(config, environ=environ, uri=uri) if is_store_uri(uri) else Path(uri)
+
+    return open_folder

@@ -1,0 +1,15 @@
+"""Text for people, as both programs print it: one line of an error, and tables. Standard library only."""
+
+from collections.abc import Sequence
+
+
+def one_line(text: object, *, limit: int | None = None) -> str:
+    """Any text or error as one line of at most `limit` characters."""
+    return " ".join(str(text).split())[:limit]
+
+
+def to_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length in columns that are as wide as their widest cell; the first row holds the headings."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
