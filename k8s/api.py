@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from job.texts import one_line
 from k8s.connection import Connection
 from k8s.errors import NoReplyError, ThrottledError, UnavailableError, UsageError, error_from_reply
 
@@ -183,7 +184,7 @@ def _no_reply(what: str) -> Iterator[None]:
     try:
         yield
     except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error, limit=300)
         if "CERTIFICATE_VERIFY_FAILED" in text:
             raise UsageError(
                 f"{what}: the certificate of the API server cannot be verified ({text}); correct the kubeconfig"

@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from job.contract import ExitCode
+from job import texts
+from job.contract import ExitCode, Field
 
 Object = dict[str, Any]
 
@@ -27,20 +28,6 @@ class Cause:
     """Exit code of the container, when it has ended."""
 
 
-_ACTIONS_BY_CODE = {
-    ExitCode.UNKNOWN: ("UnknownError", "read the log"),
-    ExitCode.CONFIG: ("BadConfig", "submit again with a right setting, or helm upgrade"),
-    ExitCode.INTEGRITY: ("IntegrityError", "restore the data; when all checkpoints are bad, submit a new run"),
-    ExitCode.NOT_FOUND: ("NotFound", "correct data.uri, store.uri or the GPU limit of the release, then resume"),
-    ExitCode.UNAVAILABLE: ("Unavailable", "repair the store or the network, then resume"),
-    ExitCode.TRAINING_FAILED: ("TrainingFailed", "submit again with another learning rate or model"),
-    ExitCode.CONFLICT: ("Conflict", "submit a new run: this id belongs to other settings"),
-    ExitCode.STALLED: ("Stalled", "look for the stacks in the log; if it is only slow, raise observe.stall_timeout_seconds"),
-    ExitCode.INTERRUPTED: ("Interrupted", "nothing: a checkpoint is saved, and the next pod goes on from it"),
-    ExitCode.PEER_LOST: ("PeerLost", "nothing: it is tried again"),
-    ExitCode.ACCESS_DENIED: ("AccessDenied", "correct the Secret or the identity of the release, then resume"),
-    ExitCode.GATE_REFUSED: ("GateRefused", "the model is not good enough to be promoted; see gate.json in the store"),
-}  # fmt: skip
 _SIGNALS = {134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
 _DISRUPTIONS = {
     "EvictionByEvictionAPI": "it was evicted, as when a node is drained",
@@ -79,9 +66,9 @@ def explain_end(pod: Object) -> Cause:
 def _explain_container_end(state: Object) -> Cause:
     code, reason = int(state.get("exitCode", 0)), str(state.get("reason", ""))
     message = termination_message(state)
-    said = one_line(message.get("reason", ""))
+    said = one_line(message.get(Field.REASON, ""))
     if code == 0:
-        return Cause(reason="Completed", message=str(message.get("outcome", "done")), code=0)
+        return Cause(reason=ExitCode.OK.word, message=str(message.get(Field.OUTCOME, "done")), code=0)
     if reason == "OOMKilled":
         return Cause(reason=reason, message=f"out of memory{_how_far(message)}", action=_MEMORY, code=code)
     if reason in ("StartError", "ContainerCannotRun"):
@@ -93,15 +80,14 @@ def _explain_container_end(state: Object) -> Cause:
         text = f"killed with {_SIGNALS[code]}{_how_far(message)}"
         action = "read the log; out of memory on the node, or a crash in native code"
         return Cause(reason="Killed", message=text, action=action, code=code)
-    try:
-        word, action = _ACTIONS_BY_CODE[ExitCode(code)]
-    except (ValueError, KeyError):
-        word, action = "UnknownError", "read the log"
-    return Cause(reason=word, message=f"exit code {code}" + (f": {said}" if said else ""), action=action, code=code)
+    known = next((each for each in ExitCode if each == code), ExitCode.UNKNOWN)
+    text = f"exit code {code}" + (f": {said}" if said else "")
+    return Cause(reason=known.word, message=text, action=known.action, code=code)
 
 
 def _how_far(message: Object) -> str:
-    return f" at step {message['step']}, epoch {message.get('epoch')}" if message.get("step") else ""
+    step = message.get(Field.STEP)
+    return f" at step {step}, epoch {message.get(Field.EPOCH)}" if step else ""
 
 
 def explain_not_started(pod: Object, events: list[Object]) -> Cause:
@@ -241,7 +227,7 @@ def event_time(event: Object) -> str:
 
 def one_line(text: object) -> str:
     """As one line of at most 300 characters."""
-    return " ".join(str(text).split())[:300]
+    return texts.one_line(text, limit=300)
 
 
 def _image(pod: Object) -> str:

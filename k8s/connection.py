@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from job.texts import one_line
 from k8s.errors import UsageError
 
 SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -57,8 +58,9 @@ def _load_kubeconfig(configuration: Any, paths: str, *, context: str) -> str:
         contexts, active = list_kube_config_contexts(paths)
         load_kube_config(paths, context=context or None, client_configuration=configuration, persist_config=False)
     except (ConfigException, OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise UsageError(f"kubeconfig {paths}: {text}; give --kubeconfig and --context, or set KUBECONFIG") from error
+        raise UsageError(
+            f"kubeconfig {paths}: {one_line(error)}; give --kubeconfig and --context, or set KUBECONFIG"
+        ) from error
     chosen = next((each for each in contexts if each["name"] == context), active)
     return str((chosen.get("context") or {}).get("namespace") or "")
 

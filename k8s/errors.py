@@ -7,6 +7,7 @@ import json
 from typing import ClassVar
 
 from job.contract import ExitCode
+from job.texts import one_line
 
 
 class ClientError(Exception):
@@ -123,7 +124,7 @@ def _message_of(body: bytes) -> str:
     except ValueError:
         content = body.decode(errors="replace")
     message = content.get("message", "") if isinstance(content, dict) else content
-    return " ".join(str(message).split())[:500]
+    return one_line(message, limit=500)
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from job.contract import Event, Field
 from k8s.api import Api
 from k8s.causes import CONTAINER, Object, container_state
 from k8s.errors import (
@@ -86,7 +87,7 @@ class _Reader:
             event = json.loads(self.last_text)
         except ValueError:
             return False
-        return isinstance(event, dict) and event.get("event") == "run.end"
+        return isinstance(event, dict) and event.get(Field.EVENT) == Event.RUN_END
 
 
 def read_log(api: Api, job: Object, *, follow: bool, timeout_seconds: float) -> Iterator[LogLine | Notice]:

@@ -15,7 +15,7 @@ SETTINGS_ANNOTATION = "mnist-train/set"
 REQUEST_ANNOTATION = "mnist-train/request"
 
 _RUN_ID_FLAG = "--run.id="
-_DEFAULT_EPOCHS = 20
+_EPOCHS_FLAG = "--train.epochs="
 _CREATED_POD = re.compile(r"^Created pod: (\S+)$")
 
 
@@ -52,9 +52,12 @@ def run_id_of(job: Object) -> str:
 
 def epochs_of(job: Object) -> int:
     """How many epochs it trains."""
-    given = [argument for argument in arguments_of(job) if argument.startswith("--train.epochs=")]
-    text = given[-1].partition("=")[2] if given else ""
-    return int(text) if text.isdigit() else _DEFAULT_EPOCHS
+    from job.config import TrainSection
+
+    given = [argument for argument in arguments_of(job) if argument.startswith(_EPOCHS_FLAG)]
+    text = given[-1].removeprefix(_EPOCHS_FLAG) if given else ""
+    default: int = TrainSection.model_fields["epochs"].default
+    return int(text) if text.isdigit() else default
 
 
 def overrides_of(job: Object) -> str:

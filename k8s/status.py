@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from job.contract import Event, Field
 from k8s.causes import (
     Cause,
     Object,
@@ -248,22 +249,28 @@ def _facts(job: Object, pods: list[Object], log: list[Object]) -> dict[str, Any]
     for pod in pods:
         state = container_state(pod).get("terminated")
         message = termination_message(state) if state else {}
-        known = {key: message[key] for key in _FROM_MESSAGE if message.get(key) is not None}
-        facts |= known
+        facts |= {str(key): message[key] for key in _FROM_MESSAGE if message.get(key) is not None}
         if state:
             facts["exit_code"] = int(state.get("exitCode", 0))
     for event in log:
-        if event.get("event") in _PROGRESS_EVENTS:
-            facts |= {key: event[key] for key in ("step", "epoch", "eta_seconds") if event.get(key) is not None}
-        if event.get("test_accuracy") is not None:
-            facts["accuracy"] = event["test_accuracy"]
+        if event.get(Field.EVENT) in _PROGRESS_EVENTS:
+            facts |= {str(key): event[key] for key in _PROGRESS_FIELDS if event.get(key) is not None}
+        if event.get(Field.TEST_ACCURACY) is not None:
+            facts["accuracy"] = event[Field.TEST_ACCURACY]
     if log and "exit_code" not in facts:
         facts.setdefault("outcome", "running")
     return facts
 
 
-_FROM_MESSAGE = ("outcome", "step", "epoch", "accuracy", "promoted", "commit")
-_PROGRESS_EVENTS = ("train.progress", "epoch.end", "checkpoint.saved", "checkpoint.restored", "evaluate.end")
+_FROM_MESSAGE = (Field.OUTCOME, Field.STEP, Field.EPOCH, Field.ACCURACY, Field.PROMOTED, Field.COMMIT)
+_PROGRESS_EVENTS = (
+    Event.TRAIN_PROGRESS,
+    Event.EPOCH_END,
+    Event.CHECKPOINT_SAVED,
+    Event.CHECKPOINT_RESTORED,
+    Event.EVALUATE_END,
+)
+_PROGRESS_FIELDS = (Field.STEP, Field.EPOCH, Field.ETA_SECONDS)
 
 
 def _finished(job: Object) -> str | None:

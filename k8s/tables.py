@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from job import texts
 from k8s.status import RunStatus
 
 _HEADINGS = ("RUN", "PHASE", "REASON", "PROGRESS", "ACCURACY", "AGE", "ATTEMPTS", "SETTINGS")
@@ -12,11 +13,7 @@ _HEADINGS = ("RUN", "PHASE", "REASON", "PROGRESS", "ACCURACY", "AGE", "ATTEMPTS"
 
 def to_table(runs: Sequence[RunStatus], *, now: datetime | None = None) -> str:
     """One line for each run, under headings."""
-    rows = [_HEADINGS, *(_row(run, now or datetime.now(UTC)) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    return "\n".join(
-        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return texts.to_table([_HEADINGS, *(_row(run, now or datetime.now(UTC)) for run in runs)])
 
 
 def describe(run: RunStatus, *, now: datetime | None = None) -> str:

@@ -24,9 +24,37 @@ IDX_FILES = (
     "t10k-labels-idx1-ubyte.gz",
 )
 REPOSITORY = Path(__file__).parent.parent
-_DEFAULT_MNIST = REPOSITORY.parent / "shared" / "data" / "mnist"
+
+_MNIST_FOLDER = os.environ.get("MNIST_TEST_DATA", "")
 
 IS_CI = os.environ.get("CI") == "true"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="also tests that repeat others many times or train for minutes"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test sees the settings of whoever runs it; MNIST_TEST_DATA was read above, and is no setting."""
+    for name in [name for name in os.environ if name.upper().startswith("MNIST_")]:
+        del os.environ[name]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def is_full(request: pytest.FixtureRequest) -> bool:
+    """Whether the test may take its time: more trials of the same."""
+    return bool(request.config.getoption("--full"))
+
 
 # Small enough for one second of training, large enough to learn.
 QUICK = (
@@ -108,9 +136,9 @@ def run_job(tmp_path: Path) -> RunJob:
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The folder with the four canonical MNIST files."""
-    folder = Path(os.environ.get("MNIST_TEST_DATA", _DEFAULT_MNIST))
-    if not all((folder / name).is_file() for name in IDX_FILES):
-        skip_or_fail(f"no MNIST in {folder}; set MNIST_TEST_DATA to a folder with the four .gz files")
+    folder = Path(_MNIST_FOLDER)
+    if not _MNIST_FOLDER or not all((folder / name).is_file() for name in IDX_FILES):
+        skip_or_fail("no MNIST: set MNIST_TEST_DATA to a folder with the four .gz files")
     return folder
 
 

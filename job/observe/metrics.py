@@ -5,7 +5,7 @@ they leave the process (`exposition.py`).
 """
 
 import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ _OUTCOME = {
     "last_success_timestamp_seconds": "When a run last ended well; a failure leaves it as it is.",
     "last_run_timestamp_seconds": "When an attempt last ended, however it ended.",
     "duration_seconds": "How long the attempt took.",
-    "exit_code": "Exit code of the attempt; the README has the table.",
+    "exit_code": "Exit code of the attempt; docs/reference.md has the table.",
     "promoted": "1 when the run became the champion, else 0.",
     "champion_accuracy": "Test accuracy of the model that is served now.",
 }
@@ -76,6 +76,16 @@ class Metrics:
     _recalls: Mapping[str, float] = field(default_factory=dict)
     _step_counts: list[int] = field(default_factory=lambda: [0] * (len(_STEP_SECONDS) + 1))
     _step_seconds: float = 0.0
+
+    @staticmethod
+    def gauges() -> Iterable[str]:
+        """Names that `set` takes."""
+        return _GAUGES
+
+    @staticmethod
+    def counters() -> Iterable[str]:
+        """Names that `count` takes."""
+        return _COUNTERS
 
     def describe(self, **labels: object) -> None:
         """Say what is known by now about the run."""

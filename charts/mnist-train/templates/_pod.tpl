@@ -135,7 +135,7 @@ podFailurePolicy:
       onExitCodes:
         containerName: train
         operator: In
-        values: [64, 65, 66, 70, 73, 77, 78]
+        values: [{{ (.root.Files.Get "files/exit-codes.json" | fromJson).failJob | join ", " }}]
 {{- with $values.activeDeadlineSeconds }}
 activeDeadlineSeconds: {{ toJson . }}
 {{- end }}

@@ -1,6 +1,6 @@
 {{/*
-Which run it is, and with which settings. files/defaults.json is made of job/config.py, so that a value that equals its
-default neither becomes an argument nor another run. `helm --set` makes a string of 0.5: where a number is meant it is one again.
+Which run it is, and with which settings. files/defaults.json and files/decides.json are made of the job's own code, so that a
+value that equals its default neither becomes an argument nor another run. `helm --set` makes a string of 0.5: where a number is meant it is one again.
 */}}
 
 {{- /* [clusterName.]namespace, in front of each run id. */ -}}
@@ -15,9 +15,12 @@ default neither becomes an argument nor another run. `helm --set` makes a string
 {{- else -}}
 {{- $defaults := .Files.Get "files/defaults.json" | fromJson -}}
 {{- $decides := dict -}}
-{{- range $section, $fields := dict "data" .Values.data "model" .Values.model "train" .Values.train "run" .Values.run "cluster" .Values.cluster -}}
-{{- range $field, $default := get $defaults $section -}}
-{{- if or (has $section (list "model" "train")) (and (eq $section "data") (ne $field "cache_dir")) (has (printf "%s.%s" $section $field) (list "run.seed" "run.suffix" "cluster.workers")) -}}
+{{- $lists := .Files.Get "files/decides.json" | fromJson -}}
+{{- range $name := concat $lists.always $lists.whenChanged -}}
+{{- $section := splitList "." $name | first -}}
+{{- $field := splitList "." $name | last -}}
+{{- $default := get (get $defaults $section) $field -}}
+{{- $fields := get $.Values $section -}}
 {{- $value := get $fields $field -}}
 {{- if or (not (hasKey $fields $field)) (kindIs "invalid" $value) -}}
 {{- $value = $default -}}
@@ -25,8 +28,8 @@ default neither becomes an argument nor another run. `helm --set` makes a string
 {{- if and (kindIs "string" $value) (kindIs "float64" $default) -}}
 {{- $value = float64 $value -}}
 {{- end -}}
-{{- $_ := set $decides (printf "%s.%s" $section $field) (toJson $value) -}}
-{{- end -}}
+{{- if or (has $name $lists.always) (ne (toJson $value) (toJson $default)) -}}
+{{- $_ := set $decides $name (toJson $value) -}}
 {{- end -}}
 {{- end -}}
 {{ include "mnist-train.runPrefix" . }}.{{ include "mnist-train.base" . }}-{{ toJson $decides | sha256sum | trunc 8 }}

@@ -1,55 +1,77 @@
-"""The files of the chart that are made of others: schema and defaults of job/config.py, table of values.yaml.
-
-`python -m tests.charts.generated` writes them; test_generated.py says when one is out of date.
-"""
+"""The generated files of the chart: schema and defaults of the settings, what decides a run, exit codes, the table of values."""
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from job.config import Config
-from tests.conftest import REPOSITORY
+from generators.splice import splice, to_rows
+from job.config import Config, default_values
+from job.contract import ExitCode
+from job.runs.identity import ORIGINAL_FIELDS, deciding_fields
 
-CHART = REPOSITORY / "charts" / "mnist-train"
-SCHEMA = CHART / "values.schema.json"
-DEFAULTS = CHART / "files" / "defaults.json"
-README = CHART / "README.md"
-_TABLE = re.compile(r"(<!-- values: .*? -->\n).*?(<!-- /values -->)", re.DOTALL)
+_CHART = "charts/mnist-train"
 _PRINTABLE = "^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\ufeff]*$"  # YAML would change or refuse the others
 _NUMBER = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$"  # `helm --set` makes a string of 0.5
 _WHOLE = ("resources", "podLabels", "podAnnotations")  # one row each
 
 
-def make_schema() -> str:
-    """The hand-written part with the sections of the job's settings in front."""
-    schema = json.loads((CHART / "values.schema.base.json").read_text())
-    settings = Config.model_json_schema()
-    sections = {name: _inline(settings["properties"][name], settings["$defs"]) for name in settings["properties"]}
-    schema["properties"] = sections | schema["properties"]
-    return json.dumps(schema, indent=2) + "\n"
-
-
-def make_defaults() -> str:
-    """Every setting's default, for the templates."""
-    defaults = {
-        section: info.annotation.model_construct().model_dump(mode="json")
-        for section, info in Config.model_fields.items()
-        if info.annotation is not None
+def make_files(root: Path, schema: type[Config] = Config) -> dict[str, str]:
+    """Path -> content; `schema` has the settings."""
+    chart = root / _CHART
+    return {
+        f"{_CHART}/values.schema.json": make_schema(chart, schema),
+        f"{_CHART}/files/defaults.json": make_defaults(schema),
+        f"{_CHART}/files/decides.json": make_deciding(schema),
+        f"{_CHART}/files/exit-codes.json": make_exit_codes(),
+        f"{_CHART}/README.md": splice((chart / "README.md").read_text("utf-8"), "values", make_table(chart)),
     }
-    return json.dumps(defaults, indent=2) + "\n"
 
 
-def make_table() -> str:
+def make_schema(chart: Path, schema: type[Config]) -> str:
+    """The hand-written part with the sections of the job's settings in front."""
+    values = json.loads((chart / "values.schema.base.json").read_text("utf-8"))
+    settings = schema.model_json_schema()
+    sections = {name: _inline(settings["properties"][name], settings["$defs"]) for name in settings["properties"]}
+    values["properties"] = sections | values["properties"]
+    return json.dumps(values, indent=2) + "\n"
+
+
+def make_defaults(schema: type[Config]) -> str:
+    """Every setting's default, for the templates."""
+    nested: dict[str, dict[str, object]] = {}
+    for name, default in default_values(schema).items():
+        section, _, field = name.partition(".")
+        nested.setdefault(section, {})[field] = default
+    return json.dumps(nested, indent=2) + "\n"
+
+
+def make_deciding(schema: type[Config]) -> str:
+    """The settings that a run id is made of: always, or once they differ from their default (`job/runs/identity.py`)."""
+    names = deciding_fields(schema)
+    lists = {
+        "always": [name for name in names if name in ORIGINAL_FIELDS],
+        "whenChanged": [name for name in names if name not in ORIGINAL_FIELDS],
+    }
+    return json.dumps(lists, indent=2) + "\n"
+
+
+def make_exit_codes() -> str:
+    """The exit codes after which another pod would end the same way."""
+    return json.dumps({"failJob": [code.value for code in ExitCode if code.again == "no"]}, indent=2) + "\n"
+
+
+def make_table(chart: Path) -> str:
     """A row for each value: the comment above it in values.yaml says what it is."""
-    rows = [f"| `{name}` | `{default}` | {comment} |" for name, default, comment in describe_values()]
-    return "\n".join(["| value | default | meaning |", "| --- | --- | --- |", *rows]) + "\n"
+    rows = ((f"`{name}`", f"`{default}`", comment) for name, default, comment in describe_values(chart))
+    return to_rows(("value", "default", "meaning"), *rows)
 
 
-def describe_values() -> list[tuple[str, str, str]]:
+def describe_values(chart: Path) -> list[tuple[str, str, str]]:
     """(name, default, comment) of every value in values.yaml; neighbours share the comment above the first of them."""
-    text = (CHART / "values.yaml").read_text()
+    text = (chart / "values.yaml").read_text("utf-8")
     values = yaml.safe_load(text)
     rows: list[tuple[str, str, str]] = []
     comment, parent, is_new_comment = "", "", True
@@ -93,15 +115,3 @@ def _inline(node: Any, definitions: dict[str, Any]) -> Any:
         return inlined | {"type": ["number", "string"], "pattern": _NUMBER}
     is_free_text = inlined.get("type") == "string" and not {"enum", "const", "pattern"} & set(inlined)
     return inlined | {"pattern": _PRINTABLE} if is_free_text else inlined
-
-
-def write() -> None:
-    """Write all of them again."""
-    SCHEMA.write_text(make_schema())
-    DEFAULTS.parent.mkdir(exist_ok=True)
-    DEFAULTS.write_text(make_defaults())
-    README.write_text(_TABLE.sub(lambda match: match[1] + make_table() + match[2], README.read_text()))
-
-
-if __name__ == "__main__":
-    write()

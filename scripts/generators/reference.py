@@ -1,0 +1,67 @@
+"""What `run --help` prints, and the tables of docs/reference.md: settings, exit codes, series."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from generators.splice import splice, to_rows
+from job.config import describe_fields
+from job.contract import ExitCode
+from job.observe.metrics import Metrics
+from job.observe.phases import Phases
+from job.observe.termination import Status
+
+_HELP, _REFERENCE = "job/settings.txt", "docs/reference.md"
+
+
+def make_files(root: Path) -> dict[str, str]:
+    """Path -> content."""
+    text = (root / _REFERENCE).read_text("utf-8")
+    for name, piece in (("settings", make_settings()), ("exit codes", make_exit_codes()), ("series", make_series())):
+        text = splice(text, name, piece)
+    return {_HELP: make_help(), _REFERENCE: text}
+
+
+def make_help() -> str:
+    """Every setting as a flag with its default."""
+    lines = [f"  --{name + '=' + default:<46} {description}" for name, default, description in describe_fields()]
+    return "\n".join(["settings (flag > MNIST_SECTION__FIELD > --config FILE > default):", *lines]) + "\n"
+
+
+def make_settings() -> str:
+    """A row for each setting."""
+    rows = ((f"`{name}`", f"`{default}`", description) for name, default, description in describe_fields())
+    return to_rows(("setting", "default", "meaning"), *rows)
+
+
+def make_exit_codes() -> str:
+    """A row for each exit code, and one for those that the kernel makes."""
+    rows = ((str(code.value), code.meaning, code.again) for code in ExitCode)
+    killed = ("137, 139", "killed from outside, out of memory, crashed in native code", "yes")
+    return to_rows(("code", "meaning", "start it again?"), *rows, killed)
+
+
+def make_series() -> str:
+    """A row for each series of /metrics, then those that are known at the exit alone."""
+    metrics = _metrics_with_everything()
+    running = [*_describe(metrics.running())]
+    at_exit = [(name, f"{kind}, at exit", text) for name, kind, text in _describe(metrics.outcome())]
+    known = {name for name, _, _ in running}
+    return to_rows(("series", "type", "meaning"), *running, *(row for row in at_exit if row[0] not in known))
+
+
+def _metrics_with_everything() -> Metrics:
+    status = Status(code=ExitCode.OK, accuracy=0.0, promoted=False, champion_accuracy=0.0)
+    metrics = Metrics(status=status, phases=Phases())
+    metrics.set(**dict.fromkeys(metrics.gauges(), 0.0))
+    metrics.count(dict.fromkeys(metrics.counters(), 0))
+    metrics.set_recalls({"0": 0.0})
+    metrics.traffic.count("get", outcome="ok")
+    return metrics
+
+
+def _describe(families: Iterable[Any]) -> Iterable[tuple[str, str, str]]:
+    for family in families:
+        labels = ",".join(family.samples[0].labels) if family.type != "histogram" else ""
+        name = family.name + ("_total" if family.type == "counter" else "")
+        yield f"`{name}{f'{{{labels}}}' if labels else ''}`", family.type, family.documentation
