@@ -18,7 +18,7 @@ MAX_STEPS_PER_CHUNK = 67
 """The grain at which signals are seen: tens of milliseconds of MNIST. Results do not depend on it."""
 
 MAX_CHUNK_BYTES = 30_000_000
-"""Above 32 MiB glibc maps every chunk anew, which costs more than training on it (`cluster.py`)."""
+"""Above 32 MiB glibc maps every chunk anew, which costs more than training on it (`devices.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

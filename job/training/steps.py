@@ -1,7 +1,7 @@
 """The steps: many optimizer updates in one graph call, for one replica or several.
 
 Owns the step function, its compilation and the metric sums of the running epoch. Knows nothing about epochs' ends,
-stores, checkpoints or signals: it yields after every chunk and `training.py` decides.
+stores, checkpoints or signals: it yields after every chunk and `loop.py` decides.
 """
 
 from collections.abc import Callable, Iterator, Mapping
