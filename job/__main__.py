@@ -1,6 +1,6 @@
 """Entry point: one subcommand, one exit code, one way out.
 
-The only place that catches errors: one line on stderr, the termination message, the exit code.
+Every error that ends the process ends here: one line on stderr, the termination message, the exit code.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def main() -> NoReturn:
     code = _run(sys.argv[1:], stop=stop)
     stop.ignore()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):  # whoever read it has gone, as in `mnist-job runs | head -1`
+        with contextlib.suppress(BrokenPipeError):  # its reader has gone, as in `mnist-job runs | head -1`
             stream.flush()
     os._exit(code)  # tearing TensorFlow down takes a second, and a stuck store thread for ever
 

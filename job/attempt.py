@@ -40,7 +40,7 @@ class Outcome:
     """How an attempt ended well.
 
     Attributes:
-        committed: the run's result, whoever made it; of the champion where nothing had to be trained.
+        committed: the run's result, by this attempt or another; the champion's where nothing had to be trained.
         is_new: False when another attempt had committed the run before.
         model_location: URI of the SavedModel.
         is_skipped: True when the champion came from the same inputs and image.
@@ -213,7 +213,7 @@ def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings,
 def finish(
     config: Config, store: Store, committed: CommittedRun, *, surroundings: Surroundings, workload: Workload
 ) -> Outcome:
-    """What follows a COMMIT, whoever made it: gate, serving layout, cleaning up."""
+    """What follows a COMMIT, by this attempt or another: gate, serving layout, cleaning up."""
     view, gate = surroundings.view, None
     outcome = _outcome(store, committed, surroundings=surroundings)
     model = champion.model_name(config, dataset=committed.dataset.name)

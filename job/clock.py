@@ -29,7 +29,7 @@ class Source:
         return random.uniform(low, high)
 
     def token(self, num_bytes: int) -> str:
-        """A name that nobody else has, in hex: two characters a byte."""
+        """A name that no other process draws, in hex: two characters a byte."""
         return secrets.token_hex(num_bytes)
 
 
@@ -58,7 +58,7 @@ def uniform(low: float, high: float) -> float:
 
 
 def token(num_bytes: int) -> str:
-    """A name that nobody else has, in hex: two characters a byte."""
+    """A name that no other process draws, in hex: two characters a byte."""
     return source.token(num_bytes)
 
 

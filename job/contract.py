@@ -276,7 +276,7 @@ def claim_key(run_id: str, *, model: str, version: int) -> str:
 
 
 def retirements_prefix(run_id: str) -> str:
-    """Marks of whoever is about to remove a run, or has removed it: none may become champion any more."""
+    """Marks of retention, which is about to remove the run or has removed it: it may not become champion any more."""
     return f"{run_prefix(run_id)}retirements/"
 
 

@@ -1,6 +1,6 @@
 """SIGTERM and SIGINT: the first one asks the run to stop.
 
-Outside a deferred block the main thread is interrupted where it stands, which is safe because every state of a run is
+Outside a deferred block the main thread is interrupted at any line, which is safe because every state of a run is
 safe against a kill; inside, the block looks at `requested` itself.
 """
 

@@ -1,4 +1,4 @@
-"""Entry point of `mnist-k8s`: one subcommand, one exit code, one way out. The only place that catches errors."""
+"""Entry point of `mnist-k8s`: one subcommand, one exit code, one way out. Every error that ends the process ends here."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ def main() -> NoReturn:
     code = _run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has gone, as in `mnist-k8s logs RUN | head -1`
+    except BrokenPipeError:  # its reader has gone, as in `mnist-k8s logs RUN | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

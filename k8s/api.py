@@ -56,7 +56,7 @@ class Api:
         return list(found.get("items") or []), str(found.get("metadata", {}).get("resourceVersion", ""))
 
     def create_once(self, resource: str, body: Object) -> Object:
-        """One try to create an object: who calls it knows what a lost reply means.
+        """One try to create an object: the caller knows what a lost reply means.
 
         Raises:
             NoReplyError, UnavailableError: it may exist now.

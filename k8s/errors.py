@@ -1,6 +1,6 @@
 """What can go wrong between the client and the cluster, as a small tree; each error has the exit code of the job that fits.
 
-A message is one line: what, what the API server said with its status, and what to do. Only `k8s/__main__.py` catches all of them.
+A message is one line: what, what the API server said with its status, and what to do. Those that end the process end in `k8s/__main__.py`.
 """
 
 import json
@@ -65,7 +65,7 @@ class DeadlineError(UnavailableError):
 
 
 class AccessDeniedError(ClientError):
-    """The API server knows who asks, or not, and says no."""
+    """The API server refuses: it does not know the caller, or the caller may not do this."""
 
     code = ExitCode.ACCESS_DENIED
 

@@ -100,7 +100,7 @@ def make_name(cronjob: Object) -> str:
 
 
 def make_name_of_resumed(cronjob: Object, *, run: str, last_job: str) -> str:
-    """The same for everybody who resumes a run after the same Job: of two at once only one can make it.
+    """The same name for all who resume a run after the same Job: of two at once only one can make it.
 
     Args:
         run: its id, or the name of its Job.
@@ -123,7 +123,7 @@ def create_job(api: Api, job: Object, *, patience_seconds: float = 60.0) -> Obje
 
     Raises:
         ConflictError: another one has its name.
-        UnavailableError: nobody can say for so long whether it was made; the message names it.
+        UnavailableError: for so long no reply says whether it was made; the message names it.
     """
     name, request = job["metadata"]["name"], job["metadata"]["annotations"][REQUEST_ANNOTATION]
     deadline, pause = time.monotonic() + patience_seconds, 0.2

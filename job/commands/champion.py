@@ -44,7 +44,7 @@ def promote_run(config: Config, store: Store, committed: CommittedRun, *, forced
     gate = Gate(store=store, model=model, rules=config.promotion, who=_who(), reevaluate=None)
     read.read_files(store, committed)  # what is promoted by hand has to be whole
     to = committed.model(created=read.created_at(store, committed))
-    while True:  # each turn more is a move that somebody else has made
+    while True:  # another turn: another writer has moved the champion meanwhile
         newest = champion.read_newest(store, model)
         if newest and newest.run == to.run:
             serving.finish_layout(store, newest)
@@ -140,7 +140,7 @@ def fetch(line: CommandLine, loaded: LoadedConfig) -> int:
         try:
             model = champion.choose_model(store, loaded.config)
             brought = fetch_champion(store, model, folder, keep=line.options.keep)
-            with _tolerated("layout.not_finished"):  # whoever may only read must still be able to fetch
+            with _tolerated("layout.not_finished"):  # an account that may only read can fetch as well
                 serving.finish_champions_layout(store, model)
         except JobError as error:
             if every_seconds is None:
@@ -166,7 +166,7 @@ def _tolerated(event: str) -> Iterator[None]:
 
 
 def _who() -> str:
-    """Whoever types, as far as the machine knows."""
+    """The user and the machine, as far as they are known."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a pod's user has a number and no name

@@ -16,7 +16,7 @@ def prepare_mirror(store: Store, *, dataset: str, source: Path | None, cache_dir
 
     Raises:
         ConfigError: the dataset does not come as four files.
-        ConflictError: other content stands there already.
+        ConflictError: other content is there already.
         IntegrityError, NotFoundError, UnavailableError: the source's own failures.
     """
     if dataset not in PINNED_SHA256:

@@ -84,7 +84,7 @@ def is_prepared(name: str, *, cache_dir: Path) -> bool:
 def _is_in_tfds_cache(name: str, *, cache_dir: Path) -> bool:
     try:
         return any((cache_dir / "tfds" / name).glob("*/dataset_info.json"))
-    except OSError:  # a folder that may not be entered; who writes there later says so
+    except OSError:  # a folder that may not be entered; the write that follows says so
         return False
 
 

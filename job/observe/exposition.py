@@ -111,7 +111,7 @@ def _application(families: Families) -> "WSGIApplication":
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A slow reader holds up nobody; IPv6 and IPv4 alike, where the machine has both."""
+    """A slow reader holds up no other; IPv6 and IPv4 alike, where the machine has both."""
 
     daemon_threads = True
     allow_reuse_port = False

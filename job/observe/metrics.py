@@ -1,4 +1,4 @@
-"""What Prometheus is told: plain values that the run sets, as series when somebody asks for them.
+"""What Prometheus is told: plain values that the run sets, as series at the time of a scrape.
 
 Owns the names, types and help of the series, the same in /metrics, on the Pushgateway and in metrics.prom. Does not know how
 they leave the process (`exposition.py`).

@@ -1,6 +1,6 @@
 """What an attempt tells about itself: to the bar on a terminal, to the metrics, and to the termination message.
 
-The one place that knows all three. Whoever trains or publishes calls a `View` and nothing of what stands behind it.
+The one place that knows all three. Training and publication call a `View`, and know nothing of what is behind it.
 """
 
 from collections.abc import Callable, Mapping
@@ -104,7 +104,7 @@ class View:
         self._metrics.set_recalls(recalls)
 
     def committed(self, commit_key: str, *, test_accuracy: float) -> None:
-        """The run has a result, whoever made it."""
+        """The run has a result: this attempt's, or that of another."""
         self._status.commit, self._status.accuracy = commit_key, test_accuracy
 
     def decided(self, *, is_promoted: bool) -> None:

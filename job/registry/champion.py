@@ -1,7 +1,7 @@
 """The champion: one create-only record for each move, numbered without gaps; the highest number says which run is served.
 
 Creating version n + 1 is the compare-and-swap: of several writers one wins, and the others read and decide again. Owns the
-records and their order, not who deserves to be champion. Never imports TensorFlow.
+records and their order, not which run deserves to be champion. Never imports TensorFlow.
 """
 
 import re
@@ -134,7 +134,7 @@ def move(
     forced: bool = False,
     gate: GateRecord | None = None,
 ) -> Move | None:
-    """Make `to` the champion after `before`; None when somebody else moved first: read and decide again.
+    """Make `to` the champion after `before`; None when another writer moved first: read and decide again.
 
     Raises:
         ConflictError: the run is being removed.
@@ -179,7 +179,7 @@ def claimed_versions(store: Store, run_id: str) -> list[tuple[str, int]]:
 
 
 def read_version(store: Store, model: str, *, version: int) -> Move | None:
-    """One move; None when nobody has made it yet.
+    """One move; None when it was not made yet.
 
     Raises:
         IntegrityError: its record is damaged.

@@ -66,7 +66,7 @@ def find_garbage(store: Store, *, older_than_seconds: float, now_seconds: float)
     for run_id in store.list_folders(RUNS_PREFIX):
         try:
             garbage = _of_run(store, run_id, before_seconds=before_seconds)
-        except IntegrityError as error:  # a COMMIT that cannot be read reaches who knows what
+        except IntegrityError as error:  # a COMMIT that cannot be read: what it names is not known
             warn("gc.skipped", run_of_skipped=run_id, reason=str(error))
             continue
         if garbage:
@@ -116,7 +116,7 @@ def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | No
         for entry in entries
         if entry.key.startswith(working)
         and not entry.key.startswith(kept)
-        and not (kept and entry.key.endswith(f"/{ATTEMPT_FILE}"))  # who worked on it stays known
+        and not (kept and entry.key.endswith(f"/{ATTEMPT_FILE}"))  # which attempts worked on it stays known
         and entry.modified_seconds < before_seconds
     ]
     return Garbage(place=run_prefix(run_id), reason=reason, entries=tuple(old)) if old else None
@@ -129,7 +129,7 @@ def _of_unfinished(run_id: str, entries: Sequence[Entry], *, before_seconds: flo
         return None
     working = (checkpoint_prefix(run_id), attempts_prefix(run_id), log_prefix(run_id))
     old = tuple(entry for entry in entries if entry.key.startswith(working))
-    if run_key(run_id) not in {entry.key for entry in entries}:  # it never began: nobody can commit it
+    if run_key(run_id) not in {entry.key for entry in entries}:  # it never began: no attempt can commit it
         return Garbage(place=run_prefix(run_id), reason="log of a start that was refused", entries=old)
     when = datetime.fromtimestamp(max(entry.modified_seconds for entry in entries), UTC)
     reason = f"no result, and no sign of life since {when:%Y-%m-%d %H:%M} UTC"

@@ -1,8 +1,9 @@
-"""The gate's way through the store: from a COMMIT to a decision that stands, and the move that it may mean.
+"""The gate's way through the store: from a COMMIT to a decision that is recorded, and to the move that may follow.
 
-Move first, then `gate.json`: of several attempts at once, or after a kill in between, whoever finds the run's own move
-in the history takes the decision from there, and corrects what a rival may have written before. Never imports TensorFlow; a
-champion that was scored on other examples is scored again through a function that it is handed.
+The gate makes the move first and writes `gate.json` after it. Another attempt may have been killed between the two, or may be quicker
+than this one: then this attempt finds the run's own move, takes the decision from there, and corrects a `gate.json` that says
+otherwise. Never imports TensorFlow; a champion that was scored on other examples is scored again through a function that the gate is
+handed.
 """
 
 from collections.abc import Callable, Mapping
@@ -75,7 +76,7 @@ class Gate:
 
     def _decide_and_move(self, committed: CommittedRun) -> GateRecord:
         to = committed.model(created=read.created_at(self.store, committed))
-        while True:  # each turn more is a move that somebody else has made
+        while True:  # another turn: another writer has moved the champion meanwhile
             newest = champion.read_newest(self.store, self.model)
             own = self._own_move(committed)  # after the newest was read: no move up to that one is missed
             if own:

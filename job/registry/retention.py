@@ -33,7 +33,7 @@ def reachable_runs(store: Store, *, keep_versions: int) -> set[str]:
     """Runs that the newest `keep_versions` champions of any model name.
 
     Raises:
-        IntegrityError: a champion's record is damaged: it reaches who knows what.
+        IntegrityError: a champion's record is damaged: what it names is not known.
     """
     return {
         made.run

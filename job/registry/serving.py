@@ -45,7 +45,7 @@ def finish_layout(store: Store, made: Move) -> None:
 
 
 def finish_champions_layout(store: Store, model: str) -> Move | None:
-    """Write what is missing of the layout of whoever is champion, and return it; None when there never was one.
+    """Write what is missing of the champion's layout, and return its move; None when there never was a champion.
 
     Raises:
         IntegrityError: as from `finish_layout`.

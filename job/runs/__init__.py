@@ -6,5 +6,5 @@ write.py       run.json, immutable attempts, COMMIT.json: the order of the write
 read.py        COMMIT as a `CommittedRun`, and what it names, verified
 checkpoint.py  resumable state whose name proves its content
 checkpoint_writer.py  the thread that writes it
-goodput.py     what a run counts over all its attempts: time, interruptions, who made its steps
+goodput.py     what a run counts over all its attempts: time, interruptions, which attempts made its steps
 """

@@ -87,7 +87,7 @@ def save(store: Store, run_id: str, checkpoint: Checkpoint) -> str:
     """Write a checkpoint once, under the name that proves its content; returns its key.
 
     Raises:
-        IntegrityError: other content stands under that name.
+        IntegrityError: other content is under that name.
     """
     data = encode(checkpoint)
     key = f"{checkpoint_prefix(run_id)}{checkpoint.step:09d}-{sha256_hex(data)[:_HASH_CHARACTERS]}.safetensors"

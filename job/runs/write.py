@@ -90,7 +90,7 @@ def upload(store: Store, run_id: str, *, attempt_id: str, files: Mapping[str, by
     """Write an attempt's files (name below the attempt's folder -> content), each once.
 
     Raises:
-        ConflictError: another content stands under one of the names.
+        ConflictError: another content is under one of the names.
     """
     stored = []
     for name, data in sorted(files.items()):
@@ -124,7 +124,7 @@ def commit(store: Store, run_id: str, *, content: Mapping[str, Any]) -> Committe
 def clean_up(store: Store, run: CommittedRun) -> None:
     """Delete what only an unfinished run needs: its checkpoints, and the models of attempts that did not win.
 
-    What cannot be deleted stays: the result stands, whoever may not delete.
+    What this attempt may not delete stays: the result is recorded already.
     """
     winner = attempt_prefix(run.run, attempt_id=run.attempt)
     try:

@@ -1,4 +1,4 @@
-"""What a backend answers to: one request each, and the crash points around everything that changes what is stored."""
+"""What sends one request to a store, and the crash points: hooks around every change of what is stored."""
 
 import contextlib
 from collections.abc import Callable, Iterator

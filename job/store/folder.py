@@ -95,7 +95,7 @@ class FolderBackend:
                 fsync_folder(path.parent)
 
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
-        """Remove temporary files that nobody has touched for so long: their writer was killed."""
+        """Remove temporary files that were not touched for so long: their writer was killed."""
         with self._translated(prefix):
             for path in self._path(prefix).rglob(f"{TEMPORARY_PREFIX}*"):
                 with contextlib.suppress(FileNotFoundError):

@@ -57,7 +57,7 @@ class Store:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="store")
 
     def create(self, key: str, data: bytes) -> bytes:
-        """Write `data` under a new key and return what stands there: `data` itself, or what another wrote first.
+        """Write `data` under a new key and return what is recorded there: `data` itself, or what another writer wrote first.
 
         A refusal or a lost reply may hide our own success, so the key is read again before it is called lost.
         """
@@ -69,20 +69,20 @@ class Store:
             except AlreadyExists as refused:
                 return self._reread(key, cause=refused)
             except TransientError:
-                standing = self._peek(key)
-                if standing is None:
+                recorded = self._peek(key)
+                if recorded is None:
                     raise
-                return standing
+                return recorded
             return data
 
         return self._until_deadline("create", key, attempt)
 
-    def refuses_second_create(self, key: str, standing: bytes) -> bool:
+    def refuses_second_create(self, key: str, recorded: bytes) -> bool:
         """Whether a create-only write of an existing key is refused; writes its own content again, so it does no harm."""
 
         def attempt() -> bool:
             try:
-                self._backend.create(key, standing)
+                self._backend.create(key, recorded)
             except AlreadyExists:
                 return True
             return False

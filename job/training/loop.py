@@ -72,7 +72,7 @@ class EpochRecord:
 
 
 class Training:
-    """The steps of one run with everything around them, ready to run from any step."""
+    """The steps of one run, with checkpoints, evaluation and progress; ready to run from any step."""
 
     def __init__(
         self,

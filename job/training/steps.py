@@ -17,7 +17,7 @@ from job.errors import IntegrityError, TrainingError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkResult:
-    """Where training stands after a chunk.
+    """Where training is after a chunk.
 
     Attributes:
         step: optimizer updates done in the whole run.

@@ -1,4 +1,4 @@
-"""Notices that training has stopped making steps, says where every thread stands, and ends the process.
+"""Notices that training has stopped making steps, says where every thread is, and ends the process.
 
 A hung input, a dead device or a deadlock otherwise holds a pod until its deadline, without a word.
 """
