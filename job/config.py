@@ -302,7 +302,7 @@ class Config(BaseSettings):
 
 def field_names(schema: type[Config] = Config) -> list[str]:
     """Every setting as `section.field`, in the order of the schema."""
-    return [name for name in default_values(schema)]
+    return list(default_values(schema))
 
 
 def default_values(schema: type[Config] = Config) -> Mapping[str, object]:

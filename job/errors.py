@@ -1,7 +1,7 @@
 """One typed error per exit code. Modules raise them; those that end the process end in `job/__main__.py`.
 
-Some modules catch one and go on: where a failure costs a warning and not the run (retention, metrics, the stored log), and where the
-next try may succeed (`fetch --every`).
+Some modules catch one and go on: where a failure costs a warning and not the run (retention, metrics, the stored log), and
+where the next try may succeed (`fetch --every`).
 
 A message is one line: the name or key, the rule, what was received, and what to do.
 """

@@ -1,6 +1,7 @@
 """What can go wrong between the client and the cluster, as a small tree; each error has the exit code of the job that fits.
 
-A message is one line: what, what the API server said with its status, and what to do. Those that end the process end in `k8s/__main__.py`.
+A message is one line: what, what the API server said with its status, and what to do. Those that end the process end in
+`k8s/__main__.py`.
 """
 
 import json

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -114,14 +115,19 @@ def job_command(arguments: Sequence[str]) -> list[str]:
 @pytest.fixture
 def run_job(tmp_path: Path) -> RunJob:
     """Run `mnist-job` with its store, cache and working folder below `tmp_path`, in a real process."""
+    return run_job_in(tmp_path)
+
+
+def run_job_in(folder: Path) -> RunJob:
+    """The same, below a folder."""
 
     def run(
         *arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120, prefix: Sequence[str] = ()
     ) -> Finished:
-        environment = job_environment({"XDG_CACHE_HOME": str(tmp_path / "cache"), **(env or {})})
+        environment = job_environment({"XDG_CACHE_HOME": str(folder / "cache"), **(env or {})})
         done = subprocess.run(
             [*prefix, *job_command(arguments)],
-            cwd=tmp_path,
+            cwd=folder,
             env=environment | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])},
             capture_output=True,
             text=True,
@@ -131,6 +137,22 @@ def run_job(tmp_path: Path) -> RunJob:
         return Finished(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+    """One committed run, `r`, for all tests that only need some: its folder, and how its process ended."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run_job_in(folder)("run", *QUICK, "--run.id=r", "--observe.termination_log=./termination")
+    assert done.code == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture
+def trained(trained_once: tuple[Path, Finished], tmp_path: Path) -> Finished:
+    """A copy of it below `tmp_path`, for one test to change: `out/` and `termination`."""
+    shutil.copytree(trained_once[0], tmp_path, dirs_exist_ok=True)
+    return trained_once[1]
 
 
 @pytest.fixture(scope="session")

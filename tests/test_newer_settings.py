@@ -1,4 +1,4 @@
-"""A setting that a later version adds, with a default that changes nothing, changes no id and no digest of who does not set it."""
+"""A newer setting with a default that changes nothing changes no id and no digest of those who do not set it."""
 
 import shutil
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Finds and deletes what no COMMIT and no move names: left-overs of killed attempts, runs that were given up, and serving
 layouts that were cut off and are not the champion's any more.
 
-`gc` closes a run without a result before it deletes anything of it. A record in the place of its COMMIT then refuses every attempt
-that may still be asleep, so that no COMMIT can ever name a deleted object.
+`gc` closes a run without a result before it deletes anything of it. A record in the place of its COMMIT then refuses every
+attempt that may still be asleep, so that no COMMIT can ever name a deleted object.
 """
 
 from collections.abc import Iterator, Sequence

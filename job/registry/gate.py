@@ -1,9 +1,9 @@
 """The gate's way through the store: from a COMMIT to a decision that is recorded, and to the move that may follow.
 
-The gate makes the move first and writes `gate.json` after it. Another attempt may have been killed between the two, or may be quicker
-than this one: then this attempt finds the run's own move, takes the decision from there, and corrects a `gate.json` that says
-otherwise. Never imports TensorFlow; a champion that was scored on other examples is scored again through a function that the gate is
-handed.
+The gate makes the move first and writes `gate.json` after it. Another attempt may have been killed between the two, or may be
+quicker than this one. Then this attempt finds the run's own move, takes the decision from there, and corrects a `gate.json` that
+says otherwise. Never imports TensorFlow; a champion that was scored on other examples is scored again through a function that the
+gate is handed.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Facts about an attempt, attempt.json: its id, where it comes from, and everything that could make its bits differ from another's."""
+"""Facts about an attempt, attempt.json: its id, where it comes from, and what could make its bits differ from another's."""
 
 import importlib.resources
 import platform

@@ -138,10 +138,17 @@ def make_chunks(
             tf.TensorSpec((), tf.int32),
         ),
     )
+    return dataset.map(to_examples).prefetch(2).with_options(_make_options())
+
+
+def _make_options() -> Any:
+    """One thread beside the training step, and no tuner."""
+    import tensorflow as tf
+
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1  # leave the cores to the training step
     options.deterministic = True
     # Nothing here is left to tune, and the tuner's thread can hold the end of an iterator back for seconds: it sleeps for
     # longer and longer, and sometimes misses the call to stop (4.7 s of a run of 46 s).
     options.autotune.enabled = False
-    return dataset.map(to_examples).prefetch(2).with_options(options)
+    return options

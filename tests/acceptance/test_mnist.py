@@ -20,6 +20,7 @@ def run_on_mnist(run_job: RunJob, folder: Path, *flags: str) -> Finished:
     return done
 
 
+@pytest.mark.full
 def test_reference_run_reaches_its_accuracy_and_the_readme_snippet_classifies(
     run_job: RunJob, mnist_dir: Path, tmp_path: Path
 ) -> None:
@@ -43,6 +44,7 @@ def test_reference_run_reaches_its_accuracy_and_the_readme_snippet_classifies(
     assert sum(ours == true for ours, true in zip(predicted, labels, strict=True)) >= 8
 
 
+@pytest.mark.full
 def test_relu_and_adam_reach_the_promised_accuracy(run_job: RunJob, mnist_dir: Path) -> None:
     done = run_on_mnist(
         run_job, mnist_dir, "--model.activation=relu", "--train.optimizer=adam", "--train.learning_rate=0.001",
@@ -51,6 +53,7 @@ def test_relu_and_adam_reach_the_promised_accuracy(run_job: RunJob, mnist_dir: P
     assert done.event("run.end")["accuracy"] >= 0.975
 
 
+@pytest.mark.full
 def test_tfds_and_idx_give_one_dataset_digest_and_one_weights_digest(
     run_job: RunJob, mnist_dir: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +76,7 @@ def test_tfds_and_idx_give_one_dataset_digest_and_one_weights_digest(
     assert again.event("commit.done")["weights_digest"] == through_idx.event("commit.done")["weights_digest"]
 
 
+@pytest.mark.full
 def test_two_replicas_lose_as_one_after_an_epoch(run_job: RunJob, mnist_dir: Path) -> None:
     one, two = (
         run_on_mnist(

@@ -1,6 +1,6 @@
 """A world of one thread: clients of one store whose requests a seeded scheduler orders, delays, repeats, loses and cuts off.
 
-Every request of `job.store.store.Store` to its backend is a step at which any other client may go on, fall asleep or die. Time passes
+Every request of a `Store` to its backend is a step at which any other client may go on, fall asleep or die. Time passes
 only when the scheduler says so. Nothing here knows the protocol; `protocol.py` does.
 """
 

@@ -136,8 +136,8 @@ def test_report_that_cannot_be_made_costs_a_warning(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.tf
+@pytest.mark.usefixtures("trained")
 def test_run_leaves_a_report_beside_its_log_and_report_makes_it_again(run_job: RunJob, tmp_path: Path) -> None:
-    assert run_job("run", *QUICK, "--run.id=r").code == 0
     [stored] = tmp_path.glob("out/runs/r/logs/*/report.html")
     done = run_job("report", "r", "--to=again.html")
     assert (done.code, done.stdout) == (0, "again.html\n")

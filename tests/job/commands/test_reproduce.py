@@ -50,10 +50,7 @@ def test_a_run_without_a_result_is_refused(run_job: RunJob) -> None:
 
 def _commit(**changes: Any) -> CommittedRun:
     lineage = {
-        **{
-            name: ""
-            for name in ("run", "attempt", "started", "revision", "image", "chart_version", "version", "python")
-        },
+        **dict.fromkeys(("run", "attempt", "started", "revision", "image", "chart_version", "version", "python"), ""),
         "pod": {},
         "machine": "x86_64",
         "instruction_sets": ["avx2"],

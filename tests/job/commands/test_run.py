@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK, S3, RunJob, job_command, job_environment
+from tests.conftest import QUICK, S3, Finished, RunJob, job_command, job_environment
 
 pytestmark = pytest.mark.tf
 
@@ -25,12 +25,8 @@ def results_in(store: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in paths if "logs" not in path.relative_to(store).parts}
 
 
-def test_run_publishes_a_whole_verified_model(run_job: RunJob, tmp_path: Path) -> None:
-    termination_log = tmp_path / "termination"
-    done = run_job("run", *QUICK, "--run.id=ns.first", f"--observe.termination_log={termination_log}")
-
-    assert done.code == 0, done.stderr
-    names = [event["event"] for event in done.events]
+def test_run_publishes_a_whole_verified_model(run_job: RunJob, trained: Finished, tmp_path: Path) -> None:
+    names = [event["event"] for event in trained.events]
     assert names == [
         "run.start",
         "data.ready",
@@ -47,39 +43,39 @@ def test_run_publishes_a_whole_verified_model(run_job: RunJob, tmp_path: Path) -
         "layout.done",
         "run.end",
     ]
-    commit = json.loads(commit_of(tmp_path / "out", "ns.first"))
+    commit = json.loads(commit_of(tmp_path / "out", "r"))
     for file in commit["files"]:
         data = (tmp_path / "out" / file["key"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["num_bytes"], file["sha256"])
-    folder = f"runs/ns.first/attempts/{commit['attempt']}/"
+    folder = f"runs/r/attempts/{commit['attempt']}/"
     assert {file["key"].removeprefix(folder) for file in commit["files"]} >= {
         "metrics.json",
         "predictions.safetensors",
         "model/saved_model.pb",
         "model/variables/variables.index",
     }
-    message = json.loads(termination_log.read_text())
+    message = json.loads((tmp_path / "termination").read_text())
     assert message["outcome"] == "committed"
-    assert message["commit"] == "runs/ns.first/COMMIT.json"
+    assert message["commit"] == "runs/r/COMMIT.json"
     assert message["step"] == 90
     assert message["promoted"] is True
-    assert message["accuracy"] == commit["metrics"]["test_accuracy"] == done.event("run.end")["accuracy"]
+    assert message["accuracy"] == commit["metrics"]["test_accuracy"] == trained.event("run.end")["accuracy"]
 
-    verified = run_job("verify", "--run", "ns.first")
+    verified = run_job("verify", "--run", "r")
     assert verified.code == 0, verified.stderr
     assert commit["weights_digest"] in verified.stdout
     runs = json.loads(run_job("runs", "-o", "json").stdout)
-    assert [(row["run"], row["state"]) for row in runs] == [("ns.first", "committed")]
-    shown = json.loads(run_job("show", "ns.first").stdout)
+    assert [(row["run"], row["state"]) for row in runs] == [("r", "committed")]
+    shown = json.loads(run_job("show", "r").stdout)
     assert shown.items() >= commit.items()
     assert (shown["gate"]["verdict"], shown["champion"][0]["is_champion"]) == ("promoted", True)
-    stored = run_job("logs", "ns.first")
-    assert stored.stdout == done.stdout  # the last line included
-    assert run_job("logs", "ns.other").code == 66
+    stored = run_job("logs", "r")
+    assert stored.stdout == trained.stdout  # the last line included
+    assert run_job("logs", "other").code == 66
 
 
+@pytest.mark.usefixtures("trained")
 def test_verify_refuses_a_model_that_was_altered(run_job: RunJob, tmp_path: Path) -> None:
-    assert run_job("run", *QUICK, "--run.id=r").code == 0
     [weights] = (tmp_path / "out" / "runs").rglob("variables.data-00000-of-00001")
     damaged = bytearray(weights.read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -104,8 +100,8 @@ def test_same_run_again_trains_nothing_and_succeeds(run_job: RunJob, tmp_path: P
     assert commit_of(tmp_path / "out", run_id) == before
 
 
+@pytest.mark.usefixtures("trained")
 def test_same_run_id_with_other_settings_is_refused_and_changes_nothing(run_job: RunJob, tmp_path: Path) -> None:
-    assert run_job("run", *QUICK, "--run.id=r").code == 0
     before = results_in(tmp_path / "out")
 
     done = run_job("run", *QUICK, "--run.id=r", "--train.learning_rate=0.2")

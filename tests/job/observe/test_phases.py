@@ -26,7 +26,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("job.clock.source", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(module, "seconds_since_process_start", lambda: AGE_SECONDS)
     return clock
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from job.config import Config
 from job.config_sources import load_config
 from job.contract import is_run_id
-from job.digests import canonical_json, sha256_hex
 from job.errors import ConfigError
 from job.runs.identity import make_run_id, resolve_seed, result_inputs
 
@@ -25,21 +24,6 @@ def _no_settings_of_the_caller() -> Iterator[None]:
 
 def config_of(*flags: str) -> Config:
     return load_config(flags).config
-
-
-class TestCanonicalJson:
-    def test_form_is_fixed(self) -> None:
-        assert canonical_json({"b": (1, 2.5), "a": {"d": None, "c": "ü"}}) == (
-            '{"a":{"c":"ü","d":null},"b":[1,2.5]}'.encode()
-        )
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-    def test_number_that_json_does_not_have_is_refused(self, value: float) -> None:
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            canonical_json({"a": value})
-
-    def test_sha256_is_that_of_the_standard(self) -> None:
-        assert sha256_hex(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 class TestRunId:
