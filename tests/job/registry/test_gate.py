@@ -240,6 +240,15 @@ class TestDamage:
         assert read_gate(store, "b") is None
         assert champion_run(store) == "a"
 
+    @pytest.mark.parametrize("damage", [{"verdict": None}, {"numbers": [1]}])
+    def test_damaged_decision_is_an_integrity_error(self, damage: dict[str, Any], store: Store) -> None:
+        settle(store, "a")
+        record = json.loads(store.get(gate_key("a")) or b"") | damage
+        record = {name: value for name, value in record.items() if value is not None or name == "compared_with"}
+        store.put(gate_key("a"), json.dumps(record).encode())
+        with pytest.raises(IntegrityError, match=r"^store: runs/a/gate\.json is no decision of the gate: it"):
+            read_gate(store, "a")
+
     def test_run_that_retention_removed_while_it_slept_is_told_so(self, store: Store) -> None:
         settle(store, "a")
         commit = commit_run(store, "b")
