@@ -38,7 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No test sees the settings of whoever runs it; MNIST_TEST_DATA was read above, and is no setting."""
+    """No test sees the settings of its caller; MNIST_TEST_DATA was read above, and is no setting."""
+    if getattr(config.option, "numprocesses", None):  # this process only hands tests out, and its environment on
+        return
     for name in [name for name in os.environ if name.upper().startswith("MNIST_")]:
         del os.environ[name]
 

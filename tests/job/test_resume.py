@@ -78,7 +78,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
 
 
 @pytest.mark.parametrize(
-    "undisturbed", [(), ("--cluster.cpu_replicas=2",)], indirect=True, ids=["one replica", "two replicas"]
+    "undisturbed",
+    [
+        pytest.param((), id="one replica"),
+        pytest.param(("--cluster.cpu_replicas=2",), id="two replicas", marks=pytest.mark.full),
+    ],
+    indirect=True,
 )
 def test_resume_after_kills_gives_identical_weights_and_history(
     undisturbed: Path, run_job: RunJob, tmp_path: Path, request: pytest.FixtureRequest

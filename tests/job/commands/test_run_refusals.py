@@ -124,7 +124,7 @@ def test_run_on_the_embedded_digits_needs_no_network(run_job: RunJob) -> None:
 def test_a_person_at_a_terminal_sees_progress_and_a_summary(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        job_command(["run", *QUICK, "--train.epochs=300"]),
+        job_command(["run", *QUICK, "--train.epochs=60"]),
         cwd=tmp_path,
         env=job_environment({"PYTHONPATH": str(Path.cwd()), "TERM": "xterm", "COLUMNS": "140"}),
         stdout=theirs,
