@@ -76,6 +76,7 @@ def test_no_exit_code_is_forgotten(code: ExitCode) -> None:
     assert code.word
     assert f"| {code.value} | {code.meaning} |" in _REFERENCE.read_text("utf-8")
     assert code.again in ("no", "yes", "may help", "nothing to do")
+    assert f"\n| {code.value} " in (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
     fail_job = json.loads((CHART / "files" / "exit-codes.json").read_text())["failJob"]
     assert (code.value in fail_job) == (code.again == "no")
     pod = {"status": {"containerStatuses": [{"name": "train", "state": {"terminated": {"exitCode": code.value}}}]}}
