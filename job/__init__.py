@@ -1,3 +1,22 @@
-"""The program in the container: one process is one attempt at a training run. Never imports kubernetes."""
+"""The program in the container: one process is one attempt at a training run. Never imports kubernetes.
+
+The rooms are the folders; each says in its `__init__.py` what its files are for. Beside them:
+
+__main__.py        entry point: one way out, exit codes
+attempt.py         one attempt at a run: its phases, in order. Read this first
+
+and the ground floor, which all may use:
+
+config.py          the one schema of all settings; settings.txt, what `run --help` prints, is made of it
+config_sources.py  flags, environment, YAML; unknown names and their errors
+contract.py        what the outside world relies on: exit codes, store keys, event names, environment names
+errors.py          one typed error per exit code
+logs.py            log events: JSON or text
+signals.py         SIGTERM and SIGINT
+clock.py           time, sleep and random tokens: the one seam for the simulation
+digests.py         canonical JSON, and the hashes of bytes and arrays
+plugins.py         the user's own functions
+texts.py           one line of any error, and tables
+"""
 
 __version__ = "0.1.0"
