@@ -1,4 +1,4 @@
-"""The Kubernetes client: never imports TensorFlow, nor any module of `job` but contract, config, config_sources, errors and texts.
+"""The Kubernetes client: never imports TensorFlow, and of `job` only contract, config, config_sources, errors and texts.
 
 __main__.py    entry point: one way out, exit codes
 cli.py         commands and options, standard library only
