@@ -1,6 +1,7 @@
-"""One attempt at a run: the phases, in their order. The only place that knows that order. READ THIS FIRST.
+"""One attempt at a run: its phases, in their order. READ THIS FIRST.
 
-What is trained is behind `Workload`, so that the order itself can be killed thousands of times a minute without TensorFlow.
+What is trained is behind `Workload` (`training/workload.py`). Tests put a plain one behind it, and kill an attempt at every step,
+thousands of times a minute, without TensorFlow.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
@@ -40,7 +41,7 @@ class Outcome:
     """How an attempt ended well.
 
     Attributes:
-        committed: the run's result, by this attempt or another; the champion's where nothing had to be trained.
+        committed: the run's result, made by this attempt or another; the champion's run when the attempt was skipped.
         is_new: False when another attempt had committed the run before.
         model_location: URI of the SavedModel.
         is_skipped: True when the champion came from the same inputs and image.
@@ -59,10 +60,10 @@ class Surroundings:
     """What an attempt is given from outside: facts about its place, and the ways to be stopped and seen.
 
     Attributes:
-        identity: the run, and the id that the attempt would like; another one is chosen where that is taken.
+        identity: the run, and the wanted attempt id; `_register_attempt` adds -2, -3, ... when the store has it already.
         traffic: counts the requests to the store.
-        stored_log: gets the store, and a segment is written with every checkpoint.
-        on_stall: is given the stacks of all threads when training makes no more steps; has to end the process.
+        stored_log: `run` attaches the store; then the checkpoint writer writes one log segment after each checkpoint.
+        on_stall: the watchdog calls it when training has stalled, with the stacks of all threads; it must end the process.
     """
 
     identity: AttemptIdentity
@@ -77,10 +78,10 @@ class Surroundings:
 
 
 def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outcome:
-    """Train, evaluate, export, commit and decide about the champion; what is done already is not done again.
+    """Train, evaluate, export, commit and decide about the champion. A later attempt skips what the store already has.
 
     Raises:
-        JobError: typed, with its exit code; readers see nothing half-done then.
+        JobError: its class gives the exit code; before COMMIT readers see no result of this run.
         StopRequested: SIGTERM or SIGINT.
     """
     phases, run_id = surroundings.phases, surroundings.identity.run
@@ -169,7 +170,7 @@ def _to_commit(
     stored: list[StoredFile],
     lineage: Lineage,
 ) -> dict[str, Any]:
-    """What COMMIT says, beside what the run counts."""
+    """The content of COMMIT.json without counters, goodput and chain."""
     settings = config.model_dump(mode="json")
     return {
         "format": write.FORMAT,

@@ -102,7 +102,7 @@ class RunSection(Section):
 class DataSection(Section):
     """Where the examples come from."""
 
-    source: str = Field("tfds", description="tfds, idx, digits, or package.module:function for your own data")
+    source: str = Field("tfds", description=f"{', '.join(SOURCES)}, or package.module:function for your own data")
     uri: str | None = Field(
         None, description="idx: folder or store URI with the four .gz files; tfds: folder with its downloads"
     )

@@ -137,7 +137,7 @@ class ExitCode(enum.IntEnum):
 
 
 class Event(enum.StrEnum):
-    """Log events that other programs read; warnings have names of their own."""
+    """Log events of a run, in the order in which they come; the client reads some of them. Warnings have names of their own."""
 
     RUN_START = "run.start"
     DATA_READY = "data.ready"
@@ -232,7 +232,7 @@ def run_key(run_id: str) -> str:
 
 
 def commit_key(run_id: str) -> str:
-    """The one object whose existence means that the run has a result: create-only."""
+    """COMMIT.json, create-only: the run has a result. The record of a closed run is under the same key."""
     return f"{run_prefix(run_id)}COMMIT.json"
 
 
@@ -261,7 +261,7 @@ def checkpoint_prefix(run_id: str) -> str:
 
 
 def gate_key(run_id: str) -> str:
-    """What the gate decided about a committed run: create-only."""
+    """What the gate decided about a committed run; the attempt that moved the champion may correct it."""
     return f"{run_prefix(run_id)}gate.json"
 
 

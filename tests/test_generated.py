@@ -42,8 +42,8 @@ def test_drift_is_named_and_changes_nothing() -> None:
 
 
 def test_text_without_its_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"<!-- settings: \.\.\. --> must be there once, found 0"):
-        splice("no marks", "settings", "")
+    with pytest.raises(ValueError, match=r"a\.md: <!-- settings: \.\.\. --> must be there once, found 0"):
+        splice(Path("a.md"), "settings", "", text="no marks")
 
 
 def test_every_setting_is_in_schema_and_defaults() -> None:
@@ -86,5 +86,5 @@ def test_no_exit_code_is_forgotten(code: ExitCode) -> None:
 
 
 def test_every_exit_code_but_those_without_an_error_has_its_error() -> None:
-    found = {kind.code for kind in JobError.__subclasses__()} | {JobError.code}
+    found = {kind.code for kind in JobError.__subclasses__()} | {JobError.code}  # of job/errors.py
     assert set(ExitCode) - found == {ExitCode.OK, ExitCode.STALLED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST}

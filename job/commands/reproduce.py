@@ -125,6 +125,7 @@ def settings_of(committed: CommittedRun) -> dict[str, dict[str, Any]]:
     try:
         record = committed.record
         config, inputs, threads = record["config"], record["inputs"], record["lineage"]["threads"]
+        Lineage.of(record["lineage"])  # compared after the training: what is missing is to be known before
         data = {name: value for name, value in config["data"].items() if name != "cache_dir"}
         return {
             "run": {"seed": inputs["seed"]},

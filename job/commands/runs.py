@@ -13,7 +13,7 @@ from job.config_sources import LoadedConfig
 from job.errors import IntegrityError, NotFoundError
 from job.registry import champion
 from job.registry.champion import Move
-from job.registry.gate import read_gate
+from job.registry.gate import read_gate, read_gate_json
 from job.registry.rules import GateRecord
 from job.runs import read
 from job.runs.read import ClosedRun, CommittedRun
@@ -81,7 +81,7 @@ def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row 
     except IntegrityError as error:
         state = "damaged"
         logs.warn("commit.damaged", run_of_commit=run_id, reason=str(error))
-    if isinstance(recorded, ClosedRun) and recorded.is_removed:
+    if state == "abandoned" and isinstance(recorded, ClosedRun) and recorded.is_removed:
         return None
     record = recorded.record if isinstance(recorded, CommittedRun) else {}
     served = [made for made, is_now in moves if is_now]
@@ -98,7 +98,6 @@ def show(line: CommandLine, loaded: LoadedConfig) -> int:
     """Everything that is known about a committed run, as JSON."""
     store = configured_store(loaded)
     committed = find_committed(store, line.options.run)
-    gate = read_gate(store, committed.run)
     champions = [
         {
             "model": made.model,
@@ -112,7 +111,7 @@ def show(line: CommandLine, loaded: LoadedConfig) -> int:
         }
         for made, is_champion in moves_by_run(store).get(committed.run, [])
     ]
-    known = {**committed.record, "gate": gate.to_json() if gate else None, "champion": champions}
+    known = {**committed.record, "gate": read_gate_json(store, committed.run), "champion": champions}
     print(json.dumps(known, indent=2, sort_keys=True))
     return contract.ExitCode.OK
 

@@ -56,6 +56,10 @@ class View:
         self._metrics.count(counters)
         self._display.start(num_steps=total_steps, done_steps=step, num_epochs=epochs)
 
+    def set(self, **gauges: float) -> None:
+        """Set metrics by name, such as `view.set(learning_rate=0.1)`; `metrics.py` has the names."""
+        self._metrics.set(**gauges)
+
     def steps_timed(self, num_steps: int, *, seconds: float) -> None:
         """One call made so many steps, which took `seconds` all together."""
         self._metrics.add_steps(num_steps, seconds=seconds)
@@ -85,7 +89,7 @@ class View:
     def epoch_ends(self, *, test_loss: float, test_accuracy: float) -> None:
         """The model was scored on the test split."""
         self._status.accuracy = test_accuracy
-        self._metrics.set(test_loss=test_loss)
+        self.set(test_loss=test_loss)
 
     def checkpoint_starts(self) -> None:
         """A checkpoint is being written: from now on the termination message says how far training is."""

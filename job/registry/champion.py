@@ -1,7 +1,7 @@
 """The champion: one create-only record for each move, numbered without gaps; the highest number says which run is served.
 
-Creating version n + 1 is the compare-and-swap: of several writers one wins, and the others read and decide again. Owns the
-records and their order, not which run deserves to be champion. Never imports TensorFlow.
+Creating version n + 1 is the compare-and-swap. When several writers create it, the store accepts one; the others read the new
+champion and decide again. Owns the records and their order, not which run deserves to be champion. Never imports TensorFlow.
 """
 
 import re
@@ -14,6 +14,7 @@ from job import clock, contract
 from job.config import Config
 from job.digests import canonical_json
 from job.errors import ConflictError, IntegrityError, NotFoundError
+from job.logs import warn
 from job.registry.rules import GateRecord
 from job.runs import read
 from job.runs.read import CommittedModel, CommittedRun
@@ -21,7 +22,7 @@ from job.store.store import Store
 
 FORMAT = 1
 _MAX_BEST = 20
-"""Test splits whose best accuracy is carried on from record to record: a schedule on new data makes one a night."""
+"""Each record carries the best accuracies of so many test splits: a nightly schedule on new data adds one a night."""
 _MAX_LISTINGS, _LISTING_SECONDS = 20, 0.05
 _NAME = re.compile(r"(\d{9,})\.json")
 _CLAIM = re.compile(r"(.+)\.(\d{9,})")
@@ -32,13 +33,13 @@ By = Literal["gate", "promote", "rollback"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """One champion record: from then on, until the next move, the model `to` is the champion of the name `model`.
+    """One champion record: it makes `to` the champion of the name `model` until the next move.
 
     Attributes:
         version: the record's number, and the folder's in the serving layout.
         when: ISO 8601 in UTC.
-        best: (evaluation digest, best accuracy of all champions on it), the one used last at the end.
-        gate: the gate's decision, when it decided.
+        best: pairs (digest of a test split, best accuracy of all champions on it); the split used last is at the end.
+        gate: the gate's decision; None for a move by hand that was forced, and for a rollback.
     """
 
     model: str
@@ -83,7 +84,7 @@ def read_newest(store: Store, model: str) -> Move | None:
         newest = read_version(store, model, version=versions[-1])
         if newest:
             return newest
-        clock.sleep(_LISTING_SECONDS)  # a listing may know more than the object's own place, for a moment
+        clock.sleep(_LISTING_SECONDS)  # some stores list an object a moment before they return it
     raise IntegrityError(
         f"store {store.uri}: {contract.champion_key(model, version=versions[-1])} is listed and absent"
     )
@@ -96,7 +97,7 @@ def use_newest(store: Store, model: str, act: Callable[[Move], T]) -> T | None:
     newer champion.
 
     Raises:
-        IntegrityError: it is the champion still, and it, or what it names, is damaged.
+        IntegrityError: the champion, or an object that it names, is damaged, and no newer champion exists.
     """
     while newest := read_newest(store, model):
         try:
@@ -173,7 +174,7 @@ def no_champion(store: Store, model: str) -> NotFoundError:
 
 
 def claimed_versions(store: Store, run_id: str) -> list[tuple[str, int]]:
-    """(model, version) of every move to a run that was ever begun; whether it was made, the version itself says."""
+    """(model, version) of every claim on a run. Whether a claim became a move, the record of that version says."""
     names = (entry.key.rpartition("/")[2] for entry in store.list_objects(contract.claims_prefix(run_id)))
     return [(match[1], int(match[2])) for name in names if (match := _CLAIM.fullmatch(name))]
 
@@ -239,7 +240,7 @@ def list_versions(store: Store, model: str) -> list[int]:
 
 
 def _carry_best(before: Move | None, *, to: CommittedModel, gate: GateRecord | None) -> tuple[tuple[str, float], ...]:
-    """The best accuracies so far, with the new champion's, and with the old one's where the gate has measured it again."""
+    """The best accuracies so far with the new champion's; a score of the old champion on this split counts too."""
     best = dict(before.best) if before else {}
     measured = [best.pop(to.evaluation_digest, 0.0), to.accuracy]
     if gate:
@@ -262,10 +263,18 @@ def _parse(data: bytes, *, model: str, version: int) -> Move:
         best = tuple((str(digest), float(accuracy)) for digest, accuracy in record["best"])
     except (TypeError, ValueError) as error:
         raise _not_a_move(key, str(error)) from error
-    gate = record["gate"]
-    parsed = {"best": best, "gate": GateRecord.of(gate, key=key) if isinstance(gate, dict) else None}
+    parsed = {"best": best, "gate": _parse_gate(record["gate"], key=key)}
     to = CommittedModel(**{name: record[name] for name in of_model})
     return Move(**({name: record[name] for name in of_move} | parsed), to=to)
+
+
+def _parse_gate(record: object, *, key: str) -> GateRecord | None:
+    """The decision behind a move. One that cannot be read must not hide the move: who is champion does not depend on it."""
+    try:
+        return GateRecord.of(record, key=key) if isinstance(record, dict) and record else None
+    except IntegrityError as error:
+        warn("champion.gate_unreadable", reason=str(error))
+        return None
 
 
 def _not_a_move(key: str, reason: str) -> IntegrityError:

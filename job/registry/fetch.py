@@ -1,7 +1,7 @@
 """The champion in a local folder, as TensorFlow Serving polls it: each version comes whole, by one rename.
 
-Files are verified against the COMMIT on the way. Names that are no number, such as those of unfinished copies, are left
-alone by TensorFlow Serving.
+Every file is verified against the COMMIT. TensorFlow Serving ignores folders whose name is no number; unfinished copies have
+such names.
 """
 
 import os
@@ -21,7 +21,7 @@ _STALE_SECONDS = 3600.0
 
 
 def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Move | None:
-    """Bring the newest champion into `folder/<version>/` and keep the newest `keep` versions; None when it is there.
+    """Bring the newest champion into `folder/<version>/` and keep the newest `keep` versions; None when it is there already.
 
     Raises:
         IntegrityError: the champion is damaged: nothing is brought.
@@ -64,7 +64,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _remove_old(folder: Path, *, keep: int) -> None:
-    """Take old versions away in one step each: a server must not find one half deleted."""
+    """Rename each old version, then delete it, so that a server never sees half of one."""
     versions = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
     for version in versions[:-keep]:
         gone = folder / f"{_TEMPORARY_PREFIX}old-{version}-{clock.token(8)}"

@@ -1,8 +1,8 @@
-"""Finds and deletes what no COMMIT and no move names: left-overs of killed attempts, runs that were given up, and serving
-layouts that were cut off and are not the champion's any more.
+"""Finds and deletes what no COMMIT and no move names: left-overs of killed attempts, runs that were given up, and unfinished
+serving layouts that are older than the newest complete one.
 
-`gc` closes a run without a result before it deletes anything of it. A record in the place of its COMMIT then refuses every
-attempt that may still be asleep, so that no COMMIT can ever name a deleted object.
+`gc` closes a run without a result before it deletes anything of it: it writes a closing record at COMMIT's key. An attempt that
+wakes later cannot create its COMMIT, so that no COMMIT ever names a deleted object.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ class Garbage:
 
 
 def find_garbage(store: Store, *, older_than_seconds: float, now_seconds: float) -> Iterator[Garbage]:
-    """Everything that is older and reached by nothing, run by run; changes nothing.
+    """Unreferenced objects older than `older_than_seconds`, one `Garbage` for each place; changes nothing.
 
     Args:
         now_seconds: seconds since the epoch.
@@ -74,7 +74,7 @@ def find_garbage(store: Store, *, older_than_seconds: float, now_seconds: float)
 
 
 def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float, now_seconds: float) -> Garbage | None:
-    """Delete one place's garbage and return what was deleted; None when it came to life again."""
+    """Delete one place's garbage and return what was deleted; None when the run was used since it was found."""
     if garbage.run_to_close:
         found = _of_run(store, garbage.run_to_close, before_seconds=now_seconds - older_than_seconds)
         if found is None or not found.run_to_close or not abandon(store, garbage.run_to_close):
@@ -86,7 +86,7 @@ def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float,
 
 
 def _of_model(store: Store, model: str, *, before_seconds: float) -> Iterator[Garbage]:
-    """Layouts without their last file below one that is whole; any other may be the champion's, which the next run completes."""
+    """Unfinished layouts below a complete one. A higher one may be the champion's, which the next run completes."""
     layouts = list_layouts(store, model)
     newest = newest_loadable(layouts)
     for layout in layouts:
@@ -108,7 +108,7 @@ def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | No
         reason = "left over from a run that was given up"
     else:
         kept = (attempt_prefix(run_id, attempt_id=recorded.attempt),)
-        if not any(entry.key.startswith(kept) for entry in entries):  # a flipped bit must not cost the result
+        if not any(entry.key.startswith(kept) for entry in entries):  # a damaged name: delete nothing
             raise IntegrityError(f"store {store.uri}: the COMMIT of run {run_id} names an attempt that is not there")
         reason = "not part of the committed result"
     old = [

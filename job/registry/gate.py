@@ -1,9 +1,12 @@
 """The gate's way through the store: from a COMMIT to a decision that is recorded, and to the move that may follow.
 
-The gate makes the move first and writes `gate.json` after it. Another attempt may have been killed between the two, or may be
-quicker than this one. Then this attempt finds the run's own move, takes the decision from there, and corrects a `gate.json` that
-says otherwise. Never imports TensorFlow; a champion that was scored on other examples is scored again through a function that the
-gate is handed.
+1. The gate makes the move.
+2. It writes `gate.json`.
+3. An attempt that finds a move to its own run uses the decision of that move: the attempt before was killed between 1 and 2, or
+   a rival is quicker.
+4. When `gate.json` says otherwise, the attempt overwrites it.
+
+Never imports TensorFlow. When the champion was scored on another test split, the gate calls `reevaluate`.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +32,7 @@ Reevaluate = Callable[[Mapping[str, bytes]], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What one run is measured by.
+    """Decides about one run.
 
     Attributes:
         model: the name whose champion it may become.
@@ -44,7 +47,7 @@ class Gate:
     reevaluate: Reevaluate | None
 
     def settle(self, committed: CommittedRun) -> GateRecord:
-        """Decide about a committed run once and for all, move the champion when it deserves it, and return gate.json.
+        """Decide once. When the verdict is `promoted`, move the champion. Return what gate.json records.
 
         Raises:
             IntegrityError: the champion, or what it names, is damaged.
@@ -59,8 +62,8 @@ class Gate:
         else:
             ours = self._own_move(committed) or recorded
         if ours.verdict == "promoted" and recorded != ours:
-            warn("gate.other_decision", ours=ours.reason, recorded=recorded.reason)
-            self.store.put(key, canonical_json(ours.to_json()))  # of the one attempt that has moved the champion
+            warn("gate.other_decision", ours=ours.reason, standing=recorded.reason)
+            self.store.put(key, canonical_json(ours.to_json()))  # the decision of the attempt that made the move counts
             recorded = ours
         told = ("verdict", "rule", "reason", "model", "version")
         emit(Event.GATE_DECIDED, **{name: getattr(recorded, name) for name in told})
@@ -84,7 +87,7 @@ class Gate:
             try:
                 ours = self.assess(committed, newest)
             except IntegrityError:
-                read.read_commit(self.store, to.run)  # says so when retention has removed this very run
+                read.read_commit(self.store, to.run)  # raises ConflictError when retention has removed this run
                 if champion.read_newest(self.store, self.model) == newest:
                     raise
                 continue  # the champion that was read was removed since: there is a newer one
@@ -96,10 +99,7 @@ class Gate:
                 return ours
 
     def _own_move(self, committed: CommittedRun) -> GateRecord | None:
-        """The decision behind the run's own move.
-
-        An attempt made it that was killed before it wrote gate.json, or that is quicker than this one.
-        """
+        """The decision behind a move to this run: another attempt made the move, and was killed since or is still at work."""
         for model, version in champion.claimed_versions(self.store, committed.run):
             made = champion.read_version(self.store, model, version=version) if model == self.model else None
             if made and made.run == committed.run and made.by == "gate" and made.gate:
@@ -145,13 +145,23 @@ def read_gate(store: Store, run_id: str) -> GateRecord | None:
     Raises:
         IntegrityError: it is there and cannot be read.
     """
+    record = read_gate_json(store, run_id)
+    return GateRecord.of(record, key=gate_key(run_id)) if record is not None else None
+
+
+def read_gate_json(store: Store, run_id: str) -> dict[str, Any] | None:
+    """gate.json as it is stored; None when the gate has not decided yet.
+
+    Raises:
+        IntegrityError: it is no JSON object.
+    """
     key = gate_key(run_id)
     data = store.get(key)
-    return GateRecord.of(read.parse_object(data, key=key), key=key) if data is not None else None
+    return read.parse_object(data, key=key) if data is not None else None
 
 
 def _are_alike(one: Predictions, other: Predictions) -> bool:
-    """Whether a model of the one can be asked about images of the other, and answers in the same classes."""
+    """Whether both have the same image shape and number of classes."""
     return (
         one.sample_images.shape[1:] == other.sample_images.shape[1:]
         and one.probabilities.shape[1] == other.probabilities.shape[1]

@@ -1,4 +1,5 @@
-"""What is kept after a committed run: the newest runs and serving versions, and every run that a kept move names.
+"""What is kept after a committed run: the newest `keep_runs` runs, the newest `keep_versions` layouts, and every run that one of
+the newest `keep_versions` moves names.
 
 No champion ever names a run that was removed: the steps are at the lines of `remove_runs` that take them.
 """
@@ -18,7 +19,7 @@ from job.store.store import Store
 
 
 def apply_retention(store: Store, *, keep_runs: int, keep_versions: int) -> None:
-    """Remove what is beyond the newest; never what a kept move names. What cannot be removed stays, with a warning."""
+    """Remove everything else. When the store refuses a deletion, log a warning: the run is committed."""
     try:
         for model in store.list_folders(contract.MODELS_PREFIX):
             _remove_old_versions(store, model, keep=keep_versions)
@@ -43,7 +44,7 @@ def reachable_runs(store: Store, *, keep_versions: int) -> set[str]:
 
 
 def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> None:
-    """Remove committed runs, but for the records that close their ids; those that something may still need stay."""
+    """Remove committed runs; run.json, the closing record, marks and claims stay. A claimed or reachable run is kept whole."""
     # 1. Retention writes a mark into each run. Then it looks for claims on it.
     # 2. A move writes its claim first. Then it looks for marks (`champion.move`).
     # 3. So one of the two sees the other: the move gives up, or the run stays.
@@ -61,7 +62,7 @@ def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> 
 
 
 def _may_become_champion(store: Store, run_id: str) -> bool:
-    """Whether a move has claimed a version for it that nobody has made yet: it may be about to make it."""
+    """Whether a version was claimed for it and does not exist yet: the claim's writer may be about to create it."""
     return any(
         store.get(contract.champion_key(model, version=version)) is None
         for model, version in champion.claimed_versions(store, run_id)
@@ -102,18 +103,18 @@ def _old_runs(store: Store, *, keep: int) -> list[str]:
 
 
 def _is_empty(run_id: str, entries: Iterable[Entry]) -> bool:
-    """Whether nothing is left of a run, as of all that were ever removed: they cost no request."""
+    """Whether nothing is left of a run. It is so for every run removed earlier; skipping them saves a request each."""
     return all(_closes(run_id, entry.key) for entry in entries)
 
 
 def _closes(run_id: str, key: str) -> bool:
-    """Whether it stays when a run is removed, so that no attempt and no move can ever make it a result again."""
+    """Whether this key stays after a removal: it keeps attempts and moves from using the run's id again."""
     closing = (contract.run_key(run_id), contract.commit_key(run_id))
     return key in closing or key.startswith((contract.retirements_prefix(run_id), contract.claims_prefix(run_id)))
 
 
 def _remove_old_versions(store: Store, model: str, *, keep: int) -> None:
-    """Delete serving layouts beyond the newest, what makes them loadable first.
+    """Delete old layouts, `saved_model.pb` first, so that no server loads half a model.
 
     Counted from the newest that is whole: while a new champion's layout is being written, a server needs the one before.
     """

@@ -41,11 +41,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Champion:
-    """The model to be at least as good as.
+    """The present champion, as the candidate is compared with it.
 
     Attributes:
         version: of the move that made it champion.
-        predicted: int64 [N] on the *candidate's* test split; None when that cannot be had, as for another dataset.
+        predicted: int64 [N] on the *candidate's* test split; None when it cannot be scored there, as for another dataset.
         best_accuracy: of all champions so far on this very test split; None when none was ever scored on it.
     """
 
@@ -60,7 +60,7 @@ class Decision:
     """What the gate says.
 
     Attributes:
-        rule: the row of the table that decided.
+        rule: the row that decided, of the table in docs/retraining.md (How the gate decides).
         reason: for people, with the numbers.
         numbers: everything that was measured.
     """
@@ -79,7 +79,7 @@ class GateRecord:
         model: the name whose champion the run may become.
         decided: ISO 8601 in UTC.
         compared_with: `version` and `run` of the champion of that time; None when there was none.
-        version: what the run became, when it was promoted.
+        version: the champion version that the run was given; None when it was not promoted.
     """
 
     run: str
@@ -102,7 +102,7 @@ class GateRecord:
         """Parse a stored record.
 
         Raises:
-            IntegrityError: it is none.
+            IntegrityError: the record is no decision of the gate.
         """
         missing = {field.name for field in fields(cls)} - record.keys()
         if missing or not isinstance(record["numbers"], dict):
@@ -112,7 +112,7 @@ class GateRecord:
 
 
 def decide(candidate: Candidate, champion: Champion | None, *, rules: PromotionSection) -> Decision:
-    """The table of the gate, row by row; the first one that applies decides."""
+    """The gate's table (docs/retraining.md), row by row; the first row that applies decides."""
     numbers = _numbers(candidate, champion)
     refusal = (champion and _not_comparable(candidate, champion)) or _below_floor(numbers, rules)
     if not refusal and champion:
@@ -131,8 +131,10 @@ def decide(candidate: Candidate, champion: Champion | None, *, rules: PromotionS
 
 
 def mcnemar(*, only_champion_right: int, only_candidate_right: int) -> float:
-    """Exact McNemar test, one-sided: how likely an equally good candidate would lose at least so many of the examples on
-    which only one of the two models is right. (McNemar 1947; each of those is a fair coin when the models are equal.)
+    """Exact McNemar test, one-sided (McNemar 1947): takes the examples that only one of the two models gets right.
+
+    Returns:
+        The probability that an equally good candidate loses at least so many of them; each is then a fair coin.
     """
     total = only_champion_right + only_candidate_right
     if only_champion_right <= total / 2:
@@ -160,7 +162,7 @@ _Refusal = tuple[Verdict, str, str]
 
 
 def _not_comparable(candidate: Candidate, champion: Champion) -> _Refusal | None:
-    """Rows that need no score."""
+    """Rows that are decided without accuracies."""
     ours, theirs = candidate.model, champion.model
     if ours.weights_digest == theirs.weights_digest:
         reason = f"same as champion: the weights of version {champion.version} (run {theirs.run})"

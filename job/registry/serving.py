@@ -1,7 +1,7 @@
 """The serving layout: a champion's SavedModel under `models/<name>/versions/<n>/`, as TensorFlow Serving lays it out.
 
-An attempt makes the move first. Then it writes the files of the layout, each once, and `saved_model.pb` last: a version that has
-one is whole. The next run, `promote` or `fetch` finishes a layout that was cut off. Never imports TensorFlow.
+An attempt makes the move first. Then it writes the files of the layout, each once, and `saved_model.pb` last: a version folder
+that holds it is complete. The next run, `promote` or `fetch` finishes a layout that was cut off. Never imports TensorFlow.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ def finish_layout(store: Store, made: Move) -> None:
     """Write what is missing of a champion's serving layout.
 
     Raises:
-        IntegrityError: the champion's files, or what is in the layout, are not what was committed.
+        IntegrityError: a file of the attempt or of the layout differs from the COMMIT.
     """
     prefix = version_prefix(made.model, version=made.version)
     if is_whole(store, made.model, version=made.version):
@@ -35,8 +35,8 @@ def finish_layout(store: Store, made: Move) -> None:
             raise IntegrityError(
                 f"store {store.uri}: {prefix + name} is not the committed file; delete {store.location(prefix)} and start again"
             )
-    # 1. This attempt may pause here. Meanwhile a newer champion is made, and retention deletes this layout.
-    # 2. The last write above then left a lone `saved_model.pb`, which a server would try to load.
+    # 1. This attempt may have paused before its last write. Retention then deleted this layout, as a newer champion was made.
+    # 2. The write then left a lone `saved_model.pb`, which a server would try to load.
     # 3. So this attempt lists the folder again, and deletes that file if the others are gone.
     if files.keys() - {entry.key.removeprefix(prefix) for entry in store.list_objects(prefix)}:
         store.delete(prefix + LAST_FILE)
@@ -83,7 +83,7 @@ class Layout:
 
 
 def list_layouts(store: Store, model: str) -> list[Layout]:
-    """Every folder that is named by a number, in the order of the names, from one listing."""
+    """All version folders, in the order of their names; one list request."""
     prefix, entries = versions_prefix(model), defaultdict[str, list[Entry]](list)
     for entry in store.list_objects(prefix):
         name, slash, _ = entry.key.removeprefix(prefix).partition("/")

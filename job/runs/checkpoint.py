@@ -1,6 +1,6 @@
 """Checkpoints: resumable training state as immutable objects whose names prove their content.
 
-Owns the file format, the names, verification, the choice of the newest good one, and what stays. Works on plain arrays
+Owns the file format, the names, verification, which checkpoint is restored and which are pruned. Works on plain arrays
 and never imports TensorFlow.
 """
 

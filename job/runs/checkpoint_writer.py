@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.1
 
 
 class CheckpointWriter:
-    """One write at a time; the caller owns the thread's end through `save_last`."""
+    """One write at a time. Call `save_last` at the end: it waits for the thread."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class CheckpointWriter:
             store: must be the writer's own: its requests run beside the main thread's.
             schedule: when checkpoints are written and how many stay.
             on_saved: is told the step and the seconds of each checkpoint that was written.
-            after_save: has time with the store after each, on the writer's thread.
+            after_save: called with the store after each checkpoint, on the writer's thread.
         """
         self._store = store
         self._run_id = run_id
@@ -50,7 +50,7 @@ class CheckpointWriter:
         """Whether the interval has passed and no write is under way.
 
         Raises:
-            JobError: the last write failed in a way that a later one cannot mend.
+            JobError: the last write failed with another error than UnavailableError.
         """
         if clock.monotonic() < self._next_seconds or not self._is_done.is_set():
             return False
@@ -60,14 +60,14 @@ class CheckpointWriter:
         return True
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Start to write; a store that is away costs this checkpoint, not the run."""
+        """Start the write on its own thread. When the store is unreachable, only this checkpoint is lost."""
         self._next_seconds = clock.monotonic() + self._schedule.interval_seconds
         self._failure = None
         self._is_done.clear()
         threading.Thread(target=self._write, args=(checkpoint,), daemon=True, name="checkpoint").start()
 
     def save_last(self, checkpoint: Checkpoint, *, stop: StopSignal) -> None:
-        """Write and wait: until the store's own deadline, or for `final_save_seconds` once a stop is requested.
+        """Write and wait: at most until the store's deadline; after a stop request, for `final_save_seconds`.
 
         Raises:
             UnavailableError: not saved in that time.

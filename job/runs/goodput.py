@@ -1,6 +1,6 @@
 """What a run counts over all of its attempts: where the time went, interruptions, and which attempts made its steps.
 
-It is kept in the checkpoints, so it tells exactly what was kept: what an attempt did after its last checkpoint is lost work.
+It is kept in the checkpoints: only work up to the last checkpoint counts, and what an attempt did after it counts as lost.
 """
 
 from collections.abc import Mapping
@@ -35,14 +35,14 @@ class Ledger:
         phases: this attempt's own clock.
         attempt: its id.
         num_attempts: attempts of the run that came as far as `attempt.json`, this one included.
-        computed_on: what decides the bits of its steps, from `attempt.bits_depend_on`.
+        computed_on: what decides the bits of its steps, from `lineage.bits_depend_on`.
         first_started_seconds: when the run's first attempt started, in seconds since the epoch.
         earlier_seconds: by category, of the attempts before.
         down_seconds: time in which no attempt ran.
-        overlap_seconds: time that two attempts ran at once, which a calendar counts once.
-        num_interruptions: SIGTERM or SIGINT during training, where training stood was saved.
+        overlap_seconds: time in which two attempts ran at once; the calendar counts it once.
+        num_interruptions: SIGTERM or SIGINT during training, after which the state was saved.
         chain: the attempts whose steps are in the weights, each with the step it took up.
-        is_bit_identical: no step was computed on other hardware than the first one.
+        is_bit_identical: all steps were computed on equal hardware and versions.
     """
 
     phases: Phases
@@ -60,12 +60,13 @@ class Ledger:
     """From the start of this process to its first new step."""
 
     def start(self, meta: Mapping[str, Any] | None, *, step: int, total_steps: int, interval_seconds: float) -> None:
-        """Take up what a checkpoint says, or nothing when the run starts at step 0.
+        """Go on with the counters of a checkpoint, or begin at zero.
 
         Args:
             meta: what `to_meta` returned for the checkpoint that was restored.
             step: where it was made; an attempt that finds no step left to make does not join the chain.
-            interval_seconds: between checkpoints; an attempt that died without one lived no longer than its start and this.
+            interval_seconds: between checkpoints. A killed attempt lived at most its start-up and one interval longer than its
+                last checkpoint says.
         """
         now, own_phases = self._read_clocks()
         own_seconds = sum(own_phases.values())
@@ -123,8 +124,8 @@ class Ledger:
     def goodput(self) -> dict[str, Any]:
         """Productive time over the wall time of all attempts so far, and where the rest went.
 
-        `wall_seconds` is taken from the calendar, less the time in which no attempt ran, and with the time of two at once
-        counted twice; `seconds` are measured phase by phase. The two agree, which tests hold them to.
+        `wall_seconds` is now - first start - down_seconds + overlap_seconds. `seconds` are measured phase by phase. Tests hold
+        the two to agree.
         """
         now, own_phases = self._read_clocks()
         seconds = self._by_category(own_phases)
@@ -138,7 +139,7 @@ class Ledger:
         }
 
     def _read_clocks(self) -> tuple[float, dict[str, float]]:
-        """Calendar and phases at one instant; again when the process was held up between the two."""
+        """Calendar and phases at one instant: read again when more than 1 ms passed between the two."""
         for _ in range(_MAX_READS):
             before = clock.monotonic()
             phases, now = self.phases.seconds, clock.now()

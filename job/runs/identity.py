@@ -1,6 +1,6 @@
-"""What decides a run's result: said here once. The run id, the result digest and the chart's list are made of it.
+"""The settings that decide a run's result, said once. The run id, the result digest and the chart's list are made of it.
 
-Also the seed, and the names under which one attempt works.
+Also: the seed, and `AttemptIdentity`.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from job.config import Config, default_values
 from job.digests import canonical_json, sha256_hex
 
 _WHOLE_SECTIONS = ("data", "model", "train")
-"""Every field of these decides, unless `_PLACES` has it: also one that a later version adds."""
+"""All fields of these sections decide, new ones too, except those in `_PLACES`."""
 _PLACES = ("data.cache_dir",)
 """Where something is, which changes no result."""
 _SINGLE_FIELDS = ("run.seed", "run.suffix", "cluster.workers")
 _ONLY_IN_ID = ("data.source", "data.uri", "data.dataset", "run.suffix")
-"""Name the data, or a repetition; the result digest has the dataset's own digest instead."""
+"""Part of the run id and not of the result digest, which contains the digest of the dataset."""
 
 ORIGINAL_FIELDS = (
     *("data.source", "data.uri", "data.dataset", "data.train_examples", "data.test_examples"),
@@ -65,7 +65,7 @@ def _deciding_values(config: Config) -> dict[str, Any]:
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """One object a section; the fields of a section that decides in part stand beside them."""
+    """One object for each whole section; fields of `run` and `cluster` are at the top level."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
         section, _, field = name.partition(".")
@@ -90,7 +90,7 @@ def make_run_id(config: Config) -> str:
 
 
 def resolve_seed(config: Config, *, run_id: str) -> int:
-    """The seed of weights, order and dropout; `random` is derived from the run id, so that attempts agree."""
+    """The seed of weights, order and dropout; `random` is derived from the run id, so that all attempts use one seed."""
     if config.run.seed != "random":
         return config.run.seed
     return int.from_bytes(hashlib.sha256(f"seed {run_id}".encode()).digest()[:4], "big")

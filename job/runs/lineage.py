@@ -11,11 +11,12 @@ from typing import Any
 
 from job import __version__, clock
 from job.contract import Pod, is_run_id
-from job.errors import ConfigError
+from job.errors import ConfigError, IntegrityError
 from job.runs.identity import AttemptIdentity
 
 FORMAT = 1
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "obstore", "safetensors", "tensorflow-datasets")
+_BITS = ("packages", "machine", "instruction_sets", "onednn_max_cpu_isa", "devices", "threads", "compile")
 _PACKAGES_OF_BITS = ("tensorflow", "tensorflow-cpu", "keras")
 _INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
 
@@ -75,12 +76,20 @@ class Lineage:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Lineage":
-        """Raises KeyError when a stored record lacks a field."""
-        return cls(**{field.name: record[field.name] for field in fields(cls)})
+        """Parse a stored record; what an older version did not write is empty, unless bits depend on it.
+
+        Raises:
+            IntegrityError: something that bits depend on is missing.
+        """
+        missing = [name for name in _BITS if name not in record]
+        if missing:
+            raise IntegrityError(f"the record of attempt {record.get('attempt')!r} lacks {', '.join(missing)}")
+        empty: dict[str, Any] = {"pod": {}}
+        return cls(**{field.name: record.get(field.name, empty.get(field.name, "")) for field in fields(cls)})
 
 
 def describe_attempt(pod: Pod, identity: AttemptIdentity, *, device: Device, environ: Mapping[str, str]) -> Lineage:
-    """Look around: what this process is, and what it runs on."""
+    """Collect the content of attempt.json."""
     return Lineage(
         run=identity.run,
         attempt=identity.attempt,
@@ -102,7 +111,7 @@ def describe_attempt(pod: Pod, identity: AttemptIdentity, *, device: Device, env
 
 
 def bits_depend_on(lineage: Lineage) -> dict[str, Any]:
-    """The part of attempt.json that decides the bits of a step: equal in two attempts, equal bits (docs/adr/0004)."""
+    """The part of attempt.json that decides the bits of a step: attempts that agree in it make equal bits (docs/adr/0004)."""
     depends: dict[str, Any] = {
         "machine": lineage.machine,
         "instruction_sets": list(lineage.instruction_sets),

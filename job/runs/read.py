@@ -1,4 +1,4 @@
-"""Reading what a run has left: its COMMIT as a `CommittedRun`, and every object through the COMMIT that names it, verified.
+"""Reads a COMMIT as a `CommittedRun`, and the objects that it names: each is checked by size and SHA-256.
 
 The one place where a stored COMMIT becomes values. Never imports TensorFlow.
 """
@@ -101,7 +101,7 @@ class ClosedRun:
 
     Attributes:
         closed: when it was closed, ISO 8601 in UTC.
-        is_removed: it had a result, and retention removed it.
+        is_removed: retention removed it; else `gc` closed it.
     """
 
     run: str
@@ -169,8 +169,12 @@ def _parse_commit(record: Mapping[str, Any], run_id: str) -> CommittedRun:
     metrics, dataset, attempt = record["metrics"], record["dataset"], str(record["attempt"])
     if not isinstance(metrics, dict) or "test_accuracy" not in metrics:
         raise _not_a_commit(run_id, "it lacks metrics.test_accuracy")
-    if not isinstance(dataset, dict):
-        raise _not_a_commit(run_id, "its dataset is no object")
+    if not isinstance(dataset, dict) or not isinstance(dataset.get("name"), str):
+        raise _not_a_commit(run_id, "it lacks dataset.name")
+    try:
+        test_accuracy = float(metrics["test_accuracy"])
+    except (TypeError, ValueError) as error:
+        raise _not_a_commit(run_id, f"metrics.test_accuracy is {metrics['test_accuracy']!r}") from error
     prefix = attempt_prefix(run_id, attempt_id=attempt)
     files = _parse_files(record)
     if not all(is_below(file.key, prefix) for file in files):
@@ -181,24 +185,27 @@ def _parse_commit(record: Mapping[str, Any], run_id: str) -> CommittedRun:
         result_digest=str(record["result_digest"]),
         weights_digest=str(record["weights_digest"]),
         dataset=DatasetIdentity(
-            name=str(dataset.get("name")),
+            name=dataset["name"],
             digest=dataset.get("digest"),
             evaluation_digest=dataset.get("evaluation_digest"),
         ),
-        test_accuracy=metrics["test_accuracy"],
+        test_accuracy=test_accuracy,
         files={file.key.removeprefix(prefix): file for file in files},
         record=record,
     )
 
 
 def _parse_files(record: Mapping[str, Any]) -> list[StoredFile]:
-    try:
-        files = [StoredFile(**entry) for entry in record["files"]]
-    except (KeyError, TypeError) as error:
-        raise IntegrityError(f"the COMMIT does not say which files it consists of: {error}") from error
-    if not all(isinstance(file.key, str) for file in files):
+    entries, wanted = record["files"], {"key", "num_bytes", "sha256"}
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and entry.keys() == wanted for entry in entries
+    ):
+        raise IntegrityError(
+            f"the COMMIT does not say which files it consists of: each must have {', '.join(sorted(wanted))}"
+        )
+    if not all(isinstance(entry["key"], str) for entry in entries):
         raise IntegrityError("the COMMIT names a file by something that is no key")
-    return files
+    return [StoredFile(**entry) for entry in entries]
 
 
 def _not_a_commit(run_id: str, reason: str) -> IntegrityError:
@@ -211,7 +218,7 @@ def is_below(key: str, prefix: str) -> bool:
 
 
 def check_same_result(recorded: CommittedRun | ClosedRun, *, result_digest: str) -> CommittedRun:
-    """The same run, when its result is the one that this attempt works on.
+    """Return the recorded run when its result digest is that of this attempt.
 
     Raises:
         ConflictError: it has another result digest, or was closed.
@@ -341,7 +348,7 @@ def unpack_model(files: Mapping[str, bytes], folder: Path) -> None:
     """Lay out a SavedModel in a local folder, to look at it; nothing is synced.
 
     Args:
-        files: name below the model's folder -> content. Names come from a COMMIT, whose reader keeps them inside.
+        files: name below the model's folder -> content. `_parse_commit` has refused names that leave the folder.
     """
     for name, data in files.items():
         path = folder / name

@@ -16,7 +16,6 @@ from job.runs.identity import result_digest
 from job.runs.read import (
     ATTEMPT_FILE,
     MODEL_FOLDER,
-    ClosedRun,
     CommittedRun,
     StoredFile,
     check_same_result,
@@ -29,7 +28,7 @@ FORMAT = 1
 
 
 def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Record what decides the run's result, or check that it is what was recorded before; returns its digest.
+    """Create run.json. When it exists, check that its result digest is ours. Returns the digest.
 
     Also proves on the very store in use that a second create-only write is refused.
 
@@ -63,9 +62,9 @@ def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
 
 
 def abandon(store: Store, run_id: str) -> bool:
-    """Close a run without a result for good, so that no attempt can commit it; False when an attempt was quicker."""
+    """Close a run without a result for good, so that no attempt can commit it; False when an attempt committed it first."""
     data = store.create(commit_key(run_id), _closing_record(run_id))
-    return isinstance(parse_run(data, run_id), ClosedRun)
+    return "abandoned" in parse_object(data, key=commit_key(run_id))  # a damaged COMMIT is left to the next look
 
 
 def remove_commit(store: Store, run_id: str) -> None:
@@ -78,7 +77,7 @@ def _closing_record(run_id: str, **more: str) -> bytes:
 
 
 def free_attempt_id(store: Store, run_id: str, *, wanted: str) -> str:
-    """`wanted`, or with a number behind it: a container that was restarted in its pod is another attempt."""
+    """`wanted`, or `wanted-2` and so on when it is taken: a container restarted in the same pod has the same UID."""
     number, attempt_id = 1, wanted
     while store.get(attempt_prefix(run_id, attempt_id=attempt_id) + ATTEMPT_FILE) is not None:
         number += 1
@@ -102,9 +101,9 @@ def upload(store: Store, run_id: str, *, attempt_id: str, files: Mapping[str, by
 
 
 def commit(store: Store, run_id: str, *, content: Mapping[str, Any]) -> CommittedRun:
-    """Make the run's result exist, and return the COMMIT that is recorded: ours, or an equal one that came first.
+    """Create COMMIT.json. Returns ours, or the one that another attempt created first.
 
-    Equal content is the same result digest. Another weights digest, as two kinds of CPU can give, is a warning.
+    That one must have our result digest. When only its weights digest differs, as on another kind of CPU, log a warning.
 
     Raises:
         ConflictError: the run is committed with another result digest, or was closed.
@@ -124,7 +123,7 @@ def commit(store: Store, run_id: str, *, content: Mapping[str, Any]) -> Committe
 def clean_up(store: Store, run: CommittedRun) -> None:
     """Delete what only an unfinished run needs: its checkpoints, and the models of attempts that did not win.
 
-    What this attempt may not delete stays: the result is recorded already.
+    When the store refuses a deletion, log a warning: the run is committed.
     """
     winner = attempt_prefix(run.run, attempt_id=run.attempt)
     try:

@@ -18,7 +18,7 @@ from job.logs import emit, warn
 from job.observe.phases import Phases
 from job.runs import identity
 from job.runs.lineage import Device
-from job.runs.read import PREDICTIONS_FILE, DatasetIdentity, unpack_model
+from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
 from job.store.open import folder_opener
 from job.training import devices, evaluation, export, pipeline
 from job.training.loop import Training
@@ -31,7 +31,7 @@ SAMPLE_IMAGES = 64
 
 
 class KerasWorkload:
-    """A Keras model under a tf.distribute strategy; a `protocol.Workload`."""
+    """A Keras model under a tf.distribute strategy; a `workload.Workload`."""
 
     _config: Config
     _strategy: Any
@@ -198,7 +198,7 @@ class KerasWorkload:
             export.check_predictions(received, probabilities[:SAMPLE_IMAGES])
             digest = export.weights_digest(plain.get_weights())
             files = {
-                f"model/{path.relative_to(folder).as_posix()}": path.read_bytes()
+                f"{MODEL_FOLDER}{path.relative_to(folder).as_posix()}": path.read_bytes()
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             }

@@ -20,12 +20,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; fail when a file is out of date")
     is_check = parser.parse_args().check
     outdated = [
-        (path, text) for path, text in make_files().items() if not path.is_file() or path.read_text("utf-8") != text
+        (path, text) for path, text in make_files().items() if not path.is_file() or path.read_bytes() != text.encode()
     ]
     for path, text in outdated:
         print(f"{path.relative_to(ROOT)}: {'is out of date: run scripts/generate' if is_check else 'written'}")
         if not is_check:
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(text.encode())
     return 1 if outdated and is_check else 0
 
 

@@ -26,7 +26,7 @@ def make_files(root: Path, schema: type[Config] = Config) -> dict[str, str]:
         f"{_CHART}/files/defaults.json": make_defaults(schema),
         f"{_CHART}/files/decides.json": make_deciding(schema),
         f"{_CHART}/files/exit-codes.json": make_exit_codes(),
-        f"{_CHART}/README.md": splice((chart / "README.md").read_text("utf-8"), "values", make_table(chart)),
+        f"{_CHART}/README.md": splice(chart / "README.md", "values", make_table(chart)),
     }
 
 

@@ -16,9 +16,10 @@ _HELP, _REFERENCE = "job/settings.txt", "docs/reference.md"
 
 def make_files(root: Path) -> dict[str, str]:
     """Path -> content."""
-    text = (root / _REFERENCE).read_text("utf-8")
+    text = None
     for name, piece in (("settings", make_settings()), ("exit codes", make_exit_codes()), ("series", make_series())):
-        text = splice(text, name, piece)
+        text = splice(root / _REFERENCE, name, piece, text=text)
+    assert text is not None
     return {_HELP: make_help(), _REFERENCE: text}
 
 

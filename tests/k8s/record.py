@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from job.contract import ExitCode
 from tests.e2e.cluster import made_namespace, run_command
 
 Object = dict[str, Any]
 RECORDED = Path(__file__).parent / "recorded"
 _SECONDS = 150.0
-_FAIL = [64, 65, 66, 70, 73, 77, 78]
+_FAIL = [code.value for code in ExitCode if code.again == "no"]
 _STOP_SLOWLY = 'trap "sleep 25; exit 75" TERM; sleep 600 & wait'
 _LOG = [
     {"event": "train.start", "epochs": 20},
@@ -193,7 +194,7 @@ def start_ends(recorder: Recorder) -> None:
     )
     recorder.start("succeeded", ended("Complete"), command=done)
     recorder.start("succeeded-without-message", ended("Complete"))
-    for code in (1, 64, 65, 66, 69, 70, 73, 74, 75, 76, 77, 78, 42, 137, 139):
+    for code in (*(code.value for code in ExitCode if code), 42, 137, 139):
         text = _message(outcome="failed", code=code, reason=f"the reason of {code}", step=469, epoch=1)
         recorder.start(f"exit-{code}", ended("Failed"), command=f"{text}exit {code}")
     running = _message(outcome="running", step=405, epoch=9)

@@ -60,7 +60,7 @@ def _commit(**changes: Any) -> CommittedRun:
         "compile": "graph",
         "threads": {"intra_op": 2, "inter_op": 2},
     }
-    content = {"run": "r", "attempt": "a", "dataset": {}, "metrics": {"test_accuracy": 0.5}, "files": []}
+    content = {"run": "r", "attempt": "a", "dataset": {"name": "plain"}, "metrics": {"test_accuracy": 0.5}, "files": []}
     digests = {"result_digest": "r", "weights_digest": "w", "state_digest": "s"}
     record = content | digests | {"lineage": lineage | changes.pop("lineage", {})} | changes
     committed = parse_run(json.dumps(record).encode(), "r")

@@ -240,7 +240,7 @@ class TestOwnSource:
 
 
 class TestPlainCopy:
-    """tensorflow-datasets is replaced here; the real one is in test_tfds_source.py."""
+    """tensorflow-datasets is replaced here; the real one is in test_tfds.py."""
 
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:

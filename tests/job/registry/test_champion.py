@@ -1,5 +1,6 @@
 """Champion versions: one winner a number, carried accuracies, damaged records, and how a model is named."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -84,6 +85,14 @@ class TestMove:
         with pytest.raises(ConflictError, match=r"^run a is being removed, or was \(retention\.keep_runs\)"):
             move(store, None, to("a"))
         assert champion.read_newest(store, MODEL) is None
+
+
+@pytest.mark.parametrize("gate", [{}, {"verdict": "promoted"}, {"numbers": []}, "text", 3])
+def test_decision_that_cannot_be_read_does_not_hide_the_move(gate: object, store: Store) -> None:
+    made = moved(store, None, to("a"))
+    record = json.loads(made.to_bytes()) | {"gate": gate}
+    store.put(champion_key(MODEL, version=1), json.dumps(record).encode())
+    assert champion.read_newest(store, MODEL) == made
 
 
 class TestBestAccuracy:

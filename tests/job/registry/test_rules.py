@@ -1,10 +1,13 @@
 """The gate as a pure function: every row of its table, their order, and the exact McNemar test against brute force."""
 
+import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from job.config import PromotionSection
+from job.registry import rules
 from job.registry.rules import Candidate, Champion, Decision, decide, mcnemar
 from job.runs.read import CommittedModel
+from tests.conftest import REPOSITORY
 
 LABELS = np.arange(1000, dtype=np.int64) % 10
 RULES = PromotionSection()
@@ -187,3 +192,14 @@ class TestMcNemar:
         received = mcnemar(only_champion_right=lost, only_candidate_right=won)
         assert 0 <= received <= 1
         assert mcnemar(only_champion_right=lost + 1, only_candidate_right=won) <= received + 1e-12
+
+
+def test_every_row_is_in_the_documents() -> None:
+    """docs/retraining.md has the table, row by row."""
+    source = Path(inspect.getfile(rules)).read_text("utf-8")
+    rows = set(re.findall(r'(?:"refused"|"same"), "(\w+)"', source)) | set(re.findall(r'rule="(\w+)"', source))
+    assert len(rows) == 10
+    text = (REPOSITORY / "docs" / "retraining.md").read_text("utf-8")
+    assert rows == set(
+        re.findall(r"^\| `(\w+)` \|", text[text.index("| row (`rule`)") :].split("\n\n")[0], re.MULTILINE)
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from job.contract import Pod
-from job.errors import ConfigError
+from job.errors import ConfigError, IntegrityError
 from job.runs import lineage
 from job.runs.identity import AttemptIdentity
 from job.runs.lineage import Device, Lineage, bits_depend_on, checked_out_revision, describe_attempt, make_attempt_id
@@ -65,6 +65,15 @@ class TestDescription:
     def test_what_was_stored_is_read_again(self) -> None:
         described = describe()
         assert Lineage.of(json.loads(json.dumps(described.to_json()))) == described
+
+    def test_record_of_an_older_version_lacks_what_no_bits_depend_on(self) -> None:
+        record = describe().to_json()
+        for name in ("chart_version", "revision", "pod", "image"):
+            del record[name]
+        assert bits_depend_on(Lineage.of(record)) == bits_depend_on(describe())
+        del record["devices"]
+        with pytest.raises(IntegrityError, match="the record of attempt 'a' lacks devices"):
+            Lineage.of(record)
 
     def test_revision_is_that_of_this_checkout(self) -> None:
         """Found from the package's own folder: a module that moves must not lose it."""

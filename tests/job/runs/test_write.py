@@ -119,7 +119,7 @@ def content(*, attempt: str = ATTEMPT, result: str = "r", weights: str = "w") ->
         "attempt": attempt,
         "result_digest": result,
         "weights_digest": weights,
-        "dataset": {},
+        "dataset": {"name": "plain"},
         "metrics": {"test_accuracy": 0.5},
         "files": [],
     }
@@ -276,8 +276,13 @@ class TestReadFiles:
             {"files": "all of them"},
             {"files": [{"key": f"{PREFIX}empty"}]},
             {"files": [{"key": None, "num_bytes": 0, "sha256": ""}]},
+            {"files": [3]},
             {"dataset": "mnist"},
+            {"dataset": {"digest": "d"}},
+            {"dataset": {"name": None}},
             {"metrics": {}},
+            {"metrics": {"test_accuracy": None}},
+            {"metrics": {"test_accuracy": "good"}},
         ],
     )
     def test_commit_that_lacks_what_it_must_say_is_refused(
