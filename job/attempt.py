@@ -25,7 +25,7 @@ from job.runs import checkpoint as checkpoints
 from job.runs import read, write
 from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
-from job.runs.identity import AttemptIdentity, result_digest
+from job.runs.identity import AttemptIdentity, digest_of_inputs
 from job.runs.lineage import Device, Lineage, bits_depend_on, describe_attempt
 from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
@@ -202,7 +202,7 @@ def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings,
             return None
         committed = champion.commit_of(store, newest)
         is_same_image = committed.record.get("lineage", {}).get("image") == surroundings.pod.image
-        if not is_same_image or committed.result_digest != result_digest(prepared.inputs):
+        if not is_same_image or committed.result_digest != digest_of_inputs(prepared.inputs):
             return None
         serving.finish_layout(store, newest)
         surroundings.view.champion_is(newest.to.accuracy)

@@ -8,7 +8,7 @@ from generators import chart as chart_files
 from pydantic import Field
 
 from job.config import Config, DataSection, TrainSection
-from job.runs.identity import deciding_fields, make_run_id, result_digest, result_inputs
+from job.runs.identity import deciding_fields, digest_of_inputs, make_run_id, result_inputs
 from tests.charts import helm
 from tests.charts.helm import render, run_id
 
@@ -28,7 +28,7 @@ class _NewConfig(Config):
 
 
 def _digest(config: Config) -> str:
-    return result_digest(result_inputs(config, seed=1, compile_with="xla", dataset_digest="d"))
+    return digest_of_inputs(result_inputs(config, seed=1, compile_with="xla", dataset_digest="d"))
 
 
 @pytest.mark.parametrize("given", [{}, {"train": {"epochs": 3}}, {"data": {"source": "digits"}}])

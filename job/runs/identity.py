@@ -107,6 +107,6 @@ def result_inputs(config: Config, *, seed: int, compile_with: str, dataset_diges
     return {**nested, **limits, **more, "dataset_digest": dataset_digest}
 
 
-def result_digest(inputs: Mapping[str, Any]) -> str:
+def digest_of_inputs(inputs: Mapping[str, Any]) -> str:
     """SHA-256 over everything that decides the result of a run."""
     return sha256_hex(canonical_json(inputs))

@@ -12,7 +12,7 @@ from job.digests import canonical_json, sha256_hex
 from job.errors import ConflictError, JobError, NotFoundError
 from job.logs import warn
 from job.runs.checkpoint import prune
-from job.runs.identity import result_digest
+from job.runs.identity import digest_of_inputs
 from job.runs.read import (
     ATTEMPT_FILE,
     MODEL_FOLDER,
@@ -37,7 +37,7 @@ def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
         NotFoundError: the store does not honour conditional writes.
         IntegrityError: the recorded run.json cannot be read.
     """
-    digest = result_digest(inputs)
+    digest = digest_of_inputs(inputs)
     key = run_key(run_id)
     content = {
         "format": FORMAT,

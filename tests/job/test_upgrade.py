@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from job.config_sources import load_config
-from job.runs.identity import make_run_id, result_digest, result_inputs
+from job.runs.identity import digest_of_inputs, make_run_id, result_inputs
 from tests.charts.helm import render, run_id
 from tests.conftest import QUICK, Finished, RunJob
 
@@ -42,7 +42,7 @@ def test_ids_and_digests_of_settings_are_those_of_before(pinned: dict[str, Any])
     assert isinstance(config.run.seed, int)
     inputs = result_inputs(config, seed=config.run.seed, compile_with=compile_with, dataset_digest="d" * 64)
     assert make_run_id(config) == pinned["run_id"]
-    assert result_digest(inputs) == pinned["result_digest"]
+    assert digest_of_inputs(inputs) == pinned["result_digest"]
 
 
 @pytest.mark.parametrize("pinned", PINS["chart"], ids=lambda pinned: json.dumps(pinned["values"]))
