@@ -59,8 +59,9 @@ def is_full(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--full"))
 
 
-# Small enough for one second of training, large enough to learn.
+# Small enough for one second of training, large enough to learn; without a port, which tests at the same time would fight for.
 QUICK = (
+    "--observe.metrics_port=0",
     "--data.source=digits",
     "--train.optimizer=momentum",
     "--train.learning_rate=0.1",

@@ -18,7 +18,7 @@ from tests.conftest import QUICK, Finished, RunJob
 
 _FOLDER = Path(__file__).parent / "upgrade"
 PINS: dict[str, Any] = json.loads((_FOLDER / "pins.json").read_text())
-_SETTINGS = (*QUICK[:-1], "--model.hidden_units=8", "--train.compile=xla", "--observe.metrics_port=0")
+_SETTINGS = (*QUICK[:-1], "--model.hidden_units=8", "--train.compile=xla")
 
 
 @pytest.fixture
