@@ -300,9 +300,13 @@ class Config(BaseSettings):
         return (env_settings, init_settings) if cls.reads_environment else (init_settings,)
 
 
-def field_names(schema: type[Config] = Config) -> list[str]:
+def field_names() -> list[str]:
     """Every setting as `section.field`, in the order of the schema."""
-    return list(default_values(schema))
+    return [
+        f"{section}.{field}"
+        for section, info in Config.model_fields.items()
+        for field in _section_class(info.annotation).model_fields
+    ]
 
 
 def default_values(schema: type[Config] = Config) -> Mapping[str, object]:

@@ -54,12 +54,11 @@ def _decides(name: str) -> bool:
 
 def _deciding_values(config: Config) -> dict[str, Any]:
     """`section.field` -> value, as plain JSON, without newer fields that have their default."""
-    defaults, values = default_values(type(config)), config.model_dump(mode="json")
-    chosen = {}
-    for name in deciding_fields(type(config)):
+    values, chosen = config.model_dump(mode="json"), {}
+    for name, default in default_values(type(config)).items():
         section, _, field = name.partition(".")
         value = values[section][field]
-        if name in ORIGINAL_FIELDS or value != defaults[name]:
+        if _decides(name) and (name in ORIGINAL_FIELDS or value != default):
             chosen[name] = value
     return chosen
 
