@@ -230,7 +230,7 @@ def test_what_only_the_machine_or_the_data_can_refuse(
             "--train.optimizer=adam",
             "--train.learning_rate=0.001",
         ],
-        ["--train.compile=graph", "--run.seed=random"],
+        pytest.param(["--train.compile=graph", "--run.seed=random"], marks=pytest.mark.full),
     ],
     ids=lambda flags: flags[0],
 )
@@ -247,6 +247,7 @@ def weights_digest(run_job: RunJob, *flags: str) -> object:
     return run_job("run", *QUICK, "--train.epochs=1", *flags).event("commit.done")["weights_digest"]
 
 
+@pytest.mark.full  # reproducing a run shows the same seed, and resuming one as well
 def test_same_seed_gives_the_same_weights_and_another_seed_does_not(run_job: RunJob) -> None:
     first, again, other = (
         weights_digest(run_job, "--train.compile=xla", flag)
