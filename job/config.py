@@ -173,20 +173,21 @@ class TrainSection(Section):
 class ClusterSection(Section):
     """The devices to train on."""
 
-    workers: int = Field(1, ge=1, description="processes that train together; only 1 for now")
-    expected_gpus: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="stop with 66 unless so many are visible"
+    workers: int = Field(
+        1, ge=1, le=64, description="processes (pods) that train one model together; see docs/workers.md"
     )
-    cpu_replicas: int = Field(1, ge=1, le=64, description="logical CPU devices, to try replicas without GPUs")
+    start_timeout_seconds: Seconds = Field(
+        900.0, description="how long workers wait for each other before the first step"
+    )
+    peer_timeout_seconds: Annotated[float, Field(ge=10, le=3600)] = Field(
+        30.0, description="a worker that is silent for so long is lost"
+    )
+    expected_gpus: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="stop with 66 unless each worker sees so many"
+    )
+    cpu_replicas: int = Field(1, ge=1, le=64, description="replicas of each worker on its CPU, when it has no GPUs")
     intra_op_threads: PositiveInt | None = Field(None, description="threads of one operation; default: the CPU limit")
     inter_op_threads: PositiveInt | None = Field(None, description="operations at a time; default: the CPU limit")
-
-    @field_validator("workers")
-    @classmethod
-    def _check_workers(cls, value: int) -> int:
-        if value > 1:
-            raise ValueError("must be 1: training over several workers is not built yet; use a node with more GPUs")
-        return value
 
 
 class CheckpointSection(Section):

@@ -116,7 +116,7 @@ class ExitCode(enum.IntEnum):
     PEER_LOST = (
         76,
         "PeerLost",
-        "a peer worker was lost, or did not come in time; not used yet: training over several workers is not built",
+        "another worker was lost, came too late, or was silent for too long; all start again from the newest checkpoint",
         "yes",
         "nothing: it is tried again",
     )

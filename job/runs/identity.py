@@ -18,6 +18,7 @@ _WHOLE_SECTIONS = ("data", "model", "train")
 _PLACES = ("data.cache_dir",)
 """Where something is, which changes no result."""
 _SINGLE_FIELDS = ("run.seed", "run.suffix", "cluster.workers")
+"""`cluster.workers` stands for the number of replicas: see `_deciding_values`."""
 _ONLY_IN_ID = ("data.source", "data.uri", "data.dataset", "run.suffix")
 """Part of the run id and not of the result digest, which contains the digest of the dataset."""
 
@@ -60,7 +61,18 @@ def _deciding_values(config: Config) -> dict[str, Any]:
         value = values[section][field]
         if _decides(name) and (name in ORIGINAL_FIELDS or value != default):
             chosen[name] = value
+    # Replicas decide, workers are placement (docs/adr/0011). The format of one replica is that of the first version.
+    chosen["cluster.workers"] = 1
     return chosen
+
+
+def wanted_replicas(config: Config) -> int:
+    """Replicas of the whole run, as far as the settings say it; GPUs that nobody asked for are not known before they are seen."""
+    return config.cluster.workers * (config.cluster.expected_gpus or config.cluster.cpu_replicas)
+
+
+def _replicas(num_replicas: int) -> dict[str, Any]:
+    return {"replicas": num_replicas} if num_replicas > 1 else {}
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,9 +95,10 @@ def make_run_id(config: Config) -> str:
     values = _deciding_values(config)
     if config.run.seed == "random":
         values["run.seed"] = clock.token(8)
+    decides = {**_nest(values), **_replicas(wanted_replicas(config))}
     words = re.sub(r"[^a-z0-9]+", "-", config.data.name.lower()).strip("-")
     base = words[:_MAX_BASE_CHARACTERS].rstrip("-") or "data"
-    return f"local.{base}-{sha256_hex(canonical_json(_nest(values)))[:_DIGEST_CHARACTERS_IN_ID]}"
+    return f"local.{base}-{sha256_hex(canonical_json(decides))[:_DIGEST_CHARACTERS_IN_ID]}"
 
 
 def resolve_seed(config: Config, *, run_id: str) -> int:
@@ -95,15 +108,21 @@ def resolve_seed(config: Config, *, run_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"seed {run_id}".encode()).digest()[:4], "big")
 
 
-def result_inputs(config: Config, *, seed: int, compile_with: str, dataset_digest: str) -> dict[str, Any]:
-    """Everything that decides the result of a run, and nothing else, as run.json records it."""
+def result_inputs(
+    config: Config, *, seed: int, compile_with: str, num_replicas: int, dataset_digest: str
+) -> dict[str, Any]:
+    """Everything that decides the result of a run, and nothing else, as run.json records it.
+
+    Args:
+        num_replicas: of all workers together.
+    """
     values = {name: value for name, value in _deciding_values(config).items() if name not in _ONLY_IN_ID}
     values |= {"run.seed": seed, "train.compile": compile_with}
     nested = _nest(values)
     of_data: dict[str, Any] = nested.pop("data")
     limits = {name: of_data.pop(name) for name in ("train_examples", "test_examples")}
     more = {"data": of_data} if of_data else {}
-    return {**nested, **limits, **more, "dataset_digest": dataset_digest}
+    return {**nested, **limits, **more, "dataset_digest": dataset_digest, **_replicas(num_replicas)}
 
 
 def digest_of_inputs(inputs: Mapping[str, Any]) -> str:

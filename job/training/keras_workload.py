@@ -72,7 +72,11 @@ class KerasWorkload:
         self._seed = identity.resolve_seed(config, run_id=run_id)
         return Prepared(
             inputs=identity.result_inputs(
-                config, seed=self._seed, compile_with=self._compile_with, dataset_digest=self._data.digest
+                config,
+                seed=self._seed,
+                compile_with=self._compile_with,
+                num_replicas=num_replicas,
+                dataset_digest=self._data.digest,
             ),
             dataset=DatasetIdentity(
                 name=self._data.name,

@@ -40,7 +40,9 @@ def test_ids_and_digests_of_settings_are_those_of_before(pinned: dict[str, Any])
     config = load_config(pinned["flags"]).config
     compile_with = "xla" if config.train.compile == "auto" else config.train.compile
     assert isinstance(config.run.seed, int)
-    inputs = result_inputs(config, seed=config.run.seed, compile_with=compile_with, dataset_digest="d" * 64)
+    inputs = result_inputs(
+        config, seed=config.run.seed, compile_with=compile_with, num_replicas=1, dataset_digest="d" * 64
+    )
     assert make_run_id(config) == pinned["run_id"]
     assert digest_of_inputs(inputs) == pinned["result_digest"]
 

@@ -126,7 +126,9 @@ class PlainWorkload:
         self._steps = PlainSteps(epochs=config.train.epochs, seed=seed)
         self._epochs = config.train.epochs
         return Prepared(
-            inputs=identity.result_inputs(config, seed=seed, compile_with="graph", dataset_digest="plain"),
+            inputs=identity.result_inputs(
+                config, seed=seed, compile_with="graph", num_replicas=1, dataset_digest="plain"
+            ),
             dataset=DatasetIdentity(name="plain", digest="plain", evaluation_digest="plain"),
             device=Device(names=("cpu",), threads={"intra_op": 1, "inter_op": 1}, compile_with="graph"),
         )

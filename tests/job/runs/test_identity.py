@@ -111,7 +111,7 @@ RANDOM = Config.model_validate({"run": {"seed": "random"}})
 class TestResultInputs:
     def test_they_are_all_that_decides_a_result_and_nothing_else(self) -> None:
         config = config_of("--data.train_examples=100", "--store.uri=s3://bucket", "--run.suffix=x", "--run.id=y")
-        assert result_inputs(config, seed=3, compile_with="xla", dataset_digest="abc") == {
+        assert result_inputs(config, seed=3, compile_with="xla", num_replicas=1, dataset_digest="abc") == {
             "model": {"build": None, "hidden_units": [512, 512], "activation": "sigmoid", "dropout": 0.0},
             "train": {
                 "epochs": 20,
@@ -130,7 +130,7 @@ class TestResultInputs:
 
     def test_source_does_not_matter_where_the_data_are_the_same(self) -> None:
         one, other = (
-            result_inputs(config, seed=1, compile_with="xla", dataset_digest="abc")
+            result_inputs(config, seed=1, compile_with="xla", num_replicas=1, dataset_digest="abc")
             for config in (config_of(), config_of("--data.source=idx", "--data.uri=folder"))
         )
         assert one == other
