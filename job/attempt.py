@@ -1,4 +1,5 @@
-"""One attempt at a run: its phases, in their order. READ THIS FIRST.
+"""One attempt at a run: its phases, in their order. READ THIS FIRST. With several workers this is what worker 0 does, the chief
+(`assist.py` has the others).
 
 What is trained is behind `Workload` (`training/workload.py`). Tests put a plain one behind it, and kill an attempt at every step,
 thousands of times a minute, without TensorFlow.
@@ -12,7 +13,8 @@ from job import clock, contract
 from job.config import Config
 from job.contract import Event
 from job.digests import canonical_json, sha256_hex
-from job.logs import emit
+from job.errors import PeerLostError
+from job.logs import emit, warn
 from job.observe.phases import Phases
 from job.observe.stored_logs import StoredLog
 from job.observe.view import View
@@ -23,6 +25,7 @@ from job.registry.retention import apply_retention
 from job.registry.rules import GateRecord
 from job.runs import checkpoint as checkpoints
 from job.runs import read, write
+from job.runs.checkpoint import Checkpoint
 from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
 from job.runs.identity import AttemptIdentity, digest_of_inputs
@@ -31,8 +34,10 @@ from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
 from job.store.open import open_store
 from job.store.store import Store, Traffic
+from job.training import agreement
 from job.training.loop import Training
 from job.training.watchdog import Watchdog
+from job.training.workers import ALONE, Workers
 from job.training.workload import Prepared, Results, Workload
 
 
@@ -61,6 +66,7 @@ class Surroundings:
 
     Attributes:
         identity: the run, and the wanted attempt id; `_register_attempt` adds -2, -3, ... when the store has it already.
+        workers: those of the run, and which of them this process is.
         traffic: counts the requests to the store.
         stored_log: `run` attaches the store; then the checkpoint writer writes one log segment after each checkpoint.
         on_stall: the watchdog calls it when training has stalled, with the stacks of all threads; it must end the process.
@@ -69,6 +75,7 @@ class Surroundings:
     identity: AttemptIdentity
     pod: contract.Pod
     environ: MutableMapping[str, str]
+    workers: Workers
     phases: Phases
     stop: StopSignal
     view: View
@@ -88,20 +95,25 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
     with phases("store"):
         store = open_store(config.store, environ=surroundings.environ, traffic=surroundings.traffic)
         store.list_objects(contract.run_prefix(run_id))  # a missing bucket or a wrong key is known at once
+        is_committed = read.read_commit(store, run_id) is not None
     surroundings.stored_log.attach(store)
-    prepared = workload.prepare(config, run_id=run_id, phases=phases)
+    workers = ALONE if is_committed else surroundings.workers  # nothing is left to train: no other worker is needed
+    prepared = workload.prepare(config, run_id=run_id, phases=phases, workers=workers, look=lambda: None)
     surroundings.view.prepared(dataset=prepared.dataset.name, num_replicas=len(prepared.device.names))
     if config.run.skip_if_unchanged:
         with phases("store"):
             unchanged = _find_unchanged(config, store, surroundings=surroundings, prepared=prepared)
         if unchanged:
+            prepared.exchange(is_over=True)
             return unchanged
     with phases("store"):
         digest = write.begin_run(store, run_id, inputs=prepared.inputs, config=config.model_dump(mode="json"))
         committed = read.read_commit(store, run_id)
         if committed is not None:
             read.check_same_result(committed, result_digest=digest)
-    if committed is None:
+    if committed is not None:
+        prepared.exchange(is_over=True)
+    else:
         committed, surroundings = _make_result(
             config, store, surroundings=surroundings, workload=workload, prepared=prepared, result_digest=digest
         )
@@ -125,9 +137,22 @@ def _make_result(
         identity = AttemptIdentity(run=run_id, attempt=lineage.attempt)
         surroundings = replace(surroundings, identity=identity)
         ledger = _open_ledger(store, surroundings, lineage=lineage)
+    with phases("restore"):
+        checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest)
+    said = agreement.tell_inputs(
+        prepared.exchange,
+        inputs=prepared.inputs,
+        lineage=lineage,
+        is_over=False,
+        result_digest=result_digest,
+        checkpoint=checkpoint.key if checkpoint else None,
+    )
+    ledger.are_workers_alike = agreement.are_bits_alike(said)
     with phases("build"):
         training = workload.build()
-    _train(config, training, store, surroundings=surroundings, ledger=ledger, result_digest=result_digest)
+    writer = _make_writer(config, surroundings)
+    train(config, training, checkpoint, writer, surroundings=surroundings, ledger=ledger, result_digest=result_digest)
+    agreement.compare_weights(prepared.exchange, digest=training.arrays_digest())
     results = workload.finish(training, phases=phases)
     surroundings.view.evaluated({of_class.name: of_class.recall for of_class in results.scores.classes})
     with phases("publish"):
@@ -150,6 +175,7 @@ def _make_result(
             lineage=lineage,
         )
         committed = write.commit(store, run_id, content=content)
+    _dismiss(prepared)
     emit(
         Event.COMMIT_DONE,
         key=contract.commit_key(run_id),
@@ -157,6 +183,14 @@ def _make_result(
         is_new=committed.attempt == identity.attempt,
     )
     return committed, surroundings
+
+
+def _dismiss(prepared: Prepared) -> None:
+    """Tell the other workers that the run is committed: they end. The result stands, whatever has become of them."""
+    try:
+        prepared.exchange(is_over=True)
+    except PeerLostError as error:
+        warn("cluster.lost_after_commit", reason=str(error))
 
 
 def _to_commit(
@@ -261,13 +295,32 @@ def _open_ledger(store: Store, surroundings: Surroundings, *, lineage: Lineage) 
     return ledger
 
 
-def _train(
-    config: Config, training: Training, store: Store, *, surroundings: Surroundings, ledger: Ledger, result_digest: str
+def _make_writer(config: Config, surroundings: Surroundings) -> CheckpointWriter:
+    return CheckpointWriter(
+        open_store(config.store, environ=surroundings.environ, traffic=surroundings.traffic),
+        run_id=surroundings.identity.run,
+        schedule=config.checkpoint,
+        on_saved=surroundings.view.checkpoint_saved,
+        after_save=surroundings.stored_log.write_segment,
+    )
+
+
+def train(
+    config: Config,
+    training: Training,
+    checkpoint: Checkpoint | None,
+    writer: CheckpointWriter | None,
+    *,
+    surroundings: Surroundings,
+    ledger: Ledger,
+    result_digest: str,
 ) -> None:
-    """Go on from the newest good checkpoint, or from the start, to the last step."""
-    run_id = surroundings.identity.run
+    """Go on from the checkpoint, or from the start, to the last step.
+
+    Args:
+        writer: None for a worker that is not the chief.
+    """
     with surroundings.phases("restore"):
-        checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest)
         if checkpoint:
             training.restore(checkpoint)
             emit(Event.CHECKPOINT_RESTORED, step=checkpoint.step, of=training.total_steps)
@@ -277,13 +330,6 @@ def _train(
             total_steps=training.total_steps,
             interval_seconds=config.checkpoint.interval_seconds,
         )
-    writer = CheckpointWriter(
-        open_store(config.store, environ=surroundings.environ, traffic=surroundings.traffic),
-        run_id=run_id,
-        schedule=config.checkpoint,
-        on_saved=surroundings.view.checkpoint_saved,
-        after_save=surroundings.stored_log.write_segment,
-    )
     training.run(
         result_digest=result_digest,
         writer=writer,

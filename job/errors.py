@@ -59,6 +59,12 @@ class GateRefusedError(JobError):
     code = ExitCode.GATE_REFUSED
 
 
+class PeerLostError(JobError):
+    """Another worker of the run is gone; all have to start again from the newest checkpoint."""
+
+    code = ExitCode.PEER_LOST
+
+
 class AccessDeniedError(JobError):
     """Access denied, or no credentials were found."""
 

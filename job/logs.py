@@ -46,26 +46,30 @@ def configure(
     *,
     run: str = "",
     attempt: str = "",
+    worker: int = 0,
     write: Callable[[str], None] | None = None,
     also: logging.Handler | None = None,
 ) -> None:
     """Send events to stdout from now on.
 
     Args:
+        worker: index of this process among the workers of the run.
         write: takes each finished line instead of stdout; the progress bar needs that to stay in one piece.
         also: a second handler, with a formatter of its own.
     """
     logger = logging.getLogger(LOGGER_NAME)
     handler = _LineHandler(write or write_line)
-    handler.setFormatter(json_formatter(run=run, attempt=attempt) if log_format == "json" else _TextFormatter())
+    handler.setFormatter(
+        json_formatter(run=run, attempt=attempt, worker=worker) if log_format == "json" else _TextFormatter()
+    )
     logger.handlers = [handler, also] if also else [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)
 
 
-def json_formatter(*, run: str, attempt: str) -> logging.Formatter:
+def json_formatter(*, run: str, attempt: str, worker: int = 0) -> logging.Formatter:
     """One JSON object a line, with the keys that every event carries."""
-    return _JsonFormatter(run=run, attempt=attempt)
+    return _JsonFormatter(run=run, attempt=attempt, worker=worker)
 
 
 def write_line(line: str) -> None:
@@ -94,9 +98,9 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 class _JsonFormatter(logging.Formatter):
-    def __init__(self, *, run: str, attempt: str) -> None:
+    def __init__(self, *, run: str, attempt: str, worker: int) -> None:
         super().__init__()
-        self._fixed = {"run": run, "attempt": attempt, "worker": 0}
+        self._fixed = {"run": run, "attempt": attempt, "worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         time = clock.timestamp(record.created).replace("+00:00", "Z")

@@ -49,6 +49,10 @@ class StopSignal:
         if self.requested:
             raise StopRequested(self.requested)
 
+    def request(self, reason: str) -> None:
+        """Another worker of the run was asked to stop, so this one stops too."""
+        self.requested = self.requested or reason
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested or self._is_ignored:  # asked before: the way out must not be interrupted again
             return

@@ -20,11 +20,12 @@ ALLOWED: Mapping[str, str] = {
     "registry": "registry runs observe store ground datasets",
     "training": "training runs datasets observe store ground",
     "attempt": "training registry runs observe store ground",
-    "commands": "commands attempt training registry runs datasets observe store ground",
+    "assist": "attempt training runs store ground",
+    "commands": "commands assist attempt training registry runs datasets observe store ground",
     "__main__": "commands observe ground",
     "k8s": "k8s",
 }
-"""Room -> rooms that it may import. `attempt` and `__main__` are one file each."""
+"""Room -> rooms that it may import. `attempt`, `assist` and `__main__` are one file each."""
 
 _OF_JOB_IN_K8S = ("job", "job.contract", "job.config", "job.config_sources", "job.errors", "job.texts")
 _OF_DATASETS_IN_REGISTRY = {"Images", "Labels"}  # types only

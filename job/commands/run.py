@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from job import __version__, contract, logs
+from job.assist import assist
 from job.attempt import Outcome, Surroundings, run
 from job.commands.report import REPORT_FILE, make_report
 from job.commands.summary import print_summary
@@ -27,6 +28,7 @@ from job.runs.read import read_metrics
 from job.signals import StopSignal
 from job.store.open import open_store
 from job.training.keras_workload import KerasWorkload
+from job.training.workers import workers_from_environment
 
 SERIES_FILE = "metrics.prom"
 """Beside the stored log: all series at the end of the attempt."""
@@ -40,17 +42,19 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     """
     config = loaded.config
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
-    display, phases = Display(log_format), Phases()
+    phases = Phases()
     pod = contract.pod_from_environment(os.environ)
     status.path = choose_path(config.observe.termination_log)
     identity = AttemptIdentity(run=make_run_id(config), attempt=make_attempt_id(pod))
     status.run, status.attempt = identity.run, identity.attempt
+    workers = workers_from_environment(os.environ, count=config.cluster.workers)
+    display = Display(log_format, is_silent=not workers.is_chief)
     stored_log = StoredLog(run=identity.run, attempt=identity.attempt)
-    metrics = _make_metrics(config, pod, status=status, phases=phases)
+    metrics = _make_metrics(config, pod, status=status, phases=phases, is_chief=workers.is_chief)
     report: dict[str, bytes] = {}
 
     def end() -> None:
-        if config.observe.pushgateway_url:
+        if config.observe.pushgateway_url and workers.is_chief:
             exposition.push(config.observe.pushgateway_url, metrics.outcome, group=_push_group(config, pod))
         goodput = status.goodput() if status.goodput else None
         _emit_end(status, display, phases=phases.to_json(), goodput=goodput, peak_memory_bytes=peak_memory_bytes())
@@ -58,7 +62,14 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
 
     status.on_end = end
     status.write()
-    logs.configure(log_format, run=identity.run, attempt=identity.attempt, write=display.write, also=stored_log)
+    logs.configure(
+        log_format,
+        run=identity.run,
+        attempt=identity.attempt,
+        worker=workers.index,
+        write=display.write,
+        also=stored_log if workers.is_chief else None,
+    )
     logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     if config.observe.metrics_port:
         exposition.serve(metrics.running, port=config.observe.metrics_port)
@@ -67,6 +78,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         identity=identity,
         pod=pod,
         environ=os.environ,
+        workers=workers,
         phases=phases,
         stop=stop,
         view=View(display=display, metrics=metrics, status=status),
@@ -74,6 +86,11 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         stored_log=stored_log,
         on_stall=lambda stacks: _end_stalled(stacks, status=status, seconds=config.observe.stall_timeout_seconds),
     )
+    if not workers.is_chief:
+        assist(config, surroundings, KerasWorkload(os.environ))
+        stop.ignore()
+        status.end(outcome="assisted", code=contract.ExitCode.OK)
+        return contract.ExitCode.OK
     outcome = run(config, surroundings, KerasWorkload(os.environ))
     stop.ignore()  # a committed run must not be reported as interrupted
     if config.observe.report and not outcome.is_skipped:
@@ -88,8 +105,8 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     return contract.ExitCode.OK
 
 
-def _make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: Phases) -> Metrics:
-    metrics = Metrics(status=status, phases=phases)
+def _make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: Phases, is_chief: bool) -> Metrics:
+    metrics = Metrics(status=status, phases=phases, is_chief=is_chief)
     metrics.describe(
         version=__version__,
         image=pod.image,

@@ -60,12 +60,15 @@ class Metrics:
     """The series of one attempt. Set by its threads, read by the thread of a scrape: every value is replaced whole.
 
     Attributes:
+        is_chief: whether this process tells about the run; another worker tells about itself only, so that sums over pods count
+            the run once.
         traffic: requests to the store, counted by every `Store` that was opened with it.
         labels: of `info`; what is not known yet is empty.
     """
 
     status: Status
     phases: Phases
+    is_chief: bool = True
     traffic: Traffic = field(default_factory=Traffic)
     labels: dict[str, str] = field(
         default_factory=lambda: dict.fromkeys(
@@ -119,7 +122,7 @@ class Metrics:
 
     def running(self) -> Iterator[Any]:
         """Families of everything but the outcome, as prometheus_client has them."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import GaugeMetricFamily
 
         info = GaugeMetricFamily(f"{PREFIX}info", "What is trained, and with what.", labels=list(self.labels))
         info.add_metric(list(self.labels.values()), 1)
@@ -129,6 +132,13 @@ class Metrics:
         for name in PHASES:
             phase.add_metric([name], float(name == current))
         yield phase
+        yield from self._store_counters()
+        if self.is_chief:
+            yield from self._run()
+
+    def _run(self) -> Iterator[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
         for name, text in _COUNTERS.items():
             if name in self._values:
                 yield CounterMetricFamily(PREFIX + name, text, value=self._values[name])
@@ -141,7 +151,6 @@ class Metrics:
             recall.add_metric([name], value)
         yield recall
         yield self._step_histogram()
-        yield from self._store_counters()
 
     def outcome(self) -> Iterator[Any]:
         """Families of how the attempt ended; what is not known is left out, so that a push keeps what stood there."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from job import clock
 
-PROCESS, START_UP = "process", "start_up"
+PROCESS, START_UP, WAIT_FOR_WORKERS = "process", "start_up", "wait_for_workers"
 PHASES = (
     PROCESS,
     START_UP,
+    WAIT_FOR_WORKERS,
     "store",
     "data",
     "build",

@@ -9,10 +9,10 @@ from job.logs import LogFormat, write_line
 class Display:
     """A progress bar on a terminal; nothing at all elsewhere, where events say it."""
 
-    def __init__(self, log_format: LogFormat) -> None:
+    def __init__(self, log_format: LogFormat, *, is_silent: bool = False) -> None:
         self._progress: Any = None
         self._task: Any = None
-        self._is_shown = log_format == "text" and sys.stdout.isatty()
+        self._is_shown = log_format == "text" and sys.stdout.isatty() and not is_silent
 
     def start(self, *, num_steps: int, done_steps: int, num_epochs: int) -> None:
         """Show the bar."""

@@ -7,7 +7,7 @@ and never imports TensorFlow.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from job import clock
 from job.contract import checkpoint_prefix
 from job.digests import sha256_hex
-from job.errors import IntegrityError
+from job.errors import IntegrityError, UnavailableError
 from job.logs import warn
 from job.store.store import Store
 from job.texts import one_line
@@ -36,12 +36,14 @@ class Checkpoint:
         result_digest: of the run that it belongs to.
         arrays: model variables (seed generators included), optimizer variables and metric sums, by name.
         meta: history, counters and times; plain JSON.
+        key: where it was read; empty for one that was just made.
     """
 
     step: int
     result_digest: str
     arrays: Mapping[str, NDArray[Any]]
     meta: Mapping[str, Any]
+    key: str = field(default="", compare=False)
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
@@ -125,6 +127,25 @@ def load_newest(store: Store, run_id: str, *, result_digest: str) -> Checkpoint 
     return None
 
 
+def load(store: Store, key: str, *, result_digest: str) -> Checkpoint:
+    """The checkpoint that another worker has found.
+
+    Raises:
+        IntegrityError: it is not intact.
+        UnavailableError: it is not there.
+    """
+    data = store.get(key)
+    if data is None:
+        raise UnavailableError(f"store {store.uri}: {key}, which worker 0 goes on from, is not there; start again")
+    match = _NAME.fullmatch(key.rpartition("/")[2])
+    if not match:
+        raise IntegrityError(f"{one_line(key, limit=120)} is not named like a checkpoint")
+    try:
+        return _verify(data, key=key, step=int(match[1]), result_digest=result_digest)
+    except IntegrityError as error:
+        raise IntegrityError(f"store {store.uri}: {key}: {error}") from error
+
+
 def prune(store: Store, run_id: str, *, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints (0: all of them)."""
     names = _list(store, run_id)
@@ -150,4 +171,4 @@ def _verify(data: bytes, *, key: str, step: int, result_digest: str) -> Checkpoi
     checkpoint = decode(data)
     if checkpoint.step != step or checkpoint.result_digest != result_digest:
         raise IntegrityError("it belongs to another step or run")
-    return checkpoint
+    return replace(checkpoint, key=key)

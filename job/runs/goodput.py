@@ -43,6 +43,7 @@ class Ledger:
         num_interruptions: SIGTERM or SIGINT during training, after which the state was saved.
         chain: the attempts whose steps are in the weights, each with the step it took up.
         is_bit_identical: all steps were computed on equal hardware and versions.
+        are_workers_alike: the workers of this attempt have equal hardware and versions.
     """
 
     phases: Phases
@@ -56,6 +57,7 @@ class Ledger:
     num_interruptions: int = 0
     chain: list[dict[str, Any]] = field(default_factory=list)
     is_bit_identical: bool = True
+    are_workers_alike: bool = True
     first_step_seconds: float | None = None
     """From the start of this process to its first new step."""
 
@@ -93,6 +95,7 @@ class Ledger:
             self._join_chain(step)
 
     def _join_chain(self, step: int) -> None:
+        self.is_bit_identical &= self.are_workers_alike
         if self.chain and self.chain[-1]["computed_on"] != self.computed_on:
             before = self.chain[-1]["computed_on"]
             self.is_bit_identical = False

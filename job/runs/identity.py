@@ -128,3 +128,31 @@ def result_inputs(
 def digest_of_inputs(inputs: Mapping[str, Any]) -> str:
     """SHA-256 over everything that decides the result of a run."""
     return sha256_hex(canonical_json(inputs))
+
+
+def digest_before_replicas(inputs: Mapping[str, Any]) -> str:
+    """The result digest that versions gave in which the number of replicas did not decide the result."""
+    return digest_of_inputs({name: value for name, value in inputs.items() if name != "replicas"})
+
+
+def differences(recorded: object, inputs: Mapping[str, Any]) -> str:
+    """The first settings in which two runs differ, for an error message."""
+    if not isinstance(recorded, dict):
+        return "its settings are not recorded"
+    before, now = _flatten(recorded), _flatten(inputs)
+    changed = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    return "; ".join(changed[:3])
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -12,7 +12,7 @@ from job.digests import canonical_json, sha256_hex
 from job.errors import ConflictError, JobError, NotFoundError
 from job.logs import warn
 from job.runs.checkpoint import prune
-from job.runs.identity import digest_of_inputs
+from job.runs.identity import differences, digest_before_replicas, digest_of_inputs
 from job.runs.read import (
     ATTEMPT_FILE,
     MODEL_FOLDER,
@@ -48,9 +48,11 @@ def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
     }
     data = store.create(key, canonical_json(content))
     recorded = parse_object(data, key=key)
+    if _is_older(recorded) and recorded.get("result_digest") == digest_before_replicas(inputs):
+        digest = recorded["result_digest"]
     if recorded.get("result_digest") != digest:
         raise ConflictError(
-            f"run {run_id} exists with another result digest ({_differences(recorded.get('inputs'), inputs)}); choose "
+            f"run {run_id} exists with another result digest ({differences(recorded.get('inputs'), inputs)}); choose "
             "another run.id (or run.suffix where the id is generated), or repeat its settings"
         )
     if not store.refuses_second_create(key, data):
@@ -59,6 +61,13 @@ def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
             "store that supports If-None-Match"
         )
     return digest
+
+
+def _is_older(recorded: Mapping[str, Any]) -> bool:
+    """Whether a version began the run in which the number of replicas did not decide the result (docs/adr/0011)."""
+    config = recorded.get("config")
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    return isinstance(cluster, dict) and "peer_timeout_seconds" not in cluster
 
 
 def abandon(store: Store, run_id: str) -> bool:
@@ -133,26 +142,3 @@ def clean_up(store: Store, run: CommittedRun) -> None:
                 store.delete(entry.key)
     except JobError as error:
         warn("cleanup.failed", reason=str(error))
-
-
-def _differences(recorded: object, inputs: Mapping[str, Any]) -> str:
-    """The settings in which two runs differ, for the error message."""
-    if not isinstance(recorded, dict):
-        return "its settings are not recorded"
-    before, now = _flatten(recorded), _flatten(inputs)
-    changed = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    return "; ".join(changed[:3])
-
-
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -3,16 +3,24 @@
 Owns thread counts, logical devices and the choice of replicas. Has to run before TensorFlow touches a device.
 """
 
+import contextlib
 import ctypes
+import faulthandler
 import math
 import os
 import platform
-from collections.abc import MutableMapping
+import re
+import signal
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from job.config import ClusterSection, TrainSection
 from job.errors import ConfigError, NotFoundError
+from job.training.workers import Workers, peer_errors
+
+JOIN_SECONDS = 30.0
+"""How long TensorFlow may wait for workers that were there a moment ago; nothing else of this process runs in that time."""
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -54,11 +62,12 @@ def _keep_freed_memory() -> None:
         mallopt(parameter, num_bytes)
 
 
-def make_strategy(config: ClusterSection) -> Any:
-    """Set threads and devices, then a MirroredStrategy over all visible GPUs, or over the CPU.
+def make_strategy(config: ClusterSection, workers: Workers) -> Any:
+    """Set threads and devices, then a strategy over all visible GPUs, or over the CPU, of all workers.
 
     Raises:
         NotFoundError: `expected_gpus` are not visible.
+        PeerLostError: another worker went away at this moment.
     """
     import tensorflow as tf
 
@@ -73,12 +82,71 @@ def make_strategy(config: ClusterSection) -> Any:
         )
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    if gpus:
-        return tf.distribute.MirroredStrategy()
+    if gpus and not workers.are_several:
+        return tf.distribute.MirroredStrategy([f"/gpu:{index}" for index in range(len(gpus))])
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * config.cpu_replicas)
-    devices = [f"/cpu:{index}" for index in range(config.cpu_replicas)]
-    return tf.distribute.MirroredStrategy(devices)
+    if workers.are_several:
+        return _join(config, workers, num_cpu_devices=None if gpus else config.cpu_replicas)
+    return tf.distribute.MirroredStrategy([f"/cpu:{index}" for index in range(config.cpu_replicas)])
+
+
+def _join(config: ClusterSection, workers: Workers, *, num_cpu_devices: int | None) -> Any:
+    """Start TensorFlow's server, and the strategy over all workers; each of them does so at about the same time."""
+    import tensorflow as tf
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.eager import context
+
+    # The strategy would choose this service too, but its limit on the wait for the others is an hour.
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=int(JOIN_SECONDS * 1000),
+        heartbeat_timeout_in_ms=int(config.peer_timeout_seconds * 1000),
+        coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=workers.count)],
+    )
+    context.context().coordination_service.cluster_register_with_barrier = True
+    handler = signal.getsignal(signal.SIGTERM)
+    # TensorFlow's wait holds the interpreter's lock. Only a timer outside of the interpreter can end it.
+    faulthandler.dump_traceback_later(2 * JOIN_SECONDS, exit=True)
+    try:
+        with peer_errors(workers), _cpu_devices(num_cpu_devices):
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGTERM, handler)  # TensorFlow's preemption notifier takes it without a word
+
+
+@contextlib.contextmanager
+def _cpu_devices(count: int | None) -> Iterator[None]:
+    """The strategy would take one CPU device of each worker, however many there are; inside, it takes `count`."""
+    from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
+
+    def local_devices(self: object, cluster_resolver: object, worker_device: str) -> tuple[tuple[str, ...], str]:
+        return tuple(f"{worker_device}/device:CPU:{index}" for index in range(count or 0)), "CPU"
+
+    original = CollectiveAllReduceExtended._initialize_local_devices
+    if count is not None:
+        CollectiveAllReduceExtended._initialize_local_devices = local_devices
+    try:
+        yield
+    finally:
+        CollectiveAllReduceExtended._initialize_local_devices = original
+
+
+def name_devices(local_devices: tuple[str, ...], *, num_workers: int) -> tuple[str, ...]:
+    """The devices of all workers, in the order of the replicas; each worker has as many as this one.
+
+    CPU devices are named as in one process: where CPU replicas are placed changes no bit (docs/workers.md). On GPUs it may.
+    """
+    if all("CPU" in name for name in local_devices):
+        numbers = range(num_workers * len(local_devices))
+        return tuple(f"/job:localhost/replica:0/task:0/device:CPU:{number}" for number in numbers)
+    if num_workers == 1:
+        return local_devices
+    return tuple(
+        re.sub(r"/task:\d+", f"/task:{worker}", name) for worker in range(num_workers) for name in local_devices
+    )
 
 
 def check_batch(global_batch_size: int, *, num_replicas: int, num_examples: int) -> None:

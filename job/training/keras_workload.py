@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from job.datasets.dataset import evaluation_digest_of
 from job.datasets.load import LoadedDataset, load_dataset
 from job.datasets.prepared import choose_cache_dir
 from job.logs import emit, warn
-from job.observe.phases import Phases
+from job.observe.phases import WAIT_FOR_WORKERS, Phases
 from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
@@ -24,6 +24,14 @@ from job.training import devices, evaluation, export, pipeline
 from job.training.loop import Training
 from job.training.model import build_model, build_optimizer, model_input_shape
 from job.training.steps import StepRunner
+from job.training.workers import (
+    Exchange,
+    StrategyExchange,
+    Workers,
+    exchange_with_nobody,
+    peer_errors,
+    wait_for_workers,
+)
 from job.training.workload import Prepared, Results
 
 SAMPLE_IMAGES = 64
@@ -35,6 +43,7 @@ class KerasWorkload:
 
     _config: Config
     _strategy: Any
+    _workers: Workers
     _data: LoadedDataset
     _seed: int
     _compile_with: str
@@ -44,20 +53,26 @@ class KerasWorkload:
         """`environ` gets what TensorFlow has to find there before it starts."""
         self._environ = environ
 
-    def prepare(self, config: Config, *, run_id: str, phases: Phases) -> Prepared:
-        """Bring devices and data, and check that batch, replicas and examples fit.
+    def prepare(
+        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+    ) -> Prepared:
+        """Bring workers, devices and data, and check that batch, replicas and examples fit.
 
         Raises:
-            JobError: data or devices are absent, corrupt, or do not fit the settings.
+            JobError: data or devices are absent, corrupt, or do not fit the settings; a worker did not come.
         """
-        self._config = config
+        self._config, self._workers = config, workers
         # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
         with phases("start_up"):
             devices.prepare_process(self._environ)
-            self._strategy = devices.make_strategy(config.cluster)
+            self._strategy = self._meet(phases, look=look)
         with phases("data"):
             self._data = _load_data(config, environ=self._environ)
-        threads, num_replicas = devices.threads(config.cluster), self._strategy.num_replicas_in_sync
+        threads = devices.threads(config.cluster)
+        device_names = devices.name_devices(
+            tuple(self._strategy.extended.worker_devices), num_workers=config.cluster.workers
+        )
+        num_replicas = len(device_names)
         devices.check_batch(
             config.train.global_batch_size,
             num_replicas=num_replicas,
@@ -83,13 +98,36 @@ class KerasWorkload:
                 digest=self._data.digest,
                 evaluation_digest=evaluation_digest_of(self._data.dataset),
             ),
-            device=Device(
-                names=tuple(self._strategy.extended.worker_devices), threads=threads, compile_with=self._compile_with
-            ),
+            device=Device(names=device_names, threads=threads, compile_with=self._compile_with),
+            exchange=self._make_exchange(phases),
         )
 
+    def _meet(self, phases: Phases, *, look: Callable[[], None]) -> Any:
+        """The strategy, once all workers are there."""
+        config = self._config.cluster
+        if self._workers.are_several:
+            import tensorflow  # noqa: F401 - takes seconds: before the others hear that this worker is ready
+
+            with phases(WAIT_FOR_WORKERS):
+                wait_for_workers(self._workers, timeout_seconds=config.start_timeout_seconds, look=look)
+        return devices.make_strategy(config, self._workers)
+
+    def _make_exchange(self, phases: Phases) -> Exchange:
+        if not self._workers.are_several:
+            return exchange_with_nobody
+        seconds = self._config.cluster.start_timeout_seconds
+        return StrategyExchange(self._strategy, self._workers, timeout_seconds=seconds, phases=phases)
+
     def build(self) -> Training:
-        """Model, optimizer and data in the strategy's scope, ready to run from any step."""
+        """Model, optimizer and data in the strategy's scope, ready to run from any step.
+
+        Raises:
+            PeerLostError: another worker is gone: the chief sends the initial values to all.
+        """
+        with peer_errors(self._workers):
+            return self._build()
+
+    def _build(self) -> Training:
         config, dataset = self._config, self._data.dataset
         with self._strategy.scope():
             self._model = self._build_model()
@@ -115,6 +153,8 @@ class KerasWorkload:
                 seed=self._seed,
                 start_step=start_step,
                 stop_step=total_steps,
+                worker=self._workers.index,
+                num_workers=self._workers.count,
             )
 
         runner = StepRunner(
@@ -124,6 +164,7 @@ class KerasWorkload:
             compile_with=self._compile_with,
             make_chunks=make_chunks,
             steps_per_epoch=steps_per_epoch,
+            workers=self._workers,
         )
         predictor = evaluation.Predictor(self._model, input_shape=input_shape)
         training = Training(
@@ -175,6 +216,7 @@ class KerasWorkload:
         )
         emit(
             Event.TRAIN_START,
+            workers=self._workers.count,
             replicas=num_replicas,
             global_batch_size=train.global_batch_size,
             batch_size_per_replica=train.global_batch_size // num_replicas,

@@ -32,8 +32,8 @@ _SMOOTHING = 0.2
 class Steps(Protocol):
     """What makes optimizer updates: `steps.StepRunner`, or plain numpy in the tests that kill things."""
 
-    def run(self, *, start_step: int) -> Iterator[ChunkResult]:
-        """Train from a step on, yielding after each chunk."""
+    def run(self, *, start_step: int, is_asked_to_stop: Callable[[], bool]) -> Iterator[ChunkResult]:
+        """Train from a step on, yielding after each chunk; see `ChunkResult.is_stopping`."""
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything that the next step depends on, and the running sums: a copy, by name."""
@@ -114,13 +114,16 @@ class Training:
         self,
         *,
         result_digest: str,
-        writer: CheckpointWriter,
+        writer: CheckpointWriter | None,
         watchdog: Watchdog,
         ledger: Ledger,
         stop: StopSignal,
         view: View,
     ) -> None:
         """Train to the last step and write the last checkpoint; `history` and `view` are kept up to date.
+
+        Args:
+            writer: None for a worker that is not the chief.
 
         Raises:
             TrainingError: the loss or a probability is not finite.
@@ -144,7 +147,8 @@ class Training:
 
         with stop.deferred():
             with watchdog.watching(), phases("compile"):
-                for result in self._steps.run(start_step=self._start_step):
+                is_asked_to_stop = lambda: bool(stop.requested)  # noqa: E731
+                for result in self._steps.run(start_step=self._start_step, is_asked_to_stop=is_asked_to_stop):
                     if step > self._start_step:  # the first call compiles
                         view.steps_timed(result.step - step, seconds=result.seconds)
                     step = result.step
@@ -154,13 +158,15 @@ class Training:
                     meter.add(result)
                     self._take_in(result, meter, ledger=ledger, view=view)
                     watchdog.beat()
-                    if stop.requested:
+                    if result.is_stopping:
+                        stop.request("SIGTERM of another worker")
+                    if stop.requested if result.is_stopping is None else result.is_stopping:
                         break
-                    if step < self.total_steps and writer.is_due():
+                    if writer and step < self.total_steps and writer.is_due():
                         with phases("checkpoint"):
                             writer.save(checkpoint())
                         view.checkpoint_starts()
-            if step > self._start_step:  # else it is the checkpoint that was restored
+            if writer and step > self._start_step:  # else it is the checkpoint that was restored
                 with phases("checkpoint"):
                     ledger.num_interruptions += 1 if stop.requested else 0
                     writer.save_last(checkpoint(), stop=stop)
@@ -184,6 +190,10 @@ class Training:
         """
         results = canonical_json([record.results() for record in self.history])
         return digest_of_arrays(sorted(self._steps.state().items()), then=results)
+
+    def arrays_digest(self) -> str:
+        """SHA-256 over everything that has to be equal on all workers."""
+        return digest_of_arrays(sorted(self._steps.state().items()), then=b"")
 
     def _take_in(self, result: ChunkResult, meter: "_Meter", *, ledger: Ledger, view: View) -> None:
         """Keep count of a finished chunk, show it, and evaluate at the end of an epoch."""

@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job import clock
-from job.errors import IntegrityError, TrainingError
+from job.errors import ConfigError, IntegrityError, TrainingError
+from job.training.workers import Workers, peer_errors, was_stopped_while_joining
+
+_SUMS = ("loss_sum", "num_correct", "num_examples")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,8 @@ class ChunkResult:
         step: optimizer updates done in the whole run.
         loss_sum, num_correct, num_examples: sums over the running epoch so far.
         seconds: wall time of this chunk, the wait for its data included.
+        is_stopping: with several workers, whether one of them was asked to stop: all say so after the same chunk. None: this
+            process decides alone.
     """
 
     step: int
@@ -30,6 +35,7 @@ class ChunkResult:
     num_correct: int
     num_examples: int
     seconds: float
+    is_stopping: bool | None = None
 
     @property
     def loss(self) -> float:
@@ -54,16 +60,20 @@ class StepRunner:
         compile_with: str,
         make_chunks: Callable[[int], Any],
         steps_per_epoch: int,
+        workers: Workers,
     ) -> None:
         """Model and optimizer may be mirrored over several devices.
 
         Args:
             compile_with: `xla` or `graph`.
             make_chunks: the tf.data.Dataset of chunks from a step on, see `pipeline.make_chunks`.
+
+        Raises:
+            ConfigError: several workers, and a variable that each of them keeps for itself.
         """
         import tensorflow as tf
 
-        self._strategy = strategy
+        self._strategy, self._workers = strategy, workers
         self._make_chunks, self._steps_per_epoch = make_chunks, steps_per_epoch
         with strategy.scope():
             optimizer.build(model.trainable_variables)
@@ -76,19 +86,23 @@ class StepRunner:
                     aggregation=tf.VariableAggregation.SUM,
                     name=name,
                 )
-                for name, dtype in (("loss_sum", tf.float64), ("num_correct", tf.int64), ("num_examples", tf.int64))
+                for name, dtype in zip(_SUMS, (tf.float64, tf.int64, tf.int64), strict=True)
             }
+        self._totals = {name: np.zeros((), variable.dtype.as_numpy_dtype) for name, variable in self._sums.items()}
         # model.variables, not .weights: only the former holds the state of Dropout's seed generator.
         variables = [*model.variables, *optimizer.variables]
         self._state = {f"{index:03d}/{variable.path}": variable for index, variable in enumerate(variables)}
-        self._state |= {f"sums/{name}": variable for name, variable in self._sums.items()}
+        if workers.are_several:
+            _check_readable(self._state)
         self._run_steps = _make_run_steps(
             strategy, model=model, optimizer=optimizer, sums=self._sums, is_xla=compile_with == "xla"
         )
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything that the next step depends on, and the running sums: a copy, by name."""
-        return {name: np.array(variable.numpy()) for name, variable in self._state.items()}
+        arrays = {name: np.array(variable.numpy()) for name, variable in self._state.items()}
+        # As of the last chunk: to read the variables themselves, all workers would have to come together.
+        return arrays | {f"sums/{name}": np.array(total) for name, total in self._totals.items()}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Set what `state` returned.
@@ -97,18 +111,17 @@ class StepRunner:
             IntegrityError: other names or shapes than this model and optimizer have.
         """
         expected = {(name, tuple(variable.shape)) for name, variable in self._state.items()}
+        expected |= {(f"sums/{name}", ()) for name in self._sums}
         odd = expected ^ {(name, array.shape) for name, array in arrays.items()}
         if odd:
             raise IntegrityError(f"checkpoint: its arrays are not those of this model, such as {min(odd)}")
-        sums = [*self._sums.values()]
         for name, variable in self._state.items():
-            if any(variable is one for one in sums):
-                first, *others = self._strategy.experimental_local_results(variable)
-                first.assign(arrays[name])  # only their total counts
-                for other in others:
-                    other.assign(other.dtype.as_numpy_dtype(0))
-            else:
-                variable.assign(arrays[name])
+            variable.assign(arrays[name])
+        self.start_epoch()
+        self._totals = {name: np.array(arrays[f"sums/{name}"]) for name in self._sums}
+        if self._workers.is_chief:  # only their total over all replicas counts
+            for name, variable in self._sums.items():
+                self._strategy.experimental_local_results(variable)[0].assign(self._totals[name])
 
     def start_epoch(self) -> None:
         """Set the metric sums to zero."""
@@ -116,50 +129,77 @@ class StepRunner:
             for local in self._strategy.experimental_local_results(variable):
                 local.assign(local.dtype.as_numpy_dtype(0))
 
-    def run(self, *, start_step: int) -> Iterator[ChunkResult]:
+    def run(self, *, start_step: int, is_asked_to_stop: Callable[[], bool]) -> Iterator[ChunkResult]:
         """Train on every chunk from a step on, yielding after each.
+
+        Args:
+            is_asked_to_stop: whether this process was; the others hear of it with the next chunk.
 
         Raises:
             TrainingError: the loss is not finite, naming epoch and step; that update must not be kept.
+            PeerLostError: another worker is gone; what this one holds must not be kept.
         """
-        steps_per_epoch, started = self._steps_per_epoch, clock.monotonic()
-        for images, one_hot, weights, chunk_start, num_steps in self._make_chunks(start_step):
+        started, are_several = clock.monotonic(), self._workers.are_several
+        for number, (*examples, chunk_start, num_steps) in enumerate(self._make_chunks(start_step)):
             first_step = int(chunk_start)
-            if first_step % steps_per_epoch == 0:
+            if first_step % self._steps_per_epoch == 0:
                 self.start_epoch()
-            bad_step = int(self._run_steps(images, one_hot, weights, num_steps))
-            if bad_step >= 0:
-                epoch, step_in_epoch = divmod(first_step + bad_step, steps_per_epoch)
-                raise TrainingError(
-                    f"loss is not finite in epoch {epoch + 1}, step {step_in_epoch + 1} of {steps_per_epoch} (global step "
-                    f"{first_step + bad_step + 1}); nothing after it is kept; lower train.learning_rate"
-                )
-            sums = {name: variable.numpy() for name, variable in self._sums.items()}
+            is_stopping = are_several and (is_asked_to_stop() or (number == 1 and was_stopped_while_joining()))
+            with peer_errors(self._workers):
+                report = self._run_steps(*examples, num_steps, np.float64(is_stopping)).numpy()
+            loss_sum, num_correct, num_examples, num_stopping, *bad = report.tolist()
+            if any(bad):
+                raise TrainingError(self._say_not_finite(first_step + np.flatnonzero(bad)[0]))
+            for name, value in zip(_SUMS, (loss_sum, num_correct, num_examples), strict=True):
+                self._totals[name] = np.array(value, self._totals[name].dtype)
             now = clock.monotonic()
             yield ChunkResult(
                 step=first_step + int(num_steps),
-                loss_sum=float(sums["loss_sum"]),
-                num_correct=int(sums["num_correct"]),
-                num_examples=int(sums["num_examples"]),
+                loss_sum=loss_sum,
+                num_correct=int(num_correct),
+                num_examples=int(num_examples),
                 seconds=now - started,
+                is_stopping=num_stopping > 0 if are_several else None,
             )
             started = clock.monotonic()
 
+    def _say_not_finite(self, step: int) -> str:
+        """For the update that leads from `step` to the next one."""
+        epoch, step_in_epoch = divmod(step, self._steps_per_epoch)
+        return (
+            f"loss is not finite in epoch {epoch + 1}, step {step_in_epoch + 1} of {self._steps_per_epoch} (global step "
+            f"{step + 1}); nothing after it is kept; lower train.learning_rate"
+        )
+
+
+def _check_readable(variables: Mapping[str, Any]) -> None:
+    """Refuse variables that can only be read by all workers together: the chief saves when its own clock says so."""
+    import tensorflow as tf
+
+    for name, variable in variables.items():
+        inner = getattr(variable, "value", variable)  # of a Keras variable
+        if getattr(inner, "synchronization", None) == tf.VariableSynchronization.ON_READ:
+            raise ConfigError(
+                f"model.build: variable {name} has synchronization ON_READ: each worker would keep its own value; use "
+                "aggregation mean with the default synchronization, or cluster.workers=1"
+            )
+
 
 def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str, Any], is_xla: bool) -> Any:
-    """A function (images [K, B, ...], one-hot [K, B, C], weights [K, B], num_steps) -> first bad step or -1."""
+    """A function (images [K, B', ...], one-hot [K, B', C], weights [K, B'], total weights [K], num_steps, is_stopping)
+    -> float64 [4 + K] over all workers: the sums of the epoch so far, workers that stop, replicas with a bad loss by step.
+    """
     import keras
     import tensorflow as tf
 
-    num_replicas = strategy.num_replicas_in_sync
+    num_replicas, num_local = strategy.num_replicas_in_sync, len(strategy.extended.worker_devices)
 
-    def replica_step(images: Any, one_hot: Any, weights: Any) -> Any:
-        """One update from this replica's share of the global batch; returns the sum of its losses."""
+    def replica_step(images: Any, one_hot: Any, weights: Any, total_weight: Any) -> Any:
+        """One update from this replica's share of the worker's batch; returns the sum of its losses."""
         # Keras sums gradients over replicas, so each divides by the weights of the whole global batch.
-        total_weight = tf.reduce_sum(weights)
-        share = images.shape[0] // num_replicas
-        if num_replicas > 1:
-            start = tf.distribute.get_replica_context().replica_id_in_sync_group * share
+        share = images.shape[0] // num_local
+        if num_local > 1:
+            start = tf.distribute.get_replica_context().replica_id_in_sync_group % num_local * share
             images, one_hot, weights = (tensor[start : start + share] for tensor in (images, one_hot, weights))
         with tf.GradientTape() as tape:
             probabilities = model(images, training=True)
@@ -176,14 +216,22 @@ def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str
         sums["num_examples"].assign_add(tf.cast(tf.reduce_sum(weights), tf.int64))
         return loss_sum
 
-    def run_steps(images: Any, one_hot: Any, weights: Any, num_steps: Any) -> Any:
+    def report(is_stopping: Any, is_bad: Any) -> Any:
+        """One sum over all replicas of all workers, once a chunk."""
+        context = tf.distribute.get_replica_context()
+        is_first = tf.cast(context.replica_id_in_sync_group % num_local == 0, tf.float64)
+        mine = tf.stack([*(tf.cast(sums[name], tf.float64) for name in _SUMS), is_stopping * is_first])
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat([mine, is_bad], 0))
+
+    def run_steps(images: Any, one_hot: Any, weights: Any, totals: Any, num_steps: Any, is_stopping: Any) -> Any:
         # `while` over tensors: `for i in tf.range(n)` would compile again for every n.
         index, bad_step = tf.constant(0), tf.constant(-1)
         while index < num_steps:
-            loss_sums = strategy.run(replica_step, args=(images[index], one_hot[index], weights[index]))
+            loss_sums = strategy.run(replica_step, args=(images[index], one_hot[index], weights[index], totals[index]))
             is_finite = tf.reduce_all([tf.math.is_finite(s) for s in strategy.experimental_local_results(loss_sums)])
             bad_step = tf.where((bad_step < 0) & ~is_finite, index, bad_step)
             index += 1
-        return bad_step
+        is_bad = tf.one_hot(bad_step, images.shape[0], dtype=tf.float64)  # -1: all zeros
+        return strategy.experimental_local_results(strategy.run(report, args=(is_stopping, is_bad)))[0]
 
     return tf.function(run_steps, jit_compile=True if is_xla else None)

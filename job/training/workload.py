@@ -1,6 +1,6 @@
 """What the order of an attempt and the thing that is trained say to each other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from job.runs.lineage import Device
 from job.runs.read import DatasetIdentity
 from job.training.evaluation import Probabilities, Scores
 from job.training.loop import Training
+from job.training.workers import Exchange, Workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,11 +20,13 @@ class Prepared:
     Attributes:
         inputs: what decides the result.
         device: what will compute the steps.
+        exchange: how the workers talk to each other.
     """
 
     inputs: Mapping[str, Any]
     dataset: DatasetIdentity
     device: Device
+    exchange: Exchange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +47,15 @@ class Results:
 class Workload(Protocol):
     """What a run trains; called in this order."""
 
-    def prepare(self, config: Config, *, run_id: str, phases: Phases) -> Prepared:
-        """Bring devices and data; refuses what cannot work before anything is written."""
+    def prepare(
+        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+    ) -> Prepared:
+        """Bring the workers together, and devices and data; refuses what cannot work before anything is written.
+
+        Args:
+            workers: to train with; this one alone when nothing is left to train.
+            look: is called now and then while this worker waits for others; may raise to leave.
+        """
 
     def build(self) -> Training:
         """Build everything; nothing is trained yet."""

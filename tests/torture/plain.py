@@ -30,6 +30,7 @@ from job.store import backend
 from job.training import evaluation, pipeline
 from job.training.loop import Training
 from job.training.steps import ChunkResult
+from job.training.workers import Workers, exchange_with_nobody
 from job.training.workload import Prepared, Results
 from tests.torture.checks import TrialFailed
 from tests.torture.planted import plant_chosen
@@ -78,7 +79,7 @@ class PlainSteps:
         exponentials = np.exp(images @ self._state["000/kernel"])
         return np.asarray(exponentials / exponentials.sum(1, keepdims=True), np.float32)
 
-    def run(self, *, start_step: int) -> Iterator[ChunkResult]:
+    def run(self, *, start_step: int, is_asked_to_stop: Callable[[], bool]) -> Iterator[ChunkResult]:
         steps_per_epoch = pipeline.steps_per_epoch(NUM_TRAIN, global_batch_size=BATCH)
         for chunk in pipeline.chunk_rows(
             num_examples=NUM_TRAIN,
@@ -121,7 +122,9 @@ class PlainWorkload:
     def __init__(self, environ: object) -> None:
         """Like `KerasWorkload`."""
 
-    def prepare(self, config: Config, *, run_id: str, phases: Phases) -> Prepared:
+    def prepare(
+        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+    ) -> Prepared:
         seed = identity.resolve_seed(config, run_id=run_id)
         self._steps = PlainSteps(epochs=config.train.epochs, seed=seed)
         self._epochs = config.train.epochs
@@ -131,6 +134,7 @@ class PlainWorkload:
             ),
             dataset=DatasetIdentity(name="plain", digest="plain", evaluation_digest="plain"),
             device=Device(names=("cpu",), threads={"intra_op": 1, "inter_op": 1}, compile_with="graph"),
+            exchange=exchange_with_nobody,
         )
 
     def build(self) -> Training:

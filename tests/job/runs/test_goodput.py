@@ -291,7 +291,7 @@ class TestChain:
 class NoSteps:
     """Steps that nobody takes."""
 
-    def run(self, *, start_step: int) -> Iterator[ChunkResult]:
+    def run(self, *, start_step: int, is_asked_to_stop: Callable[[], bool]) -> Iterator[ChunkResult]:
         raise NotImplementedError
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -20,14 +20,14 @@ labels = random.integers(0, 5, 50)
 where = dict(global_batch_size=16, steps_per_chunk=3, seed=7, start_step=2, stop_step=9)
 chunks = make_chunks(images=images, labels=labels, num_classes=5, image_shape=(12,), **where)
 count = 0
-for (pixels, one_hot, weights, start, steps), expected in zip(
+for (pixels, one_hot, weights, totals, start, steps), expected in zip(
     chunks, chunk_rows(num_examples=50, **where), strict=True
 ):
     rows = images[expected.rows].reshape(3, 16, 12).astype(np.float32) / np.float32(255)
     assert pixels.dtype == "float32" and one_hot.dtype == "float32" and weights.dtype == "float32"
     assert np.array_equal(pixels, rows)
     assert np.array_equal(one_hot, np.eye(5, dtype=np.float32)[labels[expected.rows]])
-    assert np.array_equal(weights, expected.weights)
+    assert np.array_equal(weights, expected.weights) and np.array_equal(totals, expected.weights.sum(1))
     assert (int(start), int(steps)) == (expected.start_step, expected.num_steps)
     count += 1
 print("chunks", count, "tuner", chunks.options().autotune.enabled)

@@ -1,0 +1,151 @@
+"""Starts N workers of one run as processes of this machine, each with its TF_CONFIG. Called by scripts/workers."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+AGAIN = (75, 76)
+"""Exit codes after which a worker is started again: a worker was interrupted or lost, and the run goes on."""
+
+_RESTART_SECONDS = 1.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """One worker and its process, which may be a second or third one."""
+
+    index: int
+    num_restarts: int = 0
+    code: int | None = None
+    process: "subprocess.Popen[str] | None" = None
+    again_seconds: float = 0.0
+    printers: list[threading.Thread] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run all workers to their end; returns the first worker's exit code, or that of the first other that failed."""
+    given, _, settings = _split(arguments)
+    parser = argparse.ArgumentParser(
+        prog="scripts/workers", usage="%(prog)s N [--restarts R] -- [--section.field=VALUE ...]"
+    )
+    parser.add_argument("workers", type=int, metavar="N", help="how many workers, 1 to 64")
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=3,
+        metavar="R",
+        help="how often a worker that ends with 75 or 76 starts again (3)",
+    )
+    options = parser.parse_args(given)
+    if not 1 <= options.workers <= 64:
+        parser.error(f"N must be 1 to 64, received {options.workers}")
+    if any(setting.startswith("--cluster.workers") for setting in settings):
+        parser.error("N is the number of workers: leave --cluster.workers out")
+    return Group(options.workers, settings, restarts=options.restarts).run()
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
+    """What is before and after `--`; without it, settings begin at the first one."""
+    items = list(arguments)
+    at = items.index("--") if "--" in items else next((i for i, item in enumerate(items) if "." in item), len(items))
+    return items[:at], "--", [item for item in items[at:] if item != "--"]
+
+
+class Group:
+    """The workers of one run."""
+
+    def __init__(self, count: int, settings: Sequence[str], *, restarts: int) -> None:
+        self._workers = [Worker(index=index) for index in range(count)]
+        self._settings, self._restarts = [f"--cluster.workers={count}", *settings], restarts
+        self._addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+        self._is_stopping = False
+
+    def run(self) -> int:
+        """Start all, start again what may be started again, and wait for the end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._forward)
+        for worker in self._workers:
+            self._start(worker)
+        while any(worker.code is None for worker in self._workers):
+            for worker in self._workers:
+                self._look_at(worker)
+            time.sleep(_POLL_SECONDS)
+        return next((worker.code for worker in self._workers if worker.code), 0)
+
+    def _start(self, worker: Worker) -> None:
+        task = {"type": "worker", "index": worker.index}
+        environ = dict(os.environ, TF_CONFIG=json.dumps({"cluster": {"worker": self._addresses}, "task": task}))
+        if worker.index:  # one port for metrics cannot be shared
+            environ.setdefault("MNIST_OBSERVE__METRICS_PORT", "0")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "job", "run", *self._settings],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C comes to this process, which forwards it once
+        )
+        worker.process = process
+        worker.printers = [
+            threading.Thread(target=_print_lines, args=(worker.index, source, target), daemon=True)
+            for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        ]
+        for printer in worker.printers:
+            printer.start()
+
+    def _look_at(self, worker: Worker) -> None:
+        if worker.process is None:
+            if self._is_stopping:
+                worker.code = AGAIN[0]
+            elif worker.code is None and time.monotonic() >= worker.again_seconds:
+                self._start(worker)
+            return
+        code = worker.process.poll()
+        if code is None:
+            return
+        for printer in worker.printers:
+            printer.join()
+        worker.process = None
+        print(f"[{worker.index}] ended with {code}", file=sys.stderr, flush=True)
+        may_restart = (code in AGAIN or code < 0) and not self._is_stopping and worker.num_restarts < self._restarts
+        if may_restart:
+            worker.num_restarts += 1
+            worker.again_seconds = time.monotonic() + _RESTART_SECONDS
+        else:
+            worker.code = code if code >= 0 else 128 - code
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._is_stopping = True
+        for worker in self._workers:
+            if worker.process is not None and worker.process.poll() is None:
+                worker.process.send_signal(number)
+
+
+def _print_lines(index: int, source: "object", target: "object") -> None:
+    """Each line of one worker with its index in front."""
+    for line in source:  # type: ignore[attr-defined]
+        target.write(f"[{index}] {line}")  # type: ignore[attr-defined]
+        target.flush()  # type: ignore[attr-defined]
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
