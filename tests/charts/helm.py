@@ -30,24 +30,24 @@ def render_text(
     Raises:
         RenderError: the schema or the chart refuses the values.
     """
+    given = {"image": IMAGE} if not files else {}
+    arguments = [name, str(CHART), "--namespace", namespace, *(f"--values={file}" for file in files)]
+    return _helm("template", *arguments, values={**given, **(values or {})})
+
+
+def notes(values: Mapping[str, Any]) -> str:
+    """What `helm install` says at the end, without a cluster."""
+    arguments = ["train", str(CHART), "--namespace", "ml", "--dry-run=client", "--kubeconfig", "/dev/null"]
+    return _helm("install", *arguments, values={"image": IMAGE, **values}).partition("NOTES:\n")[2]
+
+
+def _helm(*arguments: str, values: Mapping[str, Any]) -> str:
     helm = shutil.which("helm")
     if helm is None:
         skip_or_fail("no helm on PATH")
-    assert helm
-    given = {"image": IMAGE} if not files else {}
     done = subprocess.run(
-        [
-            helm,
-            "template",
-            name,
-            str(CHART),
-            "--namespace",
-            namespace,
-            *(f"--values={file}" for file in files),
-            "-f",
-            "-",
-        ],
-        input=_to_yaml({**given, **(values or {})}),
+        [str(helm), *arguments, "-f", "-"],
+        input=_to_yaml(values),
         capture_output=True,
         text=True,
         timeout=60,

@@ -39,7 +39,7 @@ def _strings() -> list[str]:
 
 def _values(texts: list[str], free: list[str]) -> dict[str, Any]:
     """One text for each setting, and all of `free` for each place that takes many."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"cluster": {"workers": 2}}  # then each template has something to say
     for name, text in zip(_SETTINGS, texts, strict=True):
         section, field = name.split(".")
         values.setdefault(section, {})[field] = text

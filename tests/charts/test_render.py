@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from job.contract import ExitCode
-from tests.charts.helm import IMAGE, Manifest, RenderError, arguments, find, job_spec, pod_spec, render, render_text
+from tests.charts.helm import Manifest, RenderError, arguments, find, job_spec, pod_spec, render, render_text
 from tests.conftest import REPOSITORY, skip_or_fail
 
 CHART = REPOSITORY / "charts" / "mnist-train"
-GOLDEN = Path(__file__).parent / "golden" / "defaults.yaml"
+GOLDEN = Path(__file__).parent / "golden"
+_REVIEWED = ("defaults", "workers", "workers-gpu")
 CI_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
 _NEVER_RETRIED = {
     ExitCode.CONFIG,
@@ -97,11 +98,16 @@ def test_pods_ask_for_no_rights(file: Path) -> None:
 
 @every_ci_file
 def test_job_and_cronjob_describe_one_pod(file: Path) -> None:
-    """They differ in the run's id, which a schedule takes from the Job's name; the test in what it does."""
+    """They differ in the run's id, which a schedule takes from the Job's name; the test in what it does, and it has no peers."""
+    of_peers = ("workers", "WORKER_INDEX", "TF_CONFIG")
 
     def without_arguments(manifest: Manifest) -> dict[str, Any]:
         pod: dict[str, Any] = json.loads(json.dumps(pod_spec(manifest)))
-        del pod["containers"][0]["args"]
+        [container] = pod["containers"]
+        del container["args"]
+        pod.pop("subdomain", None)
+        for field in ("env", "ports"):
+            container[field] = [each for each in container[field] if each["name"] not in of_peers]
         return pod
 
     manifests = render(files=(file,))
@@ -111,7 +117,11 @@ def test_job_and_cronjob_describe_one_pod(file: Path) -> None:
     for job in jobs:
         cron = find(manifests, "CronJob")
         assert arguments(job)[2:] == arguments(cron)[2:]
-        assert job_spec(job)["podFailurePolicy"] == job_spec(cron)["podFailurePolicy"]
+        without_pod = [{**job_spec(each), "template": None, "suspend": None} for each in (job, cron)]
+        assert without_pod[0] == without_pod[1]
+        assert [pod_spec(each)["containers"][0]["env"] for each in (job, cron)] == [
+            pod_spec(job)["containers"][0]["env"]
+        ] * 2
 
 
 @every_ci_file
@@ -119,9 +129,10 @@ def test_two_renders_are_equal(file: Path) -> None:
     assert render_text(files=(file,)) == render_text(files=(file,))
 
 
-def test_defaults_render_as_reviewed() -> None:
+@pytest.mark.parametrize("name", _REVIEWED)
+def test_examples_render_as_reviewed(name: str) -> None:
     """`python -m tests.charts.test_render` writes the reviewed text again."""
-    assert render_text(name="train", namespace="ml") == GOLDEN.read_text()
+    assert render_text(files=(CHART / "ci" / f"{name}-values.yaml",)) == (GOLDEN / f"{name}.yaml").read_text()
 
 
 def test_exit_codes_that_no_retry_can_help_fail_the_job() -> None:
@@ -234,6 +245,7 @@ def test_a_test_of_a_run_verifies_it_and_of_a_schedule_checks_the_store() -> Non
 
 
 if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(render_text({"image": IMAGE}, name="train", namespace="ml"))
-    print(f"wrote {os.path.relpath(GOLDEN)}")
+    GOLDEN.mkdir(exist_ok=True)
+    for reviewed in _REVIEWED:
+        (GOLDEN / f"{reviewed}.yaml").write_text(render_text(files=(CHART / "ci" / f"{reviewed}-values.yaml",)))
+        print(f"wrote {os.path.relpath(GOLDEN / reviewed)}.yaml")

@@ -1,5 +1,6 @@
 {{/*
-The one description of a pod: Job, CronJob and the test all use it. Takes (dict "root" $ "arguments" LIST).
+The one description of a pod: Job, CronJob and the test all use it. Takes (dict "root" $ "arguments" LIST "isPeer" BOOL);
+a peer is one of several workers of a run.
 */}}
 {{- define "mnist-train.podSpec" -}}
 {{- $root := .root -}}
@@ -8,6 +9,9 @@ restartPolicy: Never
 serviceAccountName: {{ include "mnist-train.serviceAccountName" $root | toJson }}
 automountServiceAccountToken: false
 enableServiceLinks: false
+{{- if .isPeer }}
+subdomain: {{ include "mnist-train.workersName" $root }}
+{{- end }}
 terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds | toJson }}
 securityContext:
   runAsNonRoot: true
@@ -39,6 +43,13 @@ containers:
         value: {{ include "mnist-train.image" $root | toJson }}
       - name: CHART_VERSION
         value: {{ toJson $root.Chart.Version }}
+      {{- if .isPeer }}
+      {{- /* JOB_COMPLETION_INDEX cannot be used: Kubernetes puts it at the end of the list, and TF_CONFIG sees only what stands before it. */}}
+      - name: WORKER_INDEX
+        valueFrom: {fieldRef: {apiVersion: v1, fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+      - name: TF_CONFIG
+        value: {{ include "mnist-train.tfConfig" $root | toJson }}
+      {{- end }}
       {{- range $values.extraEnv }}
       - {{ toJson . }}
       {{- end }}
@@ -47,11 +58,19 @@ containers:
       - secretRef:
           name: {{ toJson . }}
     {{- end }}
-    {{- with include "mnist-train.metricsPort" $root }}
+    {{- $metricsPort := include "mnist-train.metricsPort" $root }}
+    {{- if or $metricsPort .isPeer }}
     ports:
+      {{- with $metricsPort }}
       - name: metrics
         containerPort: {{ . }}
         protocol: TCP
+      {{- end }}
+      {{- if .isPeer }}
+      - name: workers
+        containerPort: {{ include "mnist-train.workersPort" $root }}
+        protocol: TCP
+      {{- end }}
     {{- end }}
     resources: {{ toJson $values.resources }}
     securityContext:
@@ -119,11 +138,24 @@ annotations: {{ toJson . }}
 
 {{- /*
 The spec of the Job, also of those that the CronJob makes. Takes (dict "root" $ "runId" ID).
-The exit codes are those of job/contract.py; what is not named here counts against backoffLimit.
+The exit codes are those of job/contract.py; what is not named here counts against backoffLimit. Why several workers differ:
+docs/adr/0012-workers-in-kubernetes.md.
 */ -}}
 {{- define "mnist-train.jobSpec" -}}
 {{- $values := .root.Values -}}
+{{- $several := include "mnist-train.hasSeveralWorkers" .root -}}
+{{- if $several -}}
+completionMode: Indexed
+completions: {{ include "mnist-train.workers" .root }}
+parallelism: {{ include "mnist-train.workers" .root }}
+backoffLimitPerIndex: {{ toJson $values.backoffLimit }} # one fault ends every worker: each counts its own
+maxFailedIndexes: 0
+successPolicy:
+  rules:
+    - succeededIndexes: "0" # it has committed the run
+{{ else -}}
 backoffLimit: {{ toJson $values.backoffLimit }}
+{{ end -}}
 podReplacementPolicy: Failed
 podFailurePolicy:
   rules:
@@ -131,6 +163,13 @@ podFailurePolicy:
       onPodConditions:
         - type: DisruptionTarget
           status: "True"
+    {{- if $several }}
+    - action: Ignore # one worker was told to stop; all have stopped after the same step
+      onExitCodes:
+        containerName: train
+        operator: In
+        values: [75]
+    {{- end }}
     - action: FailJob
       onExitCodes:
         containerName: train
@@ -151,7 +190,7 @@ template:
     {{- end }}
   spec:
     {{- $arguments := concat (list "run" (printf "--run.id=%s" .runId)) (include "mnist-train.settings" .root | fromJsonArray) }}
-    {{- include "mnist-train.podSpec" (dict "root" .root "arguments" $arguments) | nindent 4 }}
+    {{- include "mnist-train.podSpec" (dict "root" .root "arguments" $arguments "isPeer" $several) | nindent 4 }}
 {{- end -}}
 
 {{- /* Where /metrics is served; nothing when it is not. */ -}}

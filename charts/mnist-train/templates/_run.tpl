@@ -22,7 +22,7 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- $default := get (get $defaults $section) $field -}}
 {{- $fields := get $.Values $section -}}
 {{- $value := get $fields $field -}}
-{{- if or (not (hasKey $fields $field)) (kindIs "invalid" $value) -}}
+{{- if or (not (hasKey $fields $field)) (kindIs "invalid" $value) (eq $name "cluster.workers") -}}
 {{- $value = $default -}}
 {{- end -}}
 {{- if and (kindIs "string" $value) (kindIs "float64" $default) -}}
@@ -31,6 +31,11 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- if or (has $name $lists.always) (ne (toJson $value) (toJson $default)) -}}
 {{- $_ := set $decides $name (toJson $value) -}}
 {{- end -}}
+{{- end -}}
+{{- /* Replicas decide, workers are placement (docs/adr/0011): as in job/runs/identity.py, one replica is not said. */ -}}
+{{- $replicas := include "mnist-train.replicas" . -}}
+{{- if ne $replicas "1" -}}
+{{- $_ := set $decides "replicas" $replicas -}}
 {{- end -}}
 {{ include "mnist-train.runPrefix" . }}.{{ include "mnist-train.base" . }}-{{ toJson $decides | sha256sum | trunc 8 }}
 {{- end -}}
@@ -77,6 +82,19 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{ toJson $settings }}
 {{- end -}}
 
+{{- /* One setting, or its default, as JSON. Takes (list $ SECTION FIELD). */ -}}
+{{- define "mnist-train.setting" -}}
+{{- $section := index . 1 -}}
+{{- $field := index . 2 -}}
+{{- with index . 0 -}}
+{{- $value := get (get .Values $section) $field -}}
+{{- if or (kindIs "invalid" $value) (not (hasKey (get .Values $section) $field)) -}}
+{{- $value = get (get (.Files.Get "files/defaults.json" | fromJson) $section) $field -}}
+{{- end -}}
+{{ kindIs "string" $value | ternary $value (toJson $value) }}
+{{- end -}}
+{{- end -}}
+
 {{- define "mnist-train.hasVolume" -}}
 {{- if or (not .Values.store.uri) .Values.persistence.cache -}}true{{- end -}}
 {{- end -}}
@@ -99,7 +117,7 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- if and $values.persistence.existingClaim $values.store.uri (not $values.persistence.cache) -}}
 {{- fail "persistence.existingClaim is not used with store.uri: set persistence.cache=true to keep prepared data there, or leave one of them out" -}}
 {{- end -}}
-{{- $final := $values.checkpoint.final_save_seconds | default (get (get ($.Files.Get "files/defaults.json" | fromJson) "checkpoint") "final_save_seconds") -}}
+{{- $final := include "mnist-train.setting" (list . "checkpoint" "final_save_seconds") | float64 -}}
 {{- if lt (float64 $values.terminationGracePeriodSeconds) (addf $final 10) -}}
 {{- fail (printf "terminationGracePeriodSeconds must be at least 10 s more than checkpoint.final_save_seconds (%v), received %v; set it to %v" $final $values.terminationGracePeriodSeconds (addf $final 10)) -}}
 {{- end -}}
@@ -110,6 +128,9 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- $expected := $values.cluster.expected_gpus -}}
 {{- if and $gpus (not (kindIs "invalid" $expected)) (ne (int $gpus) (int $expected)) -}}
 {{- fail (printf "cluster.expected_gpus (%v) must equal the limit nvidia.com/gpu (%v); leave it out, the chart sets it" $expected $gpus) -}}
+{{- end -}}
+{{- if include "mnist-train.hasSeveralWorkers" . -}}
+{{- include "mnist-train.checkWorkers" . -}}
 {{- end -}}
 {{- end -}}
 
