@@ -40,7 +40,9 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
         prepared = workload.prepare(config, run_id=run_id, phases=phases, workers=surroundings.workers, look=look)
     except _Committed:
         return
-    surroundings.view.prepared(dataset=prepared.dataset.name, num_replicas=len(prepared.device.names))
+    surroundings.view.prepared(
+        dataset=prepared.dataset.name, num_replicas=len(prepared.device.names), num_workers=prepared.device.num_workers
+    )
     lineage = describe_attempt(
         surroundings.pod, surroundings.identity, device=prepared.device, environ=surroundings.environ
     )

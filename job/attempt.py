@@ -99,7 +99,9 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
     surroundings.stored_log.attach(store)
     workers = ALONE if is_committed else surroundings.workers  # nothing is left to train: no other worker is needed
     prepared = workload.prepare(config, run_id=run_id, phases=phases, workers=workers, look=lambda: None)
-    surroundings.view.prepared(dataset=prepared.dataset.name, num_replicas=len(prepared.device.names))
+    surroundings.view.prepared(
+        dataset=prepared.dataset.name, num_replicas=len(prepared.device.names), num_workers=prepared.device.num_workers
+    )
     if config.run.skip_if_unchanged:
         with phases("store"):
             unchanged = _find_unchanged(config, store, surroundings=surroundings, prepared=prepared)

@@ -13,3 +13,13 @@ def to_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def say_placement(*, num_workers: int, num_replicas: int) -> str:
+    """Such as `2 workers x 1 replica`.
+
+    Args:
+        num_replicas: of all workers together.
+    """
+    each = num_replicas // num_workers
+    return f"{num_workers} worker{'s'[: num_workers > 1]} x {each} replica{'s'[: each > 1]}"

@@ -13,6 +13,7 @@ from typing import Any
 from job.errors import ConfigError
 from job.registry.rules import GateRecord
 from job.runs.read import CommittedRun
+from job.texts import say_placement
 
 REPORT_FILE = "report.html"
 
@@ -111,6 +112,9 @@ def _origin(committed: CommittedRun) -> Iterable[tuple[str, str]]:
     for name in ("revision", "image", "chart_version", "version", "python"):
         if lineage.get(name):
             yield name, str(lineage[name])
+    devices = lineage.get("devices", [])
+    if devices:
+        yield "trained on", say_placement(num_workers=lineage.get("workers", 1), num_replicas=len(devices))
     yield "packages", ", ".join(f"{name} {version}" for name, version in lineage.get("packages", {}).items())
     yield "dataset digest", str(committed.dataset.digest)
     yield "result digest", committed.result_digest

@@ -133,13 +133,21 @@ def settings_of(committed: CommittedRun) -> dict[str, dict[str, Any]]:
             "model": inputs["model"],
             "train": inputs["train"],
             "cluster": {
-                "cpu_replicas": config["cluster"]["cpu_replicas"],
+                "cpu_replicas": _replicas_here(record),
                 "intra_op_threads": threads["intra_op"],
                 "inter_op_threads": threads["inter_op"],
             },
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"the COMMIT does not say how its run was made: {error} is missing") from error
+
+
+def _replicas_here(record: Mapping[str, Any]) -> int:
+    """All replicas of the run in one process: on CPUs their place changes no bit. GPUs are counted by what is visible here."""
+    if any("GPU" in name for name in record["lineage"]["devices"]):
+        return 1
+    cluster = record["config"]["cluster"]
+    return int(record["inputs"].get("replicas", cluster["cpu_replicas"]))
 
 
 def compare(before: CommittedRun, now: CommittedRun) -> Reproduction:

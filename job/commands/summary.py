@@ -2,6 +2,7 @@
 
 from job.attempt import Outcome
 from job.config import Config
+from job.texts import say_placement
 
 
 def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
@@ -19,11 +20,21 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         f"  dataset   {outcome.committed.dataset.name}\n"
         f"  test      accuracy {metrics['test_accuracy']:.4f}, loss {metrics['test_loss']:.4f} "
         f"on {metrics['test_examples']} examples\n"
+        f"{_trained_line(outcome)}"
         f"  gate      {_gate_line(outcome)}\n"
         f"  model     {outcome.model_location}\n"
         f"  look      mnist-job show {run_id}{store}\n"
         f"  verify    mnist-job verify --run {run_id}{store}"
     )
+
+
+def _trained_line(outcome: Outcome) -> str:
+    """Where the replicas were, when there was more than one."""
+    lineage = outcome.committed.record.get("lineage", {})
+    num_replicas = len(lineage.get("devices", []))
+    if num_replicas < 2:
+        return ""
+    return f"  trained   {say_placement(num_workers=lineage.get('workers', 1), num_replicas=num_replicas)}\n"
 
 
 def _gate_line(outcome: Outcome) -> str:

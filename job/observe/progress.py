@@ -10,6 +10,8 @@ class Display:
     """A progress bar on a terminal; nothing at all elsewhere, where events say it."""
 
     def __init__(self, log_format: LogFormat, *, is_silent: bool = False) -> None:
+        self.placement = ""
+        """Where the replicas are; empty when there is only one."""
         self._progress: Any = None
         self._task: Any = None
         self._is_shown = log_format == "text" and sys.stdout.isatty() and not is_silent
@@ -21,6 +23,7 @@ class Display:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._progress = Progress(
+            *([TextColumn(self.placement)] if self.placement else []),
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),

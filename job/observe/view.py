@@ -10,6 +10,7 @@ from typing import Any
 from job.observe.metrics import Metrics
 from job.observe.progress import Display
 from job.observe.termination import Status
+from job.texts import say_placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +43,11 @@ class View:
     def __init__(self, *, display: Display, metrics: Metrics, status: Status) -> None:
         self._display, self._metrics, self._status = display, metrics, status
 
-    def prepared(self, *, dataset: str, num_replicas: int) -> None:
+    def prepared(self, *, dataset: str, num_replicas: int, num_workers: int) -> None:
         """Data and devices are there."""
         self._metrics.describe(dataset=dataset, replicas=num_replicas)
+        if num_replicas > 1:
+            self._display.placement = say_placement(num_workers=num_workers, num_replicas=num_replicas)
 
     def registered(self, attempt: str, *, goodput: Callable[[], Mapping[str, Any]]) -> None:
         """The attempt has its id, and can say where the time of all attempts went."""

@@ -34,11 +34,12 @@ def make_attempt_id(pod: Pod) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What computes the steps: TensorFlow's devices, its thread counts, and how the step was compiled."""
+    """What computes the steps: TensorFlow's devices of all workers, its thread counts, and how the step was compiled."""
 
     names: tuple[str, ...]
     threads: Mapping[str, int]
     compile_with: str
+    num_workers: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class Lineage:
         revision: git commit of the program; empty when it is not known.
         packages: name -> version.
         compile: `xla` or `graph`.
+        devices: one for each replica.
+        workers: processes that share the devices in equal parts.
     """
 
     run: str
@@ -69,6 +72,7 @@ class Lineage:
     devices: Sequence[str]
     threads: Mapping[str, int]
     compile: str
+    workers: int
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored, and as COMMIT repeats it."""
@@ -84,7 +88,7 @@ class Lineage:
         missing = [name for name in _BITS if name not in record]
         if missing:
             raise IntegrityError(f"the record of attempt {record.get('attempt')!r} lacks {', '.join(missing)}")
-        empty: dict[str, Any] = {"pod": {}}
+        empty: dict[str, Any] = {"pod": {}, "workers": 1}
         return cls(**{field.name: record.get(field.name, empty.get(field.name, "")) for field in fields(cls)})
 
 
@@ -107,6 +111,7 @@ def describe_attempt(pod: Pod, identity: AttemptIdentity, *, device: Device, env
         devices=list(device.names),
         threads=dict(device.threads),
         compile=device.compile_with,
+        workers=device.num_workers,
     )
 
 

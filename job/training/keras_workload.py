@@ -98,7 +98,12 @@ class KerasWorkload:
                 digest=self._data.digest,
                 evaluation_digest=evaluation_digest_of(self._data.dataset),
             ),
-            device=Device(names=device_names, threads=threads, compile_with=self._compile_with),
+            device=Device(
+                names=device_names,
+                threads=threads,
+                compile_with=self._compile_with,
+                num_workers=config.cluster.workers,
+            ),
             exchange=self._make_exchange(phases),
         )
 
