@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import IO, TextIO
 
 AGAIN = (75, 76)
 """Exit codes after which a worker is started again: a worker was interrupted or lost, and the run goes on."""
@@ -34,7 +35,7 @@ class Worker:
 
 def main(arguments: Sequence[str]) -> int:
     """Run all workers to their end; returns the first worker's exit code, or that of the first other that failed."""
-    given, _, settings = _split(arguments)
+    given, settings = _split(arguments)
     parser = argparse.ArgumentParser(
         prog="scripts/workers", usage="%(prog)s N [--restarts R] -- [--section.field=VALUE ...]"
     )
@@ -54,11 +55,11 @@ def main(arguments: Sequence[str]) -> int:
     return Group(options.workers, settings, restarts=options.restarts).run()
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], str, list[str]]:
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """What is before and after `--`; without it, settings begin at the first one."""
     items = list(arguments)
     at = items.index("--") if "--" in items else next((i for i, item in enumerate(items) if "." in item), len(items))
-    return items[:at], "--", [item for item in items[at:] if item != "--"]
+    return items[:at], [item for item in items[at:] if item != "--"]
 
 
 class Group:
@@ -97,6 +98,7 @@ class Group:
             start_new_session=True,  # Ctrl-C comes to this process, which forwards it once
         )
         worker.process = process
+        assert process.stdout and process.stderr
         worker.printers = [
             threading.Thread(target=_print_lines, args=(worker.index, source, target), daemon=True)
             for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
@@ -132,11 +134,11 @@ class Group:
                 worker.process.send_signal(number)
 
 
-def _print_lines(index: int, source: "object", target: "object") -> None:
+def _print_lines(index: int, source: IO[str], target: TextIO) -> None:
     """Each line of one worker with its index in front."""
-    for line in source:  # type: ignore[attr-defined]
-        target.write(f"[{index}] {line}")  # type: ignore[attr-defined]
-        target.flush()  # type: ignore[attr-defined]
+    for line in source:
+        target.write(f"[{index}] {line}")
+        target.flush()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,11 +1,12 @@
 """Whole runs of several workers, as processes: equal bits to one process, and every fault ends as it should."""
 
 import http.client
-import json
 import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import REPOSITORY
-from tests.workers import Cluster, Event, checkpoint_steps, digests, free_ports, read_commit, run_alone
+from tests.workers import FLAGS, Cluster, Event, checkpoint_steps, digests, free_ports, read_commit, run_alone
 
 pytestmark = [pytest.mark.tf, pytest.mark.timeout(400)]
 
@@ -66,7 +67,9 @@ def scrape(port: int) -> dict[str, float]:
     return found
 
 
-def test_two_workers_are_two_replicas_bit_for_bit_and_are_counted_once(clusters: Any, long_alone: dict[str, Any]) -> None:
+def test_two_workers_are_two_replicas_bit_for_bit_and_are_counted_once(
+    clusters: Any, long_alone: dict[str, Any]
+) -> None:
     cluster = clusters(2, *LONG)
     ports = free_ports(2)
     chief, other = (cluster.start(index, f"--observe.metrics_port={ports[index]}") for index in (0, 1))
@@ -134,7 +137,10 @@ def test_killed_worker_is_noticed_at_once_and_the_run_goes_on(
 
 @pytest.mark.parametrize(
     ("flag", "what"),
-    [("--train.learning_rate=0.2", "train.learning_rate was 0.1, is 0.2"), ("--data.train_examples=900", "train_examples")],
+    [
+        ("--train.learning_rate=0.2", "train.learning_rate was 0.1, is 0.2"),
+        ("--data.train_examples=900", "train_examples"),
+    ],
 )
 def test_worker_with_other_settings_is_named_by_all_before_step_1(flag: str, what: str, clusters: Any) -> None:
     cluster = clusters(2)
@@ -209,7 +215,10 @@ class TestInTheFullRun:
         "flags",
         [
             ("--model.dropout=0.2", "--train.optimizer=adam", "--train.learning_rate=0.001"),
-            ("--data.train_examples=170", "--train.global_batch_size=64"),  # the last batch has 42: worker 1 gets 10 of 32
+            (
+                "--data.train_examples=170",
+                "--train.global_batch_size=64",
+            ),  # the last batch has 42: worker 1 gets 10 of 32
             ("--data.train_examples=150", "--train.global_batch_size=64"),  # the last batch has 22: worker 1 gets none
             ("--train.precision=bfloat16",),
         ],
@@ -311,7 +320,9 @@ class TestInTheFullRun:
     def test_store_that_one_worker_cannot_reach(self, clusters: Any) -> None:
         cluster = clusters(2, "--cluster.start_timeout_seconds=20", "--store.deadline_seconds=2")
         chief = cluster.start(0)
-        other = cluster.start(1, "--store.uri=s3://bucket/x", "--store.endpoint=http://127.0.0.1:9", AWS_ACCESS_KEY_ID="a")
+        other = cluster.start(
+            1, "--store.uri=s3://bucket/x", "--store.endpoint=http://127.0.0.1:9", AWS_ACCESS_KEY_ID="a"
+        )
         assert other.wait(60) in (69, 77)
         assert chief.wait(60) == 76
         assert "worker 1" in chief.error
@@ -327,14 +338,11 @@ class TestInTheFullRun:
         assert [chief.wait(), other.wait()] == [74, 74], chief.error + other.error
 
     def test_scripts_workers_restarts_what_was_lost(self, tmp_path: Path, long_alone: dict[str, Any]) -> None:
-        import subprocess
-        import sys
-
         process = subprocess.Popen(
-            [sys.executable, "-m", "scripts.local_workers", "2", "--restarts", "2", "--"]
-            + ["--observe.log_format=json", "--data.source=digits", "--train.optimizer=momentum", *LONG]
-            + ["--train.learning_rate=0.1", "--train.global_batch_size=32", "--run.id=r", "--promotion.enabled=false"]
-            + [f"--store.uri=file:{tmp_path}/out", "--observe.metrics_port=0"],
+            [
+                *(sys.executable, "-m", "scripts.local_workers", "2", "--restarts", "2", "--"),
+                *(*FLAGS, *LONG, f"--store.uri=file:{tmp_path}/out"),
+            ],
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
