@@ -6,6 +6,8 @@ loop.py            epochs, metrics, progress, checkpoints, stop
 steps.py           many optimizer updates in one graph call
 pipeline.py        tf.data: reshape, cast, /255, one-hot; order from (seed, epoch, step)
 model.py           the reference model and the optimizers, or your own model
+workers.py         the other workers: who they are, the wait for them, what they tell each other
+agreement.py       what they must agree on, before step 1 and before the commit
 devices.py         threads, devices, tf.distribute strategy
 evaluation.py      loss, accuracy, per class, confusion
 export.py          SavedModel, weights digest
