@@ -467,7 +467,11 @@ def privileged_namespace(mode: str = "privileged") -> Iterator[Any]:
     with made_namespace(f"record-{uuid.uuid4().hex[:6]}", {}) as namespace:
         label = f"pod-security.kubernetes.io/enforce={mode}"
         run_command("kubectl", "label", "namespace", namespace.name, label, "--overwrite")
-        yield namespace
+        try:
+            yield namespace
+        finally:
+            # Else the namespace never goes: with backoffLimitPerIndex a pod's finalizer waits for the next pod of its index.
+            namespace.kubectl("delete", "jobs", "--all", "--wait=false")
 
 
 def record_pending(patterns: list[str]) -> None:
