@@ -6,6 +6,7 @@ commands.py    what each command prints
 client.py      RunClient: submit, list, status, logs, wait, cancel, resume, trigger
 submit.py      a Job from the template, sent so that it is never made twice
 status.py      what a run is doing, judged from objects alone
+workers.py     what each of its workers is doing
 causes.py      why a pod ended, does not start, or was not made; what to do
 logs.py        following a log through dropped connections and replaced pods
 watch.py       waiting: the list is the truth, a watch is a hint
@@ -19,6 +20,6 @@ tables.py      text for people
 
 from k8s.client import RunClient
 from k8s.errors import ClientError
-from k8s.status import RunStatus
+from k8s.status import RunStatus, WorkerStatus
 
-__all__ = ["ClientError", "RunClient", "RunStatus"]
+__all__ = ["ClientError", "RunClient", "RunStatus", "WorkerStatus"]

@@ -64,6 +64,13 @@ def _make_parser() -> _Parser:
     logs.add_argument(
         "-f", "--follow", action="store_true", help="wait for the pod, and for replacements, until the end"
     )
+    logs.add_argument(
+        "--worker",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of several workers, the one whose log to print (0, the chief)",
+    )
     _add_timeout(logs, default=_DAY_SECONDS, text="follow for so long at most (1d)")
 
     wait = _add(commands, "wait", "wait until runs have ended; the exit code is that of the first that failed")

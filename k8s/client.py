@@ -15,13 +15,16 @@ from k8s import submit
 from k8s.api import Api, Object
 from k8s.causes import container_state, find_condition, has_ended
 from k8s.errors import ClientError, ConflictError, NotFoundError, UsageError
-from k8s.logs import LogLine, Notice, read_log
+from k8s.logs import LogLine, Notice, read_log, where_else
 from k8s.progress import last_log_events
 from k8s.runs import JOB_NAME_LABEL, label_selector, release_of, run_id_of
-from k8s.status import RunStatus, count_attempts, is_settled, judge
+from k8s.status import RunStatus, is_settled, judge
 from k8s.watch import wait_for
+from k8s.workers import index_of, num_workers, workers_of
 
 DAY_SECONDS = 86_400.0
+_MAX_EVENT_REQUESTS = 8
+"""Of more objects than that, as of many workers, the events are asked for at once."""
 _CANCEL_MARGIN_SECONDS = 60.0
 """Above the grace period: for the kubelet to see the end, and the Job controller to count it."""
 
@@ -200,33 +203,33 @@ class RunClient:
         return job if is_still or is_settled(job) else None
 
     def logs(
-        self, run: str, *, follow: bool = False, timeout_seconds: float = DAY_SECONDS
+        self, run: str, *, worker: int = 0, follow: bool = False, timeout_seconds: float = DAY_SECONDS
     ) -> Iterator[LogLine | Notice]:
-        """The log of all attempts that are still there, oldest first; `follow` waits for more until the run has ended.
+        """The log of a worker's pods that are still there, oldest first; `follow` waits for more until the run has ended.
 
         Raises:
+            UsageError: the run has no such worker.
             NotFoundError: there is no such Job.
             DeadlineError: it was followed for so long.
         """
         job = self._find_job(run)
+        total = num_workers(job)
+        if not 0 <= worker < total:
+            allowed = f"0 to {total - 1}" if total > 1 else "0, its only worker"
+            raise UsageError(f"--worker: of run {run_id_of(job)} must be {allowed}, received {worker}")
         pods, events = self._pods_of(job), self._events_of(job["metadata"]["name"])
-        num_gone = count_attempts(job, pods, events) - len(pods)
+        this = workers_of(job, pods, events)[worker]
+        num_gone = this.attempts - len(this.pods)
         if num_gone > 0:
-            yield Notice(
-                text=f"{num_gone} earlier pods are gone (evicted or deleted); their log: mnist-job logs {run_id_of(job)}"
-            )
-        for item in read_log(self._api, job, follow=follow, timeout_seconds=timeout_seconds):
-            yield (
-                Notice(text=item.text.replace("logs RUN", f"logs {run_id_of(job)}"))
-                if isinstance(item, Notice)
-                else item
-            )
+            stored = where_else("their log", job, worker=worker)
+            yield Notice(text=f"{num_gone} earlier pods are gone (evicted or deleted); {stored}")
+        yield from read_log(self._api, job, worker=worker, follow=follow, timeout_seconds=timeout_seconds)
 
     def _judge(self, job: Object, *, pods: list[Object] | None = None, events: list[Object] | None = None) -> RunStatus:
         """The status of a Job; its pods, and the events of both, are asked for where they are not at hand."""
         found = self._pods_of(job) if pods is None else pods
         told = self._events_of(job["metadata"]["name"], *_names(found)) if events is None else events
-        running = next((pod for pod in found if container_state(pod).get("running")), None)
+        running = next((pod for pod in found if index_of(pod) == 0 and container_state(pod).get("running")), None)
         log = last_log_events(self._api, running["metadata"]["name"]) if running and not is_settled(job) else []
         return judge(job, found, events=told, log=log)
 
@@ -234,6 +237,10 @@ class RunClient:
         return self._api.list("pods", labels=f"{JOB_NAME_LABEL}={job['metadata']['name']}")[0]
 
     def _events_of(self, *names: str) -> list[Object]:
+        if len(names) > _MAX_EVENT_REQUESTS:
+            return [
+                event for event in self._api.list("events")[0] if event.get("involvedObject", {}).get("name") in names
+            ]
         return [event for name in names for event in self._api.list("events", fields=f"involvedObject.name={name}")[0]]
 
     def _find_job(self, run: str) -> Object:

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
 
 from job.contract import ExitCode
 from k8s.client import RunClient
@@ -53,7 +52,7 @@ def _started(client: RunClient, status: RunStatus, options: argparse.Namespace) 
 def _list(client: RunClient, options: argparse.Namespace) -> int:
     runs = client.list_runs()
     if options.output == "json":
-        print(json.dumps([asdict(run) for run in runs], indent=2))
+        print(json.dumps([run.to_dict() for run in runs], indent=2))
     elif runs:
         print(to_table(runs))
     else:
@@ -71,7 +70,8 @@ def _status(client: RunClient, options: argparse.Namespace) -> int:
 
 
 def _logs(client: RunClient, options: argparse.Namespace) -> int:
-    for item in client.logs(options.run, follow=options.follow, timeout_seconds=options.timeout):
+    log = client.logs(options.run, worker=options.worker, follow=options.follow, timeout_seconds=options.timeout)
+    for item in log:
         if isinstance(item, Notice):
             print(f"mnist-k8s: {item.text}", file=sys.stderr, flush=True)
         else:
@@ -99,7 +99,7 @@ def _cancel(client: RunClient, options: argparse.Namespace) -> int:
 def _report(ended: list[RunStatus], options: argparse.Namespace) -> int:
     """Say how runs ended, with the code of the first that failed."""
     if options.output == "json":
-        print(json.dumps([asdict(run) for run in ended] if len(ended) > 1 else asdict(ended[0]), indent=2))
+        print(json.dumps([run.to_dict() for run in ended] if len(ended) > 1 else ended[0].to_dict(), indent=2))
     else:
         print(to_table(ended) if len(ended) > 1 else describe(ended[0]))
     failed = next((run for run in ended if run.phase == "Failed"), None)
@@ -107,7 +107,7 @@ def _report(ended: list[RunStatus], options: argparse.Namespace) -> int:
 
 
 def _print_json(status: RunStatus) -> None:
-    print(json.dumps(asdict(status), indent=2))
+    print(json.dumps(status.to_dict(), indent=2))
 
 
 _COMMANDS = {

@@ -22,9 +22,10 @@ from k8s.errors import (
     RefusedError,
     UnavailableError,
 )
-from k8s.runs import JOB_NAME_LABEL
+from k8s.runs import JOB_NAME_LABEL, run_id_of
 from k8s.status import is_settled
 from k8s.watch import wait_for
+from k8s.workers import INDEX_LABEL, num_workers
 
 SILENCE_SECONDS = 30.0
 """A connection that says nothing for so long is made again: half-dead ones look the same as a quiet log."""
@@ -90,8 +91,17 @@ class _Reader:
         return isinstance(event, dict) and event.get(Field.EVENT) == Event.RUN_END
 
 
-def read_log(api: Api, job: Object, *, follow: bool, timeout_seconds: float) -> Iterator[LogLine | Notice]:
-    """The log of a Job's pods, oldest first.
+def where_else(text: str, job: Object, *, worker: int) -> str:
+    """What to say of a log that is gone with its pods: the store has that of the chief alone."""
+    if worker:
+        return f"the log of worker {worker} goes with its pods, and the store has only that of worker 0"
+    return f"{text}: mnist-job logs {run_id_of(job)}"
+
+
+def read_log(
+    api: Api, job: Object, *, worker: int = 0, follow: bool, timeout_seconds: float
+) -> Iterator[LogLine | Notice]:
+    """The log of a worker's pods, oldest first.
 
     Args:
         follow: wait for the first pod, and for replacements until the Job has ended.
@@ -102,30 +112,33 @@ def read_log(api: Api, job: Object, *, follow: bool, timeout_seconds: float) -> 
     """
     deadline = time.monotonic() + timeout_seconds
     readers: dict[str, _Reader] = {}
-    name, uid = job["metadata"]["name"], job["metadata"]["uid"]
     while True:
-        pods, is_over = _next_pods(api, name, uid, readers, follow=follow, deadline=deadline)
+        pods, is_over = _next_pods(api, job, worker, readers, follow=follow, deadline=deadline)
         for pod in pods:
             reader = readers.setdefault(pod["metadata"]["name"], _Reader(pod["metadata"]["name"]))
-            yield from _read_pod(api, reader, pod, follow=follow, deadline=deadline)
+            stored = where_else("all that it stored", job, worker=worker)
+            yield from _read_pod(api, reader, pod, follow=follow, deadline=deadline, stored=stored)
             reader.is_whole = True
         if is_over or not follow:
             break
     if not readers:
-        yield Notice(text=f"no pod of {name} is there any more; its log is in the store: mnist-job logs RUN")
+        name = job["metadata"]["name"]
+        what = f"no pod of worker {worker} of {name} has a log now" if worker else f"no pod of {name} is there any more"
+        yield Notice(text=f"{what}; {where_else('its log is in the store', job, worker=worker)}")
 
 
 def _next_pods(
-    api: Api, name: str, uid: str, readers: dict[str, _Reader], *, follow: bool, deadline: float
+    api: Api, job: Object, worker: int, readers: dict[str, _Reader], *, follow: bool, deadline: float
 ) -> tuple[list[Object], bool]:
     """Pods with a log that was not read yet, oldest first, and whether no more can come."""
+    name, uid = job["metadata"]["name"], job["metadata"]["uid"]
 
     def unread(pods: list[Object]) -> list[Object]:
         ours = [pod for pod in pods if not (reader := readers.get(pod["metadata"]["name"])) or not reader.is_whole]
         started = [pod for pod in ours if _has_log(pod)]
         return sorted(started, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
-    labels = f"{JOB_NAME_LABEL}={name}"
+    labels = f"{JOB_NAME_LABEL}={name}" + (f",{INDEX_LABEL}={worker}" if num_workers(job) > 1 else "")
     if not follow:
         return unread(api.list("pods", labels=labels)[0]), True
 
@@ -151,8 +164,10 @@ def _has_log(pod: Object) -> bool:
     return bool(state.get("running") or state.get("terminated"))
 
 
-def _read_pod(api: Api, reader: _Reader, pod: Object, *, follow: bool, deadline: float) -> Iterator[LogLine | Notice]:
-    """Its lines until the end; a notice when the pod goes before that is certain."""
+def _read_pod(
+    api: Api, reader: _Reader, pod: Object, *, follow: bool, deadline: float, stored: str
+) -> Iterator[LogLine | Notice]:
+    """Its lines until the end; a notice, which ends with `stored`, when the pod goes before that is certain."""
     pause, fields = 0.2, f"metadata.name={reader.pod}"
     found: Object | None = pod
     while found is not None:
@@ -175,8 +190,7 @@ def _read_pod(api: Api, reader: _Reader, pod: Object, *, follow: bool, deadline:
         found = next(iter(api.list("pods", fields=fields)[0]), None)
     if not reader.has_said_its_end:
         yield Notice(
-            text=f"pod {reader.pod} is gone (evicted or deleted), perhaps before its last lines were read; "
-            "all that it stored: mnist-job logs RUN"
+            text=f"pod {reader.pod} is gone (evicted or deleted), perhaps before its last lines were read; {stored}"
         )
 
 

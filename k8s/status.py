@@ -3,28 +3,31 @@
 `judge` is pure: the same Job, pods, events and log lines give the same answer, so that every case is a row in a table of tests.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from job.contract import Event, Field
-from k8s.causes import (
-    Cause,
-    Object,
-    container_state,
-    event_time,
-    explain_end,
-    explain_not_made,
-    explain_not_started,
-    find_condition,
-    has_ended,
-    termination_message,
-)
-from k8s.runs import created_pod_names, epochs_of, overrides_of, run_id_of
+from k8s.causes import Cause, Object, container_state, explain_end, find_condition, has_ended, termination_message
+from k8s.runs import epochs_of, overrides_of, run_id_of
+from k8s.workers import FINISHING, FOLLOWS, Phase, Worker, explain_last_end, judge_worker, name_worker, workers_of
 
-Phase = Literal["Pending", "Suspended", "Running", "Retrying", "Stopping", "Succeeded", "Failed"]
-STUCK_AFTER_SECONDS = 120.0
-"""So long after its grace period a pod that still terminates is on a node that does not answer."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """One of several workers as it is now; worker 0 is the chief."""
+
+    index: int
+    pod: str | None
+    """Its newest one."""
+    phase: Phase
+    reason: str
+    message: str
+    action: str
+    node: str | None
+    attempts: int
+    """Pods that were made for it."""
+    exit_code: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,7 @@ class RunStatus:
     action: str
     """What to do about it; empty when nothing is to be done."""
     attempts: int
-    """Pods that were made for it, as far as the cluster remembers."""
+    """Pods that were made for it, as far as the cluster remembers; of several workers, those of the chief."""
     created: str
     finished: str | None
     settings: str
@@ -57,11 +60,25 @@ class RunStatus:
     eta_seconds: float | None = None
     promoted: bool | None = None
     commit: str | None = None
+    workers: tuple[WorkerStatus, ...] = ()
+    """Empty for a run of one worker."""
 
     @property
     def is_finished(self) -> bool:
         """Nothing more will happen to this Job."""
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def num_running(self) -> int:
+        """How many of several workers run."""
+        return sum(1 for worker in self.workers if worker.phase == "Running" and not worker.action)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a run of one worker has no `workers`."""
+        content = asdict(self)
+        if not self.workers:
+            del content["workers"]
+        return content
 
 
 def judge(
@@ -74,9 +91,13 @@ def judge(
         events: of the Job and its pods; may be left out (empty) for a Job that has ended or whose pod runs.
         log: the last log events of the newest pod, for how far it is.
     """
-    pods = sorted(pods, key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]))
-    phase, cause = _phase(job, pods, events, now or datetime.now(UTC))
-    facts = _facts(job, pods, log)
+    now = now or datetime.now(UTC)
+    workers = workers_of(job, pods, events)
+    chief = workers[0]
+    judged = [judge_worker(worker, now) for worker in workers]
+    phase, cause = _phase(job, workers, judged)
+    each_status = [_worker_status(job, *each, phase) for each in zip(workers, judged, strict=True)]
+    facts = _facts(chief.pods, log)
     code = cause.code if cause.code is not None else facts.pop("exit_code", None)
     facts.pop("exit_code", None)
     return RunStatus(
@@ -86,13 +107,14 @@ def judge(
         reason=cause.reason,
         message=cause.message,
         action=cause.action,
-        attempts=count_attempts(job, pods, events),
+        attempts=chief.attempts,
         created=job["metadata"].get("creationTimestamp", ""),
         finished=_finished(job),
         settings=overrides_of(job),
-        pod=pods[-1]["metadata"]["name"] if pods else None,
+        pod=chief.pods[-1]["metadata"]["name"] if chief.pods else None,
         exit_code=code if phase in ("Succeeded", "Failed", "Retrying") else None,
         epochs=epochs_of(job),
+        workers=() if chief.is_alone else tuple(each_status),
         **facts,
     )
 
@@ -102,46 +124,38 @@ def is_settled(job: Object) -> bool:
     return find_condition(job, "Complete") is not None or find_condition(job, "Failed") is not None
 
 
-def count_attempts(job: Object, pods: list[Object], events: list[Object]) -> int:
-    """Pods that were made: those that are there, those that events tell of, and those that were counted."""
-    status = job.get("status", {})
-    counted = sum(int(status.get(key) or 0) for key in ("active", "succeeded", "failed"))
-    names = {pod["metadata"]["name"] for pod in pods} | created_pod_names(events, job=job["metadata"]["name"])
-    return max(counted, len(names))
-
-
-def _phase(job: Object, pods: list[Object], events: list[Object], now: datetime) -> tuple[Phase, Cause]:
-    ended = _judge_end(job, pods)
+def _phase(job: Object, workers: list[Worker], judged: list[tuple[Phase, Cause]]) -> tuple[Phase, Cause]:
+    ended = _judge_end(job, workers[0])
     if ended:
         return ended
-    active = [pod for pod in pods if not has_ended(pod)]
     if job.get("spec", {}).get("suspend"):
-        return _suspended(job, active)
-    if active:
-        return _judge_pod(job, active[-1], pods, events, now)
-    return _without_pod(job, pods, events)
+        return _suspended(job, workers)
+    return judged[0] if len(workers) == 1 else _decide(workers, judged)
 
 
-def _judge_end(job: Object, pods: list[Object]) -> tuple[Phase, Cause] | None:
+def _judge_end(job: Object, chief: Worker) -> tuple[Phase, Cause] | None:
     """How the Job ended or is about to; Complete and Failed alone are final."""
     if find_condition(job, "Complete"):
-        return "Succeeded", _last_end(pods, code=0) or Cause(reason="Completed", message="done", code=0)
+        ends = [explain_end(pod) for pod in reversed(chief.pods) if has_ended(pod)]
+        done = next((end for end in ends if end.code == 0), None)
+        return "Succeeded", done or Cause(reason="Completed", message="done", code=0)
     failed, failing = find_condition(job, "Failed"), find_condition(job, "FailureTarget")
     if failed:
-        return "Failed", _explain_failure(job, failed, pods)
+        return "Failed", _explain_failure(job, failed, chief)
     if job["metadata"].get("deletionTimestamp"):
         return "Stopping", Cause(reason="Deleted", message="the Job is being deleted")
     if find_condition(job, "SuccessCriteriaMet"):
-        return "Running", _FINISHING
-    return ("Stopping", _explain_failure(job, failing, pods)) if failing else None
+        return "Running", FINISHING if chief.is_alone else _STOPPING_THE_OTHERS
+    return ("Stopping", _explain_failure(job, failing, chief)) if failing else None
 
 
-_FINISHING = Cause(reason="Finishing", message="the pod has ended; the Job is about to be complete")
+_STOPPING_THE_OTHERS = replace(FINISHING, message="worker 0 has committed; the other workers are being stopped")
 
 
-def _suspended(job: Object, active: list[Object]) -> tuple[Phase, Cause]:
-    if active:
-        text = "suspended: the pod saves a checkpoint and ends"
+def _suspended(job: Object, workers: list[Worker]) -> tuple[Phase, Cause]:
+    if any(worker.active for worker in workers):
+        end = "the pod saves a checkpoint and ends" if len(workers) == 1 else "worker 0 saves a checkpoint, and all end"
+        text = f"suspended: {end}"
         return "Stopping", Cause(reason="Suspended", message=text)
     queue = (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
     if queue:
@@ -151,77 +165,83 @@ def _suspended(job: Object, active: list[Object]) -> tuple[Phase, Cause]:
     return "Suspended", Cause(reason="Suspended", message="spec.suspend is true", action=action)
 
 
-def _judge_pod(
-    job: Object, pod: Object, pods: list[Object], events: list[Object], now: datetime
-) -> tuple[Phase, Cause]:
-    is_first = count_attempts(job, pods, events) <= 1
-    state = container_state(pod)
-    if pod["metadata"].get("deletionTimestamp"):
-        return "Stopping", _explain_stopping(pod, now)
-    if pod.get("status", {}).get("phase") == "Unknown" or find_condition(pod, "Ready", status="Unknown"):
-        action = "kubectl get nodes; when the node is gone for good: kubectl delete node NODE"
-        return "Running", Cause(reason="NodeLost", message="its node does not answer", action=action)
-    if state.get("terminated"):
-        return ("Running" if state["terminated"].get("exitCode") == 0 else "Retrying"), explain_end(pod)
-    if state.get("running"):
-        disruption = find_condition(pod, "DisruptionTarget")
-        if disruption:
-            return "Stopping", explain_end(pod)
-        return "Running", _explain_running(pod, pods, is_first=is_first)
-    cause = explain_not_started(pod, events)
-    return ("Pending" if is_first else "Retrying"), cause
+def _decide(workers: list[Worker], judged: list[tuple[Phase, Cause]]) -> tuple[Phase, Cause]:
+    """What several workers make of their run: it trains only while all of them run, so the one in the most trouble decides."""
+    chief_phase, chief_cause = judged[0]
+    if chief_cause.code == 0:
+        return chief_phase, chief_cause
+    troubled = [
+        (worker, phase, cause)
+        for worker, (phase, cause) in zip(workers, judged, strict=True)
+        if (phase != "Running" or cause.action) and cause.code != 0
+    ]
+    if not troubled:
+        return chief_phase, chief_cause
+    worker, phase, cause = min(troubled, key=lambda each: (_weight(each[2]), each[0].index))
+    if phase == "Pending" and workers[0].attempts > 1:
+        phase = "Retrying"
+    return phase, _with_worker(cause, worker, phase)
 
 
-def _explain_running(pod: Object, pods: list[Object], *, is_first: bool) -> Cause:
-    if is_first:
-        return Cause(reason="Running", message="the first attempt works on it")
-    earlier = _last_end(pods)
-    text = f"the last one: {earlier.message}" if earlier else "pods before it are gone"
-    return Cause(reason="Running", message=f"a further attempt works on it; {text}")
+def _weight(cause: Cause) -> tuple[int, bool]:
+    """The smaller, the more it tells: what a person can repair comes first, what follows from another worker's end last."""
+    helps_itself = 2 if not cause.action else 1 if cause.action.startswith("nothing") else 0
+    return helps_itself, cause.reason in FOLLOWS
 
 
-def _explain_stopping(pod: Object, now: datetime) -> Cause:
-    cause = explain_end(pod)
-    due = _time(pod["metadata"]["deletionTimestamp"])  # the grace period is in it
-    if due and (now - due).total_seconds() > STUCK_AFTER_SECONDS:
-        action = (
-            "its node is gone? then kubectl delete node NODE, or kubectl delete pod POD --force: safe for the results"
-        )
-        return Cause(reason="StuckTerminating", message="the pod does not end, and nothing replaces it", action=action)
-    return Cause(
-        reason=cause.reason, message=f"the pod saves a checkpoint and ends: {cause.message}", action=cause.action
+def _with_worker(cause: Cause, worker: Worker, phase: Phase) -> Cause:
+    if cause.code is not None:
+        return name_worker(cause, worker.index)
+    if phase in ("Pending", "Retrying"):
+        return replace(cause, message=f"worker {worker.index} is {phase} and the others wait for it: {cause.message}")
+    return replace(cause, message=f"worker {worker.index} is {phase}: {cause.message}")
+
+
+_STOPPED_WITH_THE_JOB = Cause(reason="Stopped", message="it is stopped with the Job")
+
+
+def _worker_status(job: Object, worker: Worker, judged: tuple[Phase, Cause], run_phase: Phase) -> WorkerStatus:
+    phase, cause = judged if worker.active else _without_active_pod(job, worker, judged, run_phase)
+    if cause.reason == "Deleted" and _stops_its_pods(job):
+        cause = _STOPPED_WITH_THE_JOB
+    newest = worker.pods[-1] if worker.pods else {}
+    return WorkerStatus(
+        index=worker.index,
+        pod=newest["metadata"]["name"] if newest else None,
+        phase="Succeeded" if phase == "Running" and cause.code == 0 else phase,
+        reason=cause.reason,
+        message=cause.message,
+        action=cause.action,
+        node=newest.get("spec", {}).get("nodeName"),
+        attempts=worker.attempts,
+        exit_code=cause.code,
     )
 
 
-def _without_pod(job: Object, pods: list[Object], events: list[Object]) -> tuple[Phase, Cause]:
-    failures = int(job.get("status", {}).get("failed") or 0)
-    earlier = _last_end(pods)
-    not_made = explain_not_made(events, job=job["metadata"]["name"])
-    is_retry = bool(pods or failures or created_pod_names(events, job=job["metadata"]["name"]))
-    if not_made and (not is_retry or _is_newest_failed_create(events, job)):
-        return ("Retrying" if is_retry else "Pending"), not_made
-    if earlier and earlier.code == 0:
-        return "Running", _FINISHING
-    if is_retry:
-        limit = int(job.get("spec", {}).get("backoffLimit", 6))
-        why = f"{earlier.message}; " if earlier else ""
-        text = f"{why}the next pod comes after a pause ({failures} of {limit} retries used)"
-        reason = earlier.reason if earlier else "BetweenPods"
-        action = earlier.action if earlier else ""
-        return "Retrying", Cause(reason=reason, message=text, action=action, code=earlier.code if earlier else None)
-    return "Pending", Cause(reason="NoPod", message="no pod has been made yet")
+def _stops_its_pods(job: Object) -> bool:
+    """Whether the Job controller deletes the pods, and not a person one of them."""
+    is_ending = any(find_condition(job, kind) for kind in ("SuccessCriteriaMet", "FailureTarget", "Failed"))
+    return is_ending or bool(job["metadata"].get("deletionTimestamp") or job.get("spec", {}).get("suspend"))
 
 
-def _is_newest_failed_create(events: list[Object], job: Object) -> bool:
-    name = job["metadata"]["name"]
-    ours = [event for event in events if event.get("involvedObject", {}).get("name") == name]
-    newest = max(ours, key=event_time, default={})
-    return newest.get("reason") == "FailedCreate"
+def _without_active_pod(
+    job: Object, worker: Worker, judged: tuple[Phase, Cause], run_phase: Phase
+) -> tuple[Phase, Cause]:
+    """The same for a worker that gets no further pod, because its Job has ended, is about to, or is suspended."""
+    end = explain_end(worker.pods[-1]) if worker.pods else None
+    if find_condition(job, "Complete") or find_condition(job, "SuccessCriteriaMet"):
+        committed = Cause(reason="Stopped", message="worker 0 has committed", code=end.code if end else None)
+        return "Succeeded", end if end and end.code == 0 else committed
+    if find_condition(job, "Failed") or find_condition(job, "FailureTarget"):
+        return "Failed", end or _STOPPED_WITH_THE_JOB
+    if run_phase in ("Suspended", "Stopping") and job.get("spec", {}).get("suspend"):
+        return run_phase, end or Cause(reason="Suspended", message="it has no pod")
+    return judged
 
 
-def _explain_failure(job: Object, condition: Object, pods: list[Object]) -> Cause:
+def _explain_failure(job: Object, condition: Object, chief: Worker) -> Cause:
     reason, said = str(condition.get("reason", "Failed")), str(condition.get("message", ""))
-    end = _last_end(pods)
+    end = explain_last_end(chief.all_pods, is_alone=chief.is_alone)
     if reason == "DeadlineExceeded":
         seconds = job.get("spec", {}).get("activeDeadlineSeconds")
         text = f"not done within activeDeadlineSeconds={seconds}; a checkpoint is saved"
@@ -229,21 +249,14 @@ def _explain_failure(job: Object, condition: Object, pods: list[Object]) -> Caus
     if end is None:
         action = "read the stored log: mnist-job logs RUN"
         return Cause(reason=reason, message=f"{said}; its pods are gone", action=action, code=1)
-    if reason == "BackoffLimitExceeded":
-        limit = int(job.get("spec", {}).get("backoffLimit", 6))
-        text = f"{end.message}; after {limit} retries, none is left"
+    if reason in ("BackoffLimitExceeded", "MaxFailedIndexesExceeded", "FailedIndexes"):
+        text = f"{end.message}; after {chief.max_failures} retries, none is left"
         action = "resume it" if end.action.startswith("nothing") else end.action
         return Cause(reason=end.reason, message=text, action=action, code=end.code)
     return end
 
 
-def _last_end(pods: list[Object], *, code: int | None = None) -> Cause | None:
-    """Why the newest pod that has ended did so."""
-    causes = [explain_end(pod) for pod in pods if has_ended(pod)]
-    return next((cause for cause in reversed(causes) if code is None or cause.code == code), None)
-
-
-def _facts(job: Object, pods: list[Object], log: list[Object]) -> dict[str, Any]:
+def _facts(pods: list[Object], log: list[Object]) -> dict[str, Any]:
     """How far it is: the newest termination message, and the log of a pod that runs."""
     facts: dict[str, Any] = {}
     for pod in pods:
@@ -276,10 +289,3 @@ _PROGRESS_FIELDS = (Field.STEP, Field.EPOCH, Field.ETA_SECONDS)
 def _finished(job: Object) -> str | None:
     condition = find_condition(job, "Complete") or find_condition(job, "Failed")
     return str(condition.get("lastTransitionTime", "")) if condition else None
-
-
-def _time(text: str) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return None

@@ -26,10 +26,11 @@ from k8s.runs import (
     expand,
     run_id_of,
 )
+from k8s.workers import num_workers
 
 _NAME_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # as Kubernetes' own suffixes: no vowels, no words
 _NAME_CHARACTERS = 10  # 2e14 names, and a name that is taken is found out by its request id
-_MAX_JOB_NAME_CHARACTERS = 63
+_MAX_NAME_CHARACTERS = 63
 _NEVER = "0 0 31 2 *"
 _GRACE_ABOVE_FINAL_SAVE_SECONDS = 10
 
@@ -114,8 +115,15 @@ def _name(cronjob: Object, number: int) -> str:
     for _ in range(_NAME_CHARACTERS):
         number, index = divmod(number, len(_NAME_ALPHABET))
         suffix += _NAME_ALPHABET[index]
-    base = cronjob["metadata"]["name"][: _MAX_JOB_NAME_CHARACTERS - _NAME_CHARACTERS - 1].rstrip("-.")
+    longest = _max_name_characters(cronjob["spec"]["jobTemplate"])
+    base = cronjob["metadata"]["name"][: longest - _NAME_CHARACTERS - 1].rstrip("-.")
     return f"{base}-{suffix}"
+
+
+def _max_name_characters(template: Object) -> int:
+    """How long a Job's name may be: the host name of each of several workers is the Job's name, '-' and its index."""
+    workers = num_workers(template)
+    return _MAX_NAME_CHARACTERS - (len(f"-{workers - 1}") if workers > 1 else 0)
 
 
 def create_job(api: Api, job: Object, *, patience_seconds: float = 60.0) -> Object:
@@ -160,10 +168,9 @@ def _read_back(api: Api, name: str) -> Object | None:
 def _from_template(cronjob: Object, *, name: str, settings: str) -> Object:
     template = copy.deepcopy(cronjob["spec"]["jobTemplate"])
     metadata = template.get("metadata") or {}
-    if len(name) > _MAX_JOB_NAME_CHARACTERS or not is_run_id(name) or "." in name:
-        raise UsageError(
-            f"--name: must be lower-case letters, digits and '-', at most {_MAX_JOB_NAME_CHARACTERS}, received {name!r}"
-        )
+    longest = _max_name_characters(template)
+    if len(name) > longest or not is_run_id(name) or "." in name:
+        raise UsageError(f"--name: must be lower-case letters, digits and '-', at most {longest}, received {name!r}")
     annotations = {
         **(metadata.get("annotations") or {}),
         REQUEST_ANNOTATION: str(uuid.uuid4()),
@@ -213,6 +220,7 @@ def _check(job: Object, cronjob: Object) -> None:
         config = check_flags(arguments[1:])
     except ConfigError as error:
         raise UsageError(str(error)) from error
+    _check_workers(config.cluster.workers, job)
     given = expand(container_of(cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"])["args"], job_name="x")
     if config.store.uri.startswith("file:") and f"--store.uri={config.store.uri}" not in given:
         raise UsageError(
@@ -230,4 +238,14 @@ def _check(job: Object, cronjob: Object) -> None:
     if gpus and config.cluster.expected_gpus != int(gpus):
         raise UsageError(
             f"cluster.expected_gpus: must equal the limit nvidia.com/gpu ({gpus}) of the release; leave it out"
+        )
+
+
+def _check_workers(wanted: int, job: Object) -> None:
+    """The pods are the chart's, with the addresses of all of them: a setting alone makes no more and no fewer."""
+    made = num_workers(job)
+    if wanted != made:
+        raise UsageError(
+            f"cluster.workers: must equal the number of workers of the release ({made}), received {wanted}; use "
+            f"helm upgrade --set cluster.workers={wanted}: the chart makes the workers' addresses"
         )

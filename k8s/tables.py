@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from job import texts
-from k8s.status import RunStatus
+from k8s.status import RunStatus, WorkerStatus
+from k8s.workers import FOLLOWS
 
 _HEADINGS = ("RUN", "PHASE", "REASON", "PROGRESS", "ACCURACY", "AGE", "ATTEMPTS", "SETTINGS")
+_WORKERS_COLUMN = 3
 
 
 def to_table(runs: Sequence[RunStatus], *, now: datetime | None = None) -> str:
-    """One line for each run, under headings."""
-    return texts.to_table([_HEADINGS, *(_row(run, now or datetime.now(UTC)) for run in runs)])
+    """One line for each run, under headings; how many workers run, where a run has several."""
+    rows = [_HEADINGS, *(_row(run, now or datetime.now(UTC)) for run in runs)]
+    if any(run.workers for run in runs):
+        workers = ("WORKERS", *(_workers(run) or "1" for run in runs))
+        rows = [(*row[:_WORKERS_COLUMN], text, *row[_WORKERS_COLUMN:]) for row, text in zip(rows, workers, strict=True)]
+    return texts.to_table(rows)
 
 
 def describe(run: RunStatus, *, now: datetime | None = None) -> str:
@@ -25,6 +31,8 @@ def describe(run: RunStatus, *, now: datetime | None = None) -> str:
         ("phase", run.phase),
         ("reason", reason),
         ("do", run.action),
+        ("workers", _workers(run) + ("" if run.is_finished or not run.workers else " running")),
+        *((f"worker {worker.index}", _in_words(worker)) for worker in run.workers if _is_worth_a_line(worker, run)),
         ("settings", run.settings),
         ("progress", _long_progress(run)),
         ("accuracy", _accuracy(run) if run.accuracy is not None else ""),
@@ -64,6 +72,24 @@ def _long_progress(run: RunStatus) -> str:
 
 def _accuracy(run: RunStatus) -> str:
     return "-" if run.accuracy is None else f"{run.accuracy:.4f}"
+
+
+def _workers(run: RunStatus) -> str:
+    """How many run, of how many; nothing for a run of one worker."""
+    total = len(run.workers)
+    return "" if not total else str(total) if run.is_finished else f"{run.num_running}/{total}"
+
+
+def _is_worth_a_line(worker: WorkerStatus, run: RunStatus) -> bool:
+    """What is neither as it should be, nor said already, nor follows from another worker's end."""
+    is_well = worker.phase == "Succeeded" or (worker.phase == "Running" and not worker.action)
+    is_stopped = worker.reason in ("Stopped", "Suspended")
+    return not (is_well or is_stopped or worker.reason in FOLLOWS or worker.message in run.message)
+
+
+def _in_words(worker: WorkerStatus) -> str:
+    text = f"{worker.phase}, {worker.reason}: {worker.message}"
+    return f"{text}; {worker.action}" if worker.action else text
 
 
 def _age(run: RunStatus, now: datetime) -> str:

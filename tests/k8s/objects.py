@@ -5,23 +5,36 @@ from k8s.causes import Object
 LABELS = {"app.kubernetes.io/name": "mnist-train", "app.kubernetes.io/instance": "train"}
 
 
-def template(*, name: str = "train", schedule: str = "0 3 * * *", release: str = "train") -> Object:
+def template(*, name: str = "train", schedule: str = "0 3 * * *", release: str = "train", workers: int = 1) -> Object:
     """A CronJob as the chart makes it."""
     labels = LABELS | {"app.kubernetes.io/instance": release}
     arguments = ["run", "--run.id=ml.$(JOB_NAME)", "--store.uri=s3://b/p", "--train.epochs=3"]
-    pod = {
-        "containers": [{"name": "train", "image": "i", "args": arguments, "resources": {}}],
+    container: Object = {"name": "train", "image": "i", "args": arguments, "resources": {}}
+    if workers > 1:
+        container["env"] = [{"name": "TF_CONFIG", "value": f"$(JOB_NAME)-0.{name}-workers:2222"}]
+    pod: Object = {
+        "containers": [container],
         "terminationGracePeriodSeconds": 60,
     }
+    spec: Object = {"template": {"metadata": {"labels": labels}, "spec": pod}}
+    if workers > 1:
+        arguments.append(f"--cluster.workers={workers}")
+        pod["subdomain"] = f"{name}-workers"
+        spec |= {
+            "completionMode": "Indexed",
+            "completions": workers,
+            "parallelism": workers,
+            "backoffLimitPerIndex": 6,
+            "maxFailedIndexes": 0,
+            "podReplacementPolicy": "Failed",
+            "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+        }
     return {
         "metadata": {"name": name, "namespace": "ml", "labels": labels},
         "spec": {
             "schedule": schedule,
             "concurrencyPolicy": "Forbid",
-            "jobTemplate": {
-                "metadata": {"labels": labels},
-                "spec": {"template": {"metadata": {"labels": labels}, "spec": pod}},
-            },
+            "jobTemplate": {"metadata": {"labels": labels}, "spec": spec},
         },
     }
 

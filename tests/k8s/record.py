@@ -1,13 +1,17 @@
-"""Records what a real API server says of Jobs in all kinds of trouble, for test_status.py. `python -m tests.k8s.record`
+"""Records what a real API server says of Jobs in all kinds of trouble, for test_status.py.
 
-Busybox Jobs with the labels, container name and podFailurePolicy of the chart, in namespaces of their own. Needs kubectl, a
-cluster, and busybox:1 on its nodes; takes minutes. What it writes is read by people: look at the difference before committing.
+`python -m tests.k8s.record` records all cases, `python -m tests.k8s.record NAME...` only those (`workers-*`: a pattern). Busybox
+Jobs with the labels, container name and podFailurePolicy of the chart, in namespaces of their own. Needs kubectl, a cluster, and
+busybox:1 on its nodes; takes minutes. What it writes is read by people: look at the difference before committing.
 """
 
 import json
+import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ from job.contract import ExitCode
 from tests.e2e.cluster import made_namespace, run_command
 
 Object = dict[str, Any]
+Until = Callable[[Object, list[Object], list[Object]], bool]
+"""Whether a Job, with its pods and events, is what the case is to show."""
 RECORDED = Path(__file__).parent / "recorded"
 _SECONDS = 150.0
 _FAIL = [code.value for code in ExitCode if code.again == "no"]
@@ -29,13 +35,34 @@ _LOG = [
 class Recorder:
     """One namespace in which cases are made, and looked at until each is what it is meant to show."""
 
-    def __init__(self, namespace: Any) -> None:
+    def __init__(self, namespace: Any, patterns: list[str]) -> None:
         self.ns = namespace
-        self.waiting: dict[str, Callable[[Object, list[Object], list[Object]], bool]] = {}
+        self.patterns = patterns
+        self.waiting: dict[str, Until] = {}
 
-    def start(self, name: str, until: Callable[[Object, list[Object], list[Object]], bool], **changes: Any) -> None:
-        self.ns.apply(make_job(name, **changes))
-        self.waiting[name] = until
+    def wants(self, name: str) -> bool:
+        """Whether this case was asked for."""
+        return is_wanted(name, self.patterns)
+
+    def start(self, name: str, until: Until, **changes: Any) -> None:
+        if self.wants(name):
+            self.ns.apply(make_job(name, **changes))
+            self.waiting[name] = until
+
+    def wait_for(self, name: str, until: Until) -> list[Object]:
+        """Wait for what has to be there before something is done to it; returns the pods."""
+        deadline = time.monotonic() + _SECONDS
+        while time.monotonic() < deadline:
+            found = self.snapshot(name)
+            if until(*found):
+                return found[1]
+            time.sleep(0.3)
+        raise TimeoutError(name)
+
+    def evict(self, pod: str) -> None:
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+        path = f"/api/v1/namespaces/{self.ns.name}/pods/{pod}/eviction"
+        run_command("kubectl", "create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
 
     def snapshot(self, name: str) -> tuple[Object, list[Object], list[Object]]:
         return next(each[1:] for each in self._look() if each[0] == name)
@@ -64,7 +91,7 @@ class Recorder:
             print("not recorded:", ", ".join(self.waiting))
 
     def _write(self, name: str, job: Object, pods: list[Object], events: list[Object]) -> None:
-        log = _LOG if any(state(pod).get("running") for pod in pods) else []
+        log = _LOG if any(state(pod).get("running") and is_chief(pod) for pod in pods) else []
         content = {
             "job": prune_job(job),
             "pods": [prune_pod(pod) for pod in pods],
@@ -73,6 +100,14 @@ class Recorder:
         }
         (RECORDED / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
         print("recorded", name, flush=True)
+
+
+def is_chief(pod: Object) -> bool:
+    return bool(pod["metadata"]["labels"].get("batch.kubernetes.io/job-completion-index", "0") == "0")
+
+
+def is_wanted(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def make_job(
@@ -84,6 +119,7 @@ def make_job(
     pod: Object | None = None,
     spec: Object | None = None,
     labels: Object | None = None,
+    workers: int = 1,
 ) -> Object:
     """A Job like the chart's, with busybox in place of TensorFlow."""
     train = {
@@ -95,16 +131,22 @@ def make_job(
         **(container or {}),
     }
     every = {"app.kubernetes.io/name": "mnist-train", "app.kubernetes.io/instance": "train", **(labels or {})}
-    rules = [
+    rules: list[Object] = [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": _FAIL}},
     ]
+    limits: Object = {"backoffLimit": backoff}
+    if workers > 1:
+        rules.insert(
+            1, {"action": "Ignore", "onExitCodes": {"containerName": "train", "operator": "In", "values": [75]}}
+        )
+        limits = make_indexed(workers, backoff=backoff)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": name, "labels": every},
         "spec": {
-            "backoffLimit": backoff,
+            **limits,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": rules},
             "template": {
@@ -116,23 +158,35 @@ def make_job(
     }
 
 
+def make_indexed(workers: int, *, backoff: int) -> Object:
+    """What the spec of a Job of several workers has in the place of `backoffLimit`."""
+    return {
+        "completionMode": "Indexed",
+        "completions": workers,
+        "parallelism": workers,
+        "backoffLimitPerIndex": backoff,
+        "maxFailedIndexes": 0,
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+    }
+
+
 def state(pod: Object) -> Object:
     statuses = pod["status"].get("containerStatuses") or [{}]
     found: Object = statuses[0].get("state") or {}
     return found
 
 
-def ended(kind: str) -> Callable[[Object, list[Object], list[Object]], bool]:
+def ended(kind: str) -> Until:
     return lambda job, pods, events: any(
         each["type"] == kind and each["status"] == "True" for each in job["status"].get("conditions", [])
     )
 
 
-def waits_for(*reasons: str) -> Callable[[Object, list[Object], list[Object]], bool]:
+def waits_for(*reasons: str) -> Until:
     return lambda job, pods, events: any((state(pod).get("waiting") or {}).get("reason") in reasons for pod in pods)
 
 
-def told(reason: str) -> Callable[[Object, list[Object], list[Object]], bool]:
+def told(reason: str) -> Until:
     return lambda job, pods, events: any(event["reason"] == reason for event in events)
 
 
@@ -154,7 +208,10 @@ def terminates(job: Object, pods: list[Object], events: list[Object]) -> bool:
 
 def prune_job(job: Object) -> Object:
     """What `judge` may look at."""
-    spec = {key: job["spec"][key] for key in ("suspend", "backoffLimit", "activeDeadlineSeconds") if key in job["spec"]}
+    kept: tuple[str, ...] = ("suspend", "backoffLimit", "activeDeadlineSeconds")
+    if job["spec"].get("completionMode") == "Indexed":
+        kept = ("suspend", "activeDeadlineSeconds", "completionMode", "completions", "backoffLimitPerIndex")
+    spec = {key: job["spec"][key] for key in kept if key in job["spec"]}
     containers = [
         {"name": each["name"], "args": each.get("args", [])} for each in job["spec"]["template"]["spec"]["containers"]
     ]
@@ -181,7 +238,13 @@ def prune_event(event: Object) -> Object:
 
 def _metadata(thing: Object) -> Object:
     kept = ("name", "creationTimestamp", "deletionTimestamp", "labels")
-    return {key: thing["metadata"][key] for key in kept if key in thing["metadata"]}
+    annotations = {
+        key: value
+        for key, value in thing["metadata"].get("annotations", {}).items()
+        if key.startswith("batch.kubernetes.io/job-")
+    }
+    found = {key: thing["metadata"][key] for key in kept if key in thing["metadata"]}
+    return found | ({"annotations": annotations} if annotations else {})
 
 
 def _message(**fields: Any) -> str:
@@ -271,60 +334,211 @@ def start_waits(recorder: Recorder) -> None:
 
 def start_stops(recorder: Recorder) -> None:
     slow = {"command": _STOP_SLOWLY, "pod": {"terminationGracePeriodSeconds": 60}}
-    for name in ("evicted", "deleted", "suspending", "cancelled", "evicted-and-back"):
+    names: dict[str, str] = {}
+    wanted = [
+        name for name in ("evicted", "deleted", "suspending", "cancelled", "evicted-and-back") if recorder.wants(name)
+    ]
+    for name in wanted:
         recorder.start(name, runs, **slow)
         recorder.waiting.pop(name)
-    names: dict[str, str] = {}
-    for name in ("evicted", "deleted", "suspending", "cancelled", "evicted-and-back"):
-        while not names.get(name):
-            _, pods, _ = recorder.snapshot(name)
-            names[name] = next((pod["metadata"]["name"] for pod in pods if state(pod).get("running")), "")
-            time.sleep(0.5)
+    for name in wanted:
+        names[name] = recorder.wait_for(name, runs)[0]["metadata"]["name"]
     for name in ("evicted", "evicted-and-back"):
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": names[name]}}
-        path = f"/api/v1/namespaces/{recorder.ns.name}/pods/{names[name]}/eviction"
-        run_command("kubectl", "create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
-    recorder.ns.kubectl("delete", "pod", names["deleted"], "--wait=false")
-    recorder.ns.kubectl("patch", "job", "suspending", "--type=merge", "-p", '{"spec": {"suspend": true}}')
-    recorder.ns.kubectl("delete", "job", "cancelled", "--wait=false", "--cascade=foreground")
-    for name in ("evicted", "deleted", "suspending"):
-        recorder.waiting[name] = terminates
-    recorder.waiting["cancelled"] = lambda job, pods, events: "deletionTimestamp" in job["metadata"]
-    first = names["evicted-and-back"]
-    recorder.waiting["evicted-and-back"] = lambda job, pods, events: any(
-        state(pod).get("running") and pod["metadata"]["name"] != first for pod in pods
+        if name in names:
+            recorder.evict(names[name])
+    if "deleted" in names:
+        recorder.ns.kubectl("delete", "pod", names["deleted"], "--wait=false")
+    if "suspending" in names:
+        recorder.ns.kubectl("patch", "job", "suspending", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+    if "cancelled" in names:
+        recorder.ns.kubectl("delete", "job", "cancelled", "--wait=false", "--cascade=foreground")
+    first = names.get("evicted-and-back")
+    untils: dict[str, Until] = {
+        **dict.fromkeys(("evicted", "deleted", "suspending"), terminates),
+        "cancelled": lambda job, pods, events: "deletionTimestamp" in job["metadata"],
+        "evicted-and-back": lambda job, pods, events: any(
+            state(pod).get("running") and pod["metadata"]["name"] != first for pod in pods
+        ),
+    }
+    recorder.waiting |= {name: untils[name] for name in wanted}
+
+
+# Several workers: index 0 is the chief. FAILURES is how often this index has failed before.
+_FAILURES = {
+    "env": [
+        {
+            "name": "FAILURES",
+            "valueFrom": {
+                "fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-index-failure-count']"}
+            },
+        }
+    ]
+}
+_GO_ON = 'trap "exit 75" TERM; sleep 600 & wait'
+_UNTIL_TOLD = "until [ -e /tmp/told ]; do sleep 0.2; done; exit 75"
+_SLOW_POD = {"terminationGracePeriodSeconds": 60}
+
+
+def each_worker(chief: str, other: str) -> str:
+    """What the chief runs, and what every other worker runs."""
+    return f'if [ "$JOB_COMPLETION_INDEX" = 0 ]; then {chief}; else {other}; fi'
+
+
+def states(pods: list[Object]) -> dict[str, list[str]]:
+    """The container states of each worker's pods, oldest first: running, terminated, or none of both."""
+    found: dict[str, list[str]] = {}
+    for pod in pods:
+        index = pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]
+        found.setdefault(index, []).append(next(iter(state(pod)), "none"))
+    return found
+
+
+def workers_are(*expected: list[str]) -> Until:
+    """Whether the pods of each worker, oldest first, are in these states."""
+    return lambda job, pods, events: states(pods) == {str(index): each for index, each in enumerate(expected) if each}
+
+
+def start_workers(recorder: Recorder) -> None:
+    """Cases that come about by themselves."""
+    recorder.start("workers-running", workers_are(["running"], ["running"]), command=_GO_ON, workers=2)
+    recorder.start("workers-suspended", ended("Suspended"), spec={"suspend": True}, workers=2)
+    refuse = _message(outcome="failed", code=64, reason="data.uri: other data than worker 0") + "exit 64"
+    recorder.start("workers-exit-64", ended("Failed"), command=each_worker(_GO_ON, f"sleep 2; {refuse}"), workers=2)
+    unavailable = _message(outcome="failed", code=69, reason="port 2222 is taken") + "exit 69"
+    lost = _message(outcome="failed", code=76, reason="worker 1 was lost", step=405, epoch=9) + "exit 76"
+    recorder.start(
+        "workers-no-retries-left",
+        ended("Failed"),
+        command=each_worker(f"sleep 3; {lost}", f"sleep 2; {unavailable}"),
+        workers=2,
     )
+    killed = _message(outcome="running", step=405, epoch=9) + "exit 137"
+    first = {"container": _FAILURES, "backoff": 6, "workers": 2}
+    at_first = f'[ "$FAILURES" = 0 ] || {{ {_GO_ON}; }}'
+    both = each_worker(f"{at_first}; sleep 3; {lost}", f"{at_first}; sleep 2; {killed}")
+    recorder.start(
+        "workers-killed",
+        lambda job, pods, events: [pod["status"]["phase"] for pod in pods] == ["Failed", "Failed"],
+        command=both,
+        **first,
+    )
+    both_twice = workers_are(["terminated", "running"], ["terminated", "running"])
+    recorder.start("workers-killed-and-back", both_twice, command=both, **first)
+    alone = each_worker(_GO_ON, f"{at_first}; sleep 2; {killed}")
+    recorder.start("workers-one-killed", workers_are(["running"], ["terminated"]), command=alone, **first)
+    done = _message(outcome="committed", code=0, step=9380, epoch=20, accuracy=0.88, commit="runs/x/COMMIT.json")
+    finish = each_worker(f"sleep 4; {done}exit 0", _STOP_SLOWLY)
+    recorder.start("workers-succeeded", ended("Complete"), command=finish, pod=_SLOW_POD, workers=2)
+    recorder.start("workers-finishing", ended("SuccessCriteriaMet"), command=finish, pod=_SLOW_POD, workers=2)
 
 
-def record_refused(kind: str, *manifests: Object, **changes: Any) -> None:
+def start_worker_stops(recorder: Recorder) -> None:
+    """Cases that are made by an eviction, or by suspending."""
+    slow = {"command": each_worker(_UNTIL_TOLD, _STOP_SLOWLY), "pod": _SLOW_POD, "workers": 2}
+    quick = slow | {"command": each_worker(_UNTIL_TOLD, _GO_ON)}
+    cases: dict[str, tuple[Any, Until]] = {
+        "workers-evicting": (slow, lambda job, pods, events: states(pods) == _BOTH and terminates(job, pods, events)),
+        "workers-evicted": (quick, lambda job, pods, events: states(pods).get("0") == ["terminated"]),
+        "workers-evicted-and-back": (quick, workers_are(["terminated", "running"], ["running"])),
+        "workers-suspending": (slow, terminates),
+    }
+    cases = {name: case for name, case in cases.items() if recorder.wants(name)}
+    for name, (changes, _) in cases.items():
+        recorder.start(name, runs, **changes)
+        recorder.waiting.pop(name)
+    for name in cases:
+        pods = recorder.wait_for(name, lambda job, pods, events: states(pods) == _BOTH)
+        chief, other = sorted(pod["metadata"]["name"] for pod in pods)
+        if name == "workers-suspending":
+            recorder.ns.kubectl("patch", "job", name, "--type=merge", "-p", '{"spec": {"suspend": true}}')
+            continue
+        recorder.evict(other)
+        if name != "workers-evicting":
+            recorder.ns.kubectl("exec", chief, "--", "touch", "/tmp/told")
+    recorder.waiting |= {name: until for name, (_, until) in cases.items()}
+
+
+_BOTH = {"0": ["running"], "1": ["running"]}
+
+
+@contextmanager
+def privileged_namespace(mode: str = "privileged") -> Iterator[Any]:
+    """A namespace in which busybox may run as it likes, unless another `mode` is given."""
     with made_namespace(f"record-{uuid.uuid4().hex[:6]}", {}) as namespace:
-        mode = "restricted" if kind == "pod-security" else "privileged"
         label = f"pod-security.kubernetes.io/enforce={mode}"
         run_command("kubectl", "label", "namespace", namespace.name, label, "--overwrite")
+        try:
+            yield namespace
+        finally:
+            # Else the namespace never goes: with backoffLimitPerIndex a pod's finalizer waits for the next pod of its index.
+            namespace.kubectl("delete", "jobs", "--all", "--wait=false")
+
+
+def record_pending(patterns: list[str]) -> None:
+    """One pod takes more than half of what the node has left. The scheduler chooses which: tried until that is the chief."""
+    name = "workers-pending"
+    if not is_wanted(name, patterns):
+        return
+    with privileged_namespace() as namespace:
+        recorder = Recorder(namespace, patterns)
+        for _ in range(10):
+            much = {"resources": {"requests": {"cpu": "600m"}}}
+            recorder.start(name, lambda *found: runs(*found) and unscheduled(*found), **_WAITS, container=much)
+            pods = recorder.wait_for(name, recorder.waiting[name])
+            if any(state(pod).get("running") and is_chief(pod) for pod in pods):
+                break
+            namespace.kubectl("delete", "job", name, "--cascade=foreground", "--wait", "--grace-period=1")
+        recorder.collect()
+
+
+_WAITS: Object = {"command": _GO_ON, "workers": 2}
+
+
+def record_refused(
+    patterns: list[str], kind: str, *manifests: Object, until: Until | None = None, **changes: Any
+) -> None:
+    if not is_wanted(kind, patterns):
+        return
+    with privileged_namespace("restricted" if kind == "pod-security" else "privileged") as namespace:
+        recorder = Recorder(namespace, patterns)
         if manifests:
             namespace.apply(*manifests)
-        recorder = Recorder(namespace)
-        recorder.start(kind, told("FailedCreate"), **changes)
+        recorder.start(kind, until or told("FailedCreate"), **changes)
         recorder.collect()
+
+
+def record_most(patterns: list[str]) -> None:
+    with privileged_namespace() as namespace:
+        recorder = Recorder(namespace, patterns)
+        start_ends(recorder)
+        start_waits(recorder)
+        start_workers(recorder)
+        recorder.collect()
+        start_stops(recorder)
+        start_worker_stops(recorder)
+        recorder.collect()
+
+
+def quota_of(name: str, **hard: str) -> Object:
+    return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name}, "spec": {"hard": hard}}
 
 
 def main() -> None:
     RECORDED.mkdir(exist_ok=True)
-    with made_namespace(f"record-{uuid.uuid4().hex[:6]}", {}) as namespace:
-        label = "pod-security.kubernetes.io/enforce=privileged"
-        run_command("kubectl", "label", "namespace", namespace.name, label, "--overwrite")
-        recorder = Recorder(namespace)
-        start_ends(recorder)
-        start_waits(recorder)
-        recorder.collect()
-        start_stops(recorder)
-        recorder.collect()
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"pods": "0"}}}
-    record_refused("quota", quota)
+    patterns = sys.argv[1:] or ["*"]
+    record_most(patterns)
+    record_refused(patterns, "quota", quota_of("few", pods="0"))
     limits = [{"type": "Container", "max": {"cpu": "100m"}, "default": {"cpu": "50m"}}]
     limit = {"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": {"limits": limits}}
-    record_refused("limit-range", limit, container={"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}}})
-    record_refused("pod-security", container={"securityContext": {"privileged": True}})
+    large = {"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "2"}}}
+    record_refused(patterns, "limit-range", limit, container=large)
+    record_refused(patterns, "pod-security", container={"securityContext": {"privileged": True}})
+
+    def one_runs(job: Object, pods: list[Object], events: list[Object]) -> bool:
+        return runs(job, pods, events) and told("FailedCreate")(job, pods, events)
+
+    record_refused(patterns, "workers-quota", quota_of("one", pods="1"), until=one_runs, **_WAITS)
+    record_pending(patterns)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ from k8s.errors import (
     UsageError,
     error_from_reply,
 )
+from k8s.runs import JOB_NAME_LABEL
 from k8s.tables import resume_command
+from k8s.workers import INDEX_LABEL
 from tests.conftest import REPOSITORY
 from tests.k8s.objects import LABELS, end, template
 from tests.k8s.server import ApiHandler, ApiServer
@@ -68,6 +70,94 @@ def test_what_the_job_would_refuse_is_refused_before_anything_is_sent(
     with pytest.raises(UsageError, match=message):
         client.submit([setting])
     assert {method for method, _ in cluster.requests} == {"GET"}
+
+
+@pytest.fixture
+def two_workers(cluster: ApiServer) -> ApiServer:
+    """A cluster with a release of two workers."""
+    cluster.objects["cronjobs"].clear()
+    cluster.add("cronjobs", template(workers=2))
+    return cluster
+
+
+def test_jobs_of_several_workers_are_the_charts(client: RunClient, two_workers: ApiServer) -> None:
+    run = client.submit(["cluster.workers=2", "cluster.cpu_replicas=2"]).run
+    end(two_workers.get("jobs")[0], kind="Failed", reason="MaxFailedIndexesExceeded")
+    client.resume(run)
+    client.trigger()
+    wanted = template(workers=2)["spec"]["jobTemplate"]["spec"]
+    made = [job["spec"] for job in two_workers.get("jobs")]
+    assert len(made) == 3
+    for spec in made:
+        assert {key: spec[key] for key in spec if key != "template"} == {
+            key: wanted[key] for key in wanted if key != "template"
+        }
+        assert spec["template"]["spec"]["subdomain"] == "train-workers"
+        assert spec["template"]["spec"]["containers"][0]["env"][0]["value"] == "$(JOB_NAME)-0.train-workers:2222"
+
+
+@pytest.mark.parametrize(("made", "wanted"), [(1, 2), (2, 1), (2, 3)])
+def test_other_workers_than_the_releases_are_refused_with_the_way_out(
+    client: RunClient, cluster: ApiServer, made: int, wanted: int
+) -> None:
+    cluster.objects["cronjobs"].clear()
+    cluster.add("cronjobs", template(workers=made))
+    words = rf"the release \({made}\), received {wanted}; use helm upgrade --set cluster\.workers={wanted}: the chart"
+    with pytest.raises(UsageError, match=words):
+        client.submit([f"cluster.workers={wanted}"])
+    assert not cluster.get("jobs")
+
+
+def test_a_run_is_resumed_with_the_workers_that_the_release_has_now(client: RunClient, two_workers: ApiServer) -> None:
+    run = client.submit([]).run
+    end(two_workers.get("jobs")[0], kind="Failed", reason="MaxFailedIndexesExceeded")
+    two_workers.objects["cronjobs"].clear()
+    two_workers.add("cronjobs", template())
+    with pytest.raises(UsageError, match=r"must equal the number of workers of the release \(1\), received 2"):
+        client.resume(run)
+    client.resume(run, ["cluster.workers=1", "cluster.cpu_replicas=2"])
+    assert "completions" not in two_workers.get("jobs")[-1]["spec"]
+
+
+def test_a_jobs_name_leaves_room_for_the_workers_index(client: RunClient, cluster: ApiServer) -> None:
+    cluster.objects["cronjobs"].clear()
+    cluster.add("cronjobs", template(name="x" * 60, workers=11))
+    assert len(client.submit([]).job) == 63 - len("-10")
+    with pytest.raises(UsageError, match="at most 60"):
+        client.submit([], name="y" * 61)
+
+
+def test_several_workers_are_cancelled_when_all_have_ended(client: RunClient, two_workers: ApiServer) -> None:
+    status = client.submit([])
+    labels = {JOB_NAME_LABEL: status.job}
+    for index in ("0", "1"):
+        pod = {"name": f"{status.job}-{index}", "labels": labels | {INDEX_LABEL: index}}
+        phase = "Failed" if index == "0" else "Running"
+        two_workers.add("pods", {"metadata": pod, "status": {"phase": phase}})
+    two_workers.get("jobs")[0]["status"] = {"conditions": [{"type": "Suspended", "status": "True"}]}
+    with pytest.raises(DeadlineError):
+        client.cancel(status.run, timeout_seconds=0.5)
+    two_workers.get("pods")[1]["status"]["phase"] = "Failed"
+    client.cancel(status.run, timeout_seconds=5)
+    assert not two_workers.get("jobs")
+
+
+def test_events_of_many_workers_are_asked_for_at_once(client: RunClient, cluster: ApiServer) -> None:
+    cluster.objects["cronjobs"].clear()
+    cluster.add("cronjobs", template(workers=12))
+    job = client.submit([]).job
+    for index in range(12):
+        pod = {"name": f"{job}-{index}-x", "labels": {JOB_NAME_LABEL: job, INDEX_LABEL: str(index)}}
+        cluster.add("pods", {"metadata": pod, "spec": {}, "status": {"phase": "Pending"}})
+    trouble = {"type": "Warning", "reason": "FailedMount", "message": "no volume", "metadata": {"name": "e"}}
+    cluster.add("events", trouble | {"involvedObject": {"kind": "Pod", "name": f"{job}-7-x"}})
+    num_before = len(cluster.requests)
+    status = client.status(job)
+    assert (status.reason, status.message) == (
+        "FailedMount",
+        "worker 7 is Pending and the others wait for it: no volume",
+    )
+    assert len(cluster.requests) - num_before <= 3
 
 
 def _lose_reply(handler: ApiHandler) -> bool:

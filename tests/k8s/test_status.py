@@ -10,6 +10,7 @@ import pytest
 from job.contract import ExitCode
 from k8s.causes import Object
 from k8s.status import RunStatus, judge
+from k8s.tables import describe, to_table
 
 _RECORDED = Path(__file__).parent / "recorded"
 _NOW = datetime(2026, 11, 24, 4, 57, 30, tzinfo=UTC)
@@ -71,7 +72,41 @@ _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
     ("suspended", "Suspended", "Suspended", None, 0, "helm upgrade --set suspend=false; or cancel"),
     ("suspending", "Stopping", "Suspended", None, 1, ""),
     ("volume-missing", "Pending", "FailedMount", None, 1, "make what it names in this"),
+    ("workers-evicted-and-back", "Running", "Running", None, 2, ""),
+    ("workers-evicted", "Retrying", "EvictionByEvictionAPI", 75, 1, "nothing: the next pod goes on"),
+    ("workers-evicting", "Stopping", "EvictionByEvictionAPI", None, 1, "nothing: the next pod goes on"),
+    ("workers-exit-64", "Failed", "BadConfig", 64, 1, "submit again with a right setting,"),
+    ("workers-finishing", "Running", "Finishing", None, 1, ""),
+    ("workers-killed-and-back", "Running", "Running", None, 2, ""),
+    ("workers-killed", "Retrying", "Killed", 137, 1, "read the log (mnist-k8s logs RUN --worker 1)"),
+    ("workers-no-retries-left", "Failed", "Unavailable", 69, 1, "repair the store or the network,"),
+    ("workers-one-killed", "Retrying", "Killed", 137, 1, "read the log (mnist-k8s logs RUN --worker 1)"),
+    ("workers-pending", "Pending", "Unschedulable", None, 1, "lower resources.requests (cpu) of the release,"),
+    ("workers-quota", "Pending", "QuotaExceeded", None, 1, "free some of the quota, or"),
+    ("workers-running", "Running", "Running", None, 1, ""),
+    ("workers-succeeded", "Succeeded", "Completed", 0, 1, ""),
+    ("workers-suspended", "Suspended", "Suspended", None, 0, "helm upgrade --set suspend=false; or cancel"),
+    ("workers-suspending", "Stopping", "Suspended", None, 1, ""),
 ]
+
+# Case, then for each worker, the chief first: phase, reason, exit code, attempts.
+_WORKERS: dict[str, list[tuple[str, str, int | None, int]]] = {
+    "workers-evicted-and-back": [("Running", "Running", None, 2), ("Running", "Running", None, 2)],
+    "workers-evicted": [("Retrying", "Interrupted", 75, 1), ("Retrying", "EvictionByEvictionAPI", 75, 1)],
+    "workers-evicting": [("Running", "Running", None, 1), ("Stopping", "EvictionByEvictionAPI", None, 1)],
+    "workers-exit-64": [("Failed", "Stopped", None, 1), ("Failed", "BadConfig", 64, 1)],
+    "workers-finishing": [("Succeeded", "Completed", 0, 1), ("Stopping", "Stopped", None, 1)],
+    "workers-killed-and-back": [("Running", "Running", None, 2), ("Running", "Running", None, 2)],
+    "workers-killed": [("Retrying", "PeerLost", 76, 1), ("Retrying", "Killed", 137, 1)],
+    "workers-no-retries-left": [("Failed", "Stopped", None, 1), ("Failed", "Unavailable", 69, 1)],
+    "workers-one-killed": [("Running", "Running", None, 1), ("Retrying", "Killed", 137, 1)],
+    "workers-pending": [("Running", "Running", None, 1), ("Pending", "Unschedulable", None, 1)],
+    "workers-quota": [("Running", "Running", None, 1), ("Pending", "QuotaExceeded", None, 0)],
+    "workers-running": [("Running", "Running", None, 1), ("Running", "Running", None, 1)],
+    "workers-succeeded": [("Succeeded", "Completed", 0, 1), ("Succeeded", "Stopped", None, 1)],
+    "workers-suspended": [("Suspended", "Suspended", None, 0), ("Suspended", "Suspended", None, 0)],
+    "workers-suspending": [("Stopping", "Stopped", None, 1), ("Stopping", "Stopped", None, 1)],
+}
 
 
 def read(case: str) -> dict[str, Any]:
@@ -100,6 +135,7 @@ def test_recorded_run_is_judged(
 def test_every_recorded_run_is_in_the_table_and_there_are_at_least_forty() -> None:
     assert {row[0] for row in _TABLE} == {path.stem for path in _RECORDED.glob("*.json")}
     assert len(_TABLE) >= 40
+    assert set(_WORKERS) == {row[0] for row in _TABLE if row[0].startswith("workers-")}
 
 
 def test_every_exit_code_of_the_contract_has_its_own_word() -> None:
@@ -157,3 +193,92 @@ def test_a_failed_run_whose_pods_are_gone_names_the_stored_log() -> None:
     status = judged(content | {"pods": []})
     assert (status.phase, status.exit_code) == ("Failed", 1)
     assert "mnist-job logs" in status.action
+
+
+@pytest.mark.parametrize("case", _WORKERS)
+def test_each_of_several_workers_is_judged(case: str) -> None:
+    status = judged(read(case))
+    found = [(each.phase, each.reason, each.exit_code, each.attempts) for each in status.workers]
+    assert found == _WORKERS[case]
+    assert [worker.index for worker in status.workers] == [0, 1]
+    assert status.to_dict()["workers"][1]["pod"] == status.workers[1].pod
+
+
+def test_the_worker_that_the_others_wait_for_is_named() -> None:
+    status = judged(read("workers-pending"))
+    assert status.message.startswith("worker 1 is Pending and the others wait for it: no node takes the pod: 0/1 nodes")
+    assert status.num_running == 1
+    assert "workers    1/2 running" in describe(status).splitlines()
+    assert "worker 1 is Pending" in judged(read("workers-quota")).message
+
+
+def test_the_first_cause_is_told_and_not_what_follows_from_it() -> None:
+    """The chief ended with 76 after worker 1 was killed, and was deleted after worker 1 ended with 64."""
+    message = judged(read("workers-killed")).message
+    assert message.startswith("worker 1 ended: killed with SIGKILL at step 405, epoch 9; the next pod comes after")
+    assert "(1 of 6 retries used)" in message
+    assert "PeerLost" not in describe(judged(read("workers-killed")))
+    back = judged(read("workers-killed-and-back")).message
+    assert (
+        back == "a further attempt works on it; the last one: worker 1 ended: killed with SIGKILL at step 405, epoch 9"
+    )
+    refused = judged(read("workers-exit-64")).message
+    assert refused == "worker 1 ended: exit code 64: data.uri: other data than worker 0"
+
+
+def test_the_cause_of_an_earlier_attempt_is_not_that_of_the_last() -> None:
+    """Worker 1 was killed in the first attempt; in the second it was evicted, so that only the chief's pod is there."""
+    content = read("workers-killed-and-back")
+    content["pods"] = [pod for pod in content["pods"] if not pod["metadata"]["name"].endswith("-l2hc2")]
+    chief = content["pods"][-1]["status"]
+    state = {"exitCode": 75, "finishedAt": "2026-11-26T02:12:00Z", "message": '{"reason": "told to stop"}'}
+    chief["phase"], chief["containerStatuses"][0]["state"] = "Failed", {"terminated": state}
+    content["job"]["status"]["conditions"] = [{"type": "Failed", "status": "True", "reason": "DeadlineOver"}]
+    status = judged(content)
+    assert (status.reason, status.message) == ("Interrupted", "worker 0 ended: exit code 75: told to stop")
+
+
+def test_progress_of_several_workers_is_the_chiefs() -> None:
+    content = read("workers-succeeded")
+    assert judged(content).step == 9380
+    killed = judged(read("workers-killed"))
+    assert (killed.step, killed.pod) == (405, read("workers-killed")["pods"][0]["metadata"]["name"])
+
+
+def test_one_worker_is_told_as_before() -> None:
+    status = judged(read("running"))
+    assert status.workers == ()
+    assert "workers" not in status.to_dict()
+    assert "workers" not in describe(status)
+    assert "WORKERS" not in to_table([status])
+    assert "  WORKERS  " in to_table([status, judged(read("workers-running"))])
+
+
+def test_lines_of_several_workers_are_those_in_trouble() -> None:
+    content = read("workers-killed")
+    terminated: Object = content["pods"][0]["status"]["containerStatuses"][0]["state"]["terminated"]
+    terminated |= {"exitCode": 69, "message": '{"reason": "no store"}'}
+    lines = [line for line in describe(judged(content)).splitlines() if line.startswith("worker ")]
+    assert len(lines) == 1
+    for case in ("workers-running", "workers-finishing", "workers-suspending", "workers-succeeded"):
+        assert "worker 1 " not in describe(judged(read(case)))
+
+
+def test_a_worker_that_somebody_deletes_is_told_from_one_that_its_job_stops() -> None:
+    content = read("workers-evicting")
+    conditions: list[Object] = content["pods"][1]["status"]["conditions"]
+    content["pods"][1]["status"]["conditions"] = [each for each in conditions if each["type"] != "DisruptionTarget"]
+    status = judged(content)
+    told = "worker 1 is Stopping: it was deleted; worker 0 saves a checkpoint, and all end"
+    assert (status.phase, status.reason, status.message) == ("Stopping", "Deleted", told)
+    assert status.workers[1].reason == "Deleted"
+    assert judged(read("workers-suspending")).workers[1].reason == "Stopped"
+
+
+def test_a_worker_whose_node_does_not_answer_is_named_and_does_not_count_as_running() -> None:
+    content = read("workers-running")
+    ready = next(each for each in content["pods"][1]["status"]["conditions"] if each["type"] == "Ready")
+    ready["status"] = "Unknown"
+    status = judged(content)
+    assert (status.reason, status.message) == ("NodeLost", "worker 1 is Running: its node does not answer")
+    assert status.num_running == 1

@@ -9,9 +9,11 @@ import pytest
 
 from k8s import RunClient
 from k8s.causes import Object
-from k8s.logs import LogLine, _Reader
+from k8s.errors import UsageError
+from k8s.logs import LogLine, Notice, _Reader
 from k8s.runs import JOB_NAME_LABEL
-from tests.k8s.objects import end
+from k8s.workers import INDEX_LABEL
+from tests.k8s.objects import end, template
 from tests.k8s.server import ApiHandler, ApiServer
 
 Answer = Callable[[ApiHandler], object]
@@ -83,6 +85,58 @@ def test_connection_that_breaks_anywhere_costs_no_line_and_doubles_none(
     told = [item.text for item in client.logs(status.run, follow=True) if isinstance(item, LogLine)]
     assert told == ["line 1", "line 2", "line 3", "line 3", "line 4"]
     assert not cluster.faults
+
+
+@pytest.fixture
+def two_workers(client: RunClient, cluster: ApiServer) -> Object:
+    """The Job of a run of two workers that has ended, a pod of each, and their logs."""
+    cluster.objects["cronjobs"].clear()
+    cluster.add("cronjobs", template(workers=2))
+    job = client.submit([]).job
+    end(cluster.get("jobs")[0])
+    for index in ("0", "1"):
+        pod = _pod(job, name=f"p{index}")
+        pod["metadata"]["labels"][INDEX_LABEL] = index
+        cluster.add("pods", pod)
+        cluster.logs[f"p{index}"] = [f"{_stamped(1, f'worker {index}')}\n".encode()]
+    return cluster.get("jobs")[0]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_log_is_that_of_one_worker(client: RunClient, two_workers: Object, follow: bool) -> None:
+    name = two_workers["metadata"]["name"]
+    assert list(client.logs(name, follow=follow)) == [LogLine(pod="p0", text="worker 0")]
+    assert list(client.logs(name, worker=1, follow=follow)) == [LogLine(pod="p1", text="worker 1")]
+
+
+def test_the_log_of_another_worker_that_is_gone_is_not_in_the_store(
+    client: RunClient, cluster: ApiServer, two_workers: Object
+) -> None:
+    name = two_workers["metadata"]["name"]
+    cluster.objects["pods"].clear()
+    [notice] = client.logs(name, worker=1)
+    assert isinstance(notice, Notice)
+    assert notice.text.startswith(f"no pod of worker 1 of {name} has a log now; the log of worker 1 goes with its pods")
+    [chiefs] = client.logs(name)
+    assert chiefs.text.endswith(f"its log is in the store: mnist-job logs ml.{name}")
+
+
+@pytest.mark.parametrize("worker", [-1, 2])
+def test_a_worker_that_is_not_there_is_refused_with_the_range(
+    client: RunClient, two_workers: Object, worker: int
+) -> None:
+    with pytest.raises(UsageError, match=rf"--worker: of run ml\.train-\w+ must be 0 to 1, received {worker}"):
+        next(client.logs(two_workers["metadata"]["name"], worker=worker))
+
+
+def test_a_run_of_one_worker_has_worker_0_alone(client: RunClient, cluster: ApiServer) -> None:
+    status = client.submit([])
+    end(cluster.get("jobs")[0])
+    cluster.add("pods", _pod(status.job))
+    cluster.logs["p"] = [_log(1)]
+    assert list(client.logs(status.run, worker=0)) == [LogLine(pod="p", text="line 1")]
+    with pytest.raises(UsageError, match="must be 0, its only worker, received 1"):
+        next(client.logs(status.run, worker=1))
 
 
 def take(reader: _Reader, *lines: str) -> list[str]:
