@@ -33,7 +33,7 @@ class Steps(Protocol):
     """What makes optimizer updates: `steps.StepRunner`, or plain numpy in the tests that kill things."""
 
     def run(self, *, start_step: int, is_asked_to_stop: Callable[[], bool]) -> Iterator[ChunkResult]:
-        """Train from a step on, yielding after each chunk; see `ChunkResult.is_stopping`."""
+        """Train from a step on, yielding after each chunk; see `ChunkResult.stopping`."""
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything that the next step depends on, and the running sums: a copy, by name."""
@@ -158,9 +158,9 @@ class Training:
                     meter.add(result)
                     self._take_in(result, meter, ledger=ledger, view=view)
                     watchdog.beat()
-                    if result.is_stopping:
-                        stop.request("SIGTERM of another worker")
-                    if stop.requested if result.is_stopping is None else result.is_stopping:
+                    if result.stopping:
+                        stop.request(f"SIGTERM of worker {result.stopping[0]}")
+                    if stop.requested if result.stopping is None else result.stopping:
                         break
                     if writer and step < self.total_steps and writer.is_due():
                         with phases("checkpoint"):

@@ -26,7 +26,7 @@ class ChunkResult:
         step: optimizer updates done in the whole run.
         loss_sum, num_correct, num_examples: sums over the running epoch so far.
         seconds: wall time of this chunk, the wait for its data included.
-        is_stopping: with several workers, whether one of them was asked to stop: all say so after the same chunk. None: this
+        stopping: with several workers, indexes of those that were asked to stop: all hear it after the same chunk. None: this
             process decides alone.
     """
 
@@ -35,7 +35,7 @@ class ChunkResult:
     num_correct: int
     num_examples: int
     seconds: float
-    is_stopping: bool | None = None
+    stopping: tuple[int, ...] | None = None
 
     @property
     def loss(self) -> float:
@@ -144,22 +144,25 @@ class StepRunner:
             first_step = int(chunk_start)
             if first_step % self._steps_per_epoch == 0:
                 self.start_epoch()
-            is_stopping = are_several and (is_asked_to_stop() or (number == 1 and was_stopped_while_joining()))
+            is_stopping = np.zeros(self._workers.count)
+            if are_several and (is_asked_to_stop() or (number == 1 and was_stopped_while_joining())):
+                is_stopping[self._workers.index] = 1
             with peer_errors(self._workers):
-                report = self._run_steps(*examples, num_steps, np.float64(is_stopping)).numpy()
-            loss_sum, num_correct, num_examples, num_stopping, *bad = report.tolist()
-            if any(bad):
-                raise TrainingError(self._say_not_finite(first_step + np.flatnonzero(bad)[0]))
-            for name, value in zip(_SUMS, (loss_sum, num_correct, num_examples), strict=True):
-                self._totals[name] = np.array(value, self._totals[name].dtype)
+                report = self._run_steps(*examples, num_steps, is_stopping).numpy()
+            sums, votes, bad = np.split(report, [len(_SUMS), len(_SUMS) + len(is_stopping)])
+            if bad.any():
+                raise TrainingError(self._say_not_finite(first_step + int(np.flatnonzero(bad)[0])))
+            self._totals = {
+                name: np.array(value, self._totals[name].dtype) for name, value in zip(_SUMS, sums, strict=True)
+            }
             now = clock.monotonic()
             yield ChunkResult(
                 step=first_step + int(num_steps),
-                loss_sum=loss_sum,
-                num_correct=int(num_correct),
-                num_examples=int(num_examples),
+                loss_sum=float(self._totals["loss_sum"]),
+                num_correct=int(self._totals["num_correct"]),
+                num_examples=int(self._totals["num_examples"]),
                 seconds=now - started,
-                is_stopping=num_stopping > 0 if are_several else None,
+                stopping=tuple(np.flatnonzero(votes).tolist()) if are_several else None,
             )
             started = clock.monotonic()
 
@@ -186,8 +189,8 @@ def _check_readable(variables: Mapping[str, Any]) -> None:
 
 
 def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str, Any], is_xla: bool) -> Any:
-    """A function (images [K, B', ...], one-hot [K, B', C], weights [K, B'], total weights [K], num_steps, is_stopping)
-    -> float64 [4 + K] over all workers: the sums of the epoch so far, workers that stop, replicas with a bad loss by step.
+    """A function (images [K, B', ...], one-hot [K, B', C], weights [K, B'], total weights [K], num_steps, float64 [W])
+    -> float64 [3 + W + K] over all workers: the sums of the epoch so far, which of the W workers stop, bad losses by step.
     """
     import keras
     import tensorflow as tf
@@ -220,8 +223,8 @@ def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str
         """One sum over all replicas of all workers, once a chunk."""
         context = tf.distribute.get_replica_context()
         is_first = tf.cast(context.replica_id_in_sync_group % num_local == 0, tf.float64)
-        mine = tf.stack([*(tf.cast(sums[name], tf.float64) for name in _SUMS), is_stopping * is_first])
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat([mine, is_bad], 0))
+        mine = tf.stack([tf.cast(sums[name], tf.float64) for name in _SUMS])
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.concat([mine, is_stopping * is_first, is_bad], 0))
 
     def run_steps(images: Any, one_hot: Any, weights: Any, totals: Any, num_steps: Any, is_stopping: Any) -> Any:
         # `while` over tensors: `for i in tf.range(n)` would compile again for every n.

@@ -26,7 +26,7 @@ _CONNECT_SECONDS = 2.0
 _LOOK_SECONDS = 5.0
 _MESSAGE_BYTES = 4096
 _NUM_NAMED = 4
-_ABORTED = "Collective ops is aborted by: "
+_ABORTED, _DETAILS = "Collective ops is aborted by: ", "Additional GRPC error information"
 
 
 class _Cluster(BaseModel, extra="forbid"):
@@ -222,8 +222,10 @@ def peer_errors(workers: Workers) -> Iterator[None]:
         text = str(error)
         if not isinstance(error, lost) and _ABORTED not in text:
             raise
-        reason = text.partition(_ABORTED)[2] or text
-        raise PeerLostError(f"cluster: {_name_lost(text, workers)} is gone: {one_line(reason, limit=200)}") from error
+        reason = (text.partition(_ABORTED)[2] or text).partition(_DETAILS)[0]
+        raise PeerLostError(
+            f"cluster: {_name_lost(text, workers)} is gone: {one_line(reason, limit=200)}; start again"
+        ) from error
 
 
 def _name_lost(text: str, workers: Workers) -> str:

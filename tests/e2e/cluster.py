@@ -183,6 +183,8 @@ def made_namespace(name: str, values: Object) -> Iterator[Namespace]:
     try:
         yield Namespace(name=name, values=values)
     finally:
+        # A namespace deletes pods before Jobs, and pods of a Job with several workers wait for their Job.
+        run_command("kubectl", "-n", name, "delete", "jobs", "--all", "--wait=false")
         run_command("kubectl", "delete", "namespace", name, "--wait=false")
 
 

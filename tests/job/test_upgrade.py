@@ -110,6 +110,25 @@ def test_stopped_run_goes_on_and_ends_as_if_nobody_had_stopped_it(run_job: RunJo
 
 
 @pytest.mark.tf
+def test_stopped_run_of_two_replicas_keeps_the_digest_that_it_began_with(run_job: RunJob, tmp_path: Path) -> None:
+    """Made when the number of replicas did not decide the result (docs/adr/0011)."""
+    with tarfile.open(_FOLDER / "replicas.tar.xz") as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    flags = (*QUICK[:-1], "--model.hidden_units=8", "--train.epochs=60", "--run.id=old.replicas")
+    other = run_job("run", *flags)
+    assert other.code == 73, "one replica with XLA is another run"
+    done = run_job("run", *flags, "--cluster.cpu_replicas=2", "--promotion.enabled=false")
+    assert done.code == 0, done.stderr
+    assert done.event("checkpoint.restored")["step"] == 90
+    commit = _json(run_job("show", "old.replicas"))
+    assert commit["result_digest"] == PINS["replicas"]["result_digest"]
+    if commit["bit_identical"]:  # else other bits are no fault
+        assert commit["state_digest"] == PINS["replicas"]["state_digest"]
+    again = run_job("run", *flags, "--cluster.cpu_replicas=2", "--promotion.enabled=false")
+    assert again.event("run.end")["outcome"] == "already_committed"
+
+
+@pytest.mark.tf
 def test_committed_run_is_found_committed(run_job: RunJob, store: str) -> None:
     done = run_job("run", store, *_SETTINGS, "--train.epochs=2", "--run.id=old.first")
     assert done.code == 0, done.stderr

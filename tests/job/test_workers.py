@@ -107,7 +107,7 @@ def test_sigterm_on_one_worker_stops_all_at_one_step_and_one_process_goes_on_to_
     assert time.monotonic() - signalled < 10
     steps = [process.event("run.interrupted")["step"] for process in (chief, other)]
     assert steps[0] == steps[1] == checkpoint_steps(cluster.folder)[-1]
-    assert chief.event("run.interrupted")["reason"].startswith("SIGTERM of another worker received")
+    assert chief.event("run.interrupted")["reason"].startswith("SIGTERM of worker 1 received")
     alone = run_alone(cluster.folder, *LONG, "--cluster.cpu_replicas=2")
     assert alone.event("checkpoint.restored")["step"] == steps[0]
     assert digests(cluster.commit) == digests(long_alone)
