@@ -62,6 +62,8 @@ class KerasWorkload:
             JobError: data or devices are absent, corrupt, or do not fit the settings; a worker did not come.
         """
         self._config, self._workers = config, workers
+        if not workers.are_several:
+            self._environ.pop("TF_CONFIG", None)  # MirroredStrategy would read it
         # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
         with phases("start_up"):
             devices.prepare_process(self._environ)

@@ -38,6 +38,9 @@ class Steps(Protocol):
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything that the next step depends on, and the running sums: a copy, by name."""
 
+    def common_state(self) -> dict[str, NDArray[Any]]:
+        """The part of `state` that is equal on all workers."""
+
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Set what `state` returned; `IntegrityError` when it is of another model."""
 
@@ -191,9 +194,9 @@ class Training:
         results = canonical_json([record.results() for record in self.history])
         return digest_of_arrays(sorted(self._steps.state().items()), then=results)
 
-    def arrays_digest(self) -> str:
+    def common_digest(self) -> str:
         """SHA-256 over everything that has to be equal on all workers."""
-        return digest_of_arrays(sorted(self._steps.state().items()), then=b"")
+        return digest_of_arrays(sorted(self._steps.common_state().items()))
 
     def _take_in(self, result: ChunkResult, meter: "_Meter", *, ledger: Ledger, view: View) -> None:
         """Keep count of a finished chunk, show it, and evaluate at the end of an epoch."""

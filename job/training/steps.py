@@ -92,6 +92,11 @@ class StepRunner:
         # model.variables, not .weights: only the former holds the state of Dropout's seed generator.
         variables = [*model.variables, *optimizer.variables]
         self._state = {f"{index:03d}/{variable.path}": variable for index, variable in enumerate(variables)}
+        self._own_names = {
+            f"{index:03d}/{variable.path}"
+            for index, variable in enumerate(model.variables)
+            if not variable.trainable and variable.aggregation == "none"
+        }
         if workers.are_several:
             _check_readable(self._state)
         self._run_steps = _make_run_steps(
@@ -103,6 +108,14 @@ class StepRunner:
         arrays = {name: np.array(variable.numpy()) for name, variable in self._state.items()}
         # As of the last chunk: to read the variables themselves, all workers would have to come together.
         return arrays | {f"sums/{name}": np.array(total) for name, total in self._totals.items()}
+
+    def common_state(self) -> dict[str, NDArray[Any]]:
+        """The part of `state` that is equal on all workers.
+
+        A variable that is not trained and has no aggregation, such as the moving averages of BatchNormalization, has a value of
+        its own on each replica. That of the first replica, which the chief has, is the run's.
+        """
+        return {name: array for name, array in self.state().items() if name not in self._own_names}
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Set what `state` returned.
@@ -180,8 +193,8 @@ def _check_readable(variables: Mapping[str, Any]) -> None:
     import tensorflow as tf
 
     for name, variable in variables.items():
-        inner = getattr(variable, "value", variable)  # of a Keras variable
-        if getattr(inner, "synchronization", None) == tf.VariableSynchronization.ON_READ:
+        how = getattr(variable, "synchronization", None)  # of Keras, or of TensorFlow
+        if how in ("on_read", tf.VariableSynchronization.ON_READ):
             raise ConfigError(
                 f"model.build: variable {name} has synchronization ON_READ: each worker would keep its own value; use "
                 "aggregation mean with the default synchronization, or cluster.workers=1"

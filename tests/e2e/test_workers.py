@@ -82,6 +82,10 @@ def alone() -> Callable[[Namespace], str]:
     return digest
 
 
+def has_ended(pod: Object) -> bool:
+    return pod["status"].get("phase") in ("Failed", "Succeeded")
+
+
 def weights_of(ns: Namespace, workers: Workers) -> str:
     events = ns.events_of(workers.pod(0))
     return str(next(event["weights_digest"] for event in events if event["event"] == "commit.done"))
@@ -120,7 +124,7 @@ def test_deleted_killed_evicted_and_suspended_it_ends_in_the_same_bits(
     workers.wait_for_step(step, other_than=chief)
 
     assert ns.install("train", *values, {"suspend": True}) == job
-    wait_until(lambda: not ns.pods(job), "end of the suspended pods", seconds=90)
+    wait_until(lambda: all(map(has_ended, ns.pods(job))), "end of the suspended pods", seconds=90)
     workers.show("suspended")
     assert ns.install("train", *values) == job
     assert ns.wait_for_end(job, seconds=300) == "Complete"

@@ -70,6 +70,9 @@ class PlainSteps:
     def state(self) -> dict[str, NDArray[Any]]:
         return {name: np.array(array) for name, array in self._state.items()}
 
+    def common_state(self) -> dict[str, NDArray[Any]]:
+        return self.state()
+
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         if {name: array.shape for name, array in arrays.items()} != {n: a.shape for n, a in self._state.items()}:
             raise IntegrityError("checkpoint: its arrays are not those of this model")

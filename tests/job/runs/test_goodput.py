@@ -297,6 +297,9 @@ class NoSteps:
     def state(self) -> dict[str, NDArray[Any]]:
         return {}
 
+    def common_state(self) -> dict[str, NDArray[Any]]:
+        return {}
+
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise NotImplementedError
 
