@@ -106,8 +106,8 @@ def reproduce_run(config: Config, committed: CommittedRun, *, to_uri: str | None
 def _train(config_file: Path, flags: Sequence[str]) -> int:
     """One run in a process of its own, whose log goes to stderr; returns its exit code."""
     command = [sys.executable, "-m", "job", "run", f"--config={config_file}", *flags]
-    # The environment would come before the COMMIT's settings.
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    # The environment would come before the COMMIT's settings; and one process trains all replicas.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith((ENV_PREFIX, "TF_CONFIG"))}
     process = subprocess.Popen(command, env=environ, stdout=sys.stderr)  # noqa: S603 - settings are no shell text
     try:
         code = process.wait()

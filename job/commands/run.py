@@ -13,7 +13,7 @@ from job.commands.summary import print_summary
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.contract import Event
-from job.errors import GateRefusedError
+from job.errors import ConfigError, GateRefusedError
 from job.observe import exposition
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
@@ -48,6 +48,10 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     identity = AttemptIdentity(run=make_run_id(config), attempt=make_attempt_id(pod))
     status.run, status.attempt = identity.run, identity.attempt
     workers = workers_from_environment(os.environ, count=config.cluster.workers)
+    if workers.are_several and config.run.seed == "random" and config.run.id is None:
+        raise ConfigError(
+            "run.seed: random needs a run.id with several workers, from which all of them take the same seed"
+        )
     display = Display(log_format, is_silent=not workers.is_chief)
     stored_log = StoredLog(run=identity.run, attempt=identity.attempt)
     metrics = _make_metrics(config, pod, status=status, phases=phases, is_chief=workers.is_chief)

@@ -12,6 +12,8 @@ from job.training.loop import Training
 from job.training.workers import Exchange, exchange_with_nobody
 
 _MAX_INPUTS_BYTES = 2048
+_EQUAL = {"run": "run.id", "image": "image", "version": "image"}
+"""What must be equal beside the inputs -> what to give alike."""
 
 
 def tell_inputs(
@@ -30,6 +32,7 @@ def tell_inputs(
     said = exchange(
         digest=digest_of_inputs(inputs),
         inputs=inputs if is_short else {},
+        run=lineage.run,
         image=lineage.image,
         version=lineage.version,
         bits=sha256_hex(canonical_json(bits_depend_on(lineage)))[:16],
@@ -43,10 +46,10 @@ def tell_inputs(
 
 def _check_same(said: list[dict[str, Any]], chief: Mapping[str, Any]) -> None:
     for number, one in enumerate(said):
-        for name in ("image", "version"):
+        for name, what in _EQUAL.items():
             if one[name] != chief[name]:
                 raise ConfigError(
-                    f"cluster: worker {number} has {name} {one[name]!r}, worker 0 has {chief[name]!r}; give all the same image"
+                    f"cluster: worker {number} has {name} {one[name]!r}, worker 0 has {chief[name]!r}; give all the same {what}"
                 )
         if one["digest"] != chief["digest"]:
             what = differences(chief["inputs"], one["inputs"]) or "which do not fit into this line"

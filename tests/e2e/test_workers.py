@@ -12,7 +12,7 @@ from tests.e2e.cluster import Ended, Namespace, Object, wait_until
 from tests.e2e.conftest import evict
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
-_TRAIN: Object = {"train": {"epochs": 150}, "checkpoint": {"interval_seconds": 2}, "persistence": {"size": "100Mi"}}
+_TRAIN: Object = {"train": {"epochs": 120}, "checkpoint": {"interval_seconds": 2}, "persistence": {"size": "100Mi"}}
 _WORKERS: Object = {
     "cluster": {"workers": 2, "peer_timeout_seconds": 20},
     "backoffLimit": 3,

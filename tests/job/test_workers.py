@@ -15,8 +15,18 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import REPOSITORY, job_environment, skip_or_fail
-from tests.workers import FLAGS, Cluster, Event, checkpoint_steps, digests, free_ports, read_commit, run_alone
+from tests.conftest import REPOSITORY, RunJob, job_environment, run_job_in, skip_or_fail
+from tests.workers import (
+    FLAGS,
+    Cluster,
+    Event,
+    checkpoint_steps,
+    digests,
+    free_ports,
+    read_commit,
+    run_alone,
+    tf_config,
+)
 
 pytestmark = [pytest.mark.tf, pytest.mark.timeout(400)]
 
@@ -114,6 +124,7 @@ def test_sigterm_on_one_worker_stops_all_at_one_step_and_one_process_goes_on_to_
     assert cluster.commit["bit_identical"] is True and cluster.commit["counters"]["interruptions"] == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_worker_is_noticed_at_once_and_the_run_goes_on(
     victim: int, clusters: Any, long_alone: dict[str, Any]
@@ -141,7 +152,7 @@ def test_killed_worker_is_noticed_at_once_and_the_run_goes_on(
     ("flag", "what"),
     [
         ("--train.learning_rate=0.2", "train.learning_rate was 0.1, is 0.2"),
-        ("--data.train_examples=900", "train_examples"),
+        pytest.param("--data.train_examples=900", "train_examples", marks=pytest.mark.full),
     ],
 )
 def test_worker_with_other_settings_is_named_by_all_before_step_1(flag: str, what: str, clusters: Any) -> None:
@@ -153,6 +164,31 @@ def test_worker_with_other_settings_is_named_by_all_before_step_1(flag: str, wha
         assert process.error.count("\n") == 0
     names = {path.name for path in (cluster.folder / "out").rglob("*") if path.is_file()}
     assert names - {"000000.jsonl", "metrics.prom"} == {"run.json", "attempt.json"}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("environ", "more", "message"),
+    [
+        ({"IMAGE": "other:1"}, (), "worker 1 has image 'other:1', worker 0 has ''; give all the same image"),
+        ({}, ("--run.id=other",), "worker 1 has run 'other', worker 0 has 'r'; give all the same run.id"),
+    ],
+    ids=["image", "run"],
+)
+def test_worker_of_another_image_or_run_is_named_by_all(
+    environ: dict[str, str], more: tuple[str, ...], message: str, clusters: Any
+) -> None:
+    cluster = clusters(2)
+    chief, other = cluster.start(0), cluster.start(1, *more, **environ)
+    assert [chief.wait(), other.wait()] == [64, 64], chief.error + other.error
+    assert message in chief.error and message in other.error
+
+
+def test_random_seed_without_run_id_is_refused(run_job: RunJob) -> None:
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    done = run_job("run", "--cluster.workers=2", "--run.seed=random", env={"TF_CONFIG": tf_config(addresses, 0)})
+    assert done.code == 64
+    assert "run.seed: random needs a run.id with several workers" in done.error
 
 
 def test_worker_that_never_comes_ends_the_wait_in_time(clusters: Any) -> None:
@@ -300,6 +336,21 @@ class TestInTheFullRun:
             again = cluster.start_all()
             assert [process.wait() for process in again] == [0, 0]
         assert digests(cluster.commit) == digests(long_alone)
+
+    def test_unchanged_inputs_are_skipped_by_all(self, clusters: Any) -> None:
+        flags = ("--promotion.enabled=true", "--run.skip_if_unchanged=true")
+        cluster = clusters(2, *flags)
+        assert [process.wait() for process in cluster.start_all()] == [0, 0]
+        again = cluster.start_all("--run.id=second")
+        assert [process.wait() for process in again] == [0, 0]
+        assert [process.event("run.end")["outcome"] for process in again] == ["skipped", "assisted"]
+
+    def test_reproduced_in_one_process(self, clusters: Any) -> None:
+        cluster = clusters(2)
+        assert [process.wait() for process in cluster.start_all()] == [0, 0]
+        done = run_job_in(cluster.folder)("reproduce", "r", env={"TF_CONFIG": tf_config(cluster.addresses, 0)})
+        assert done.code == 0, done.stderr
+        assert "state digest    " in done.stdout
 
     def test_clock_that_is_an_hour_wrong_changes_nothing(self, clusters: Any, tmp_path: Path) -> None:
         wrong = tmp_path / "wrong"
