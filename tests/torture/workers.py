@@ -24,7 +24,7 @@ _FLAGS = (
     "--model.dropout=0.1",
     "--checkpoint.interval_seconds=0.2",
     "--promotion.enabled=true",
-    "--cluster.start_timeout_seconds=40",
+    "--cluster.start_timeout_seconds=30",
 )
 _PORT = 2222
 _POLL_SECONDS = 0.02
@@ -332,11 +332,12 @@ def _check_nothing_runs(folder: Path) -> None:
 
 
 def _lost_steps(crew: Crew, struck: Struck) -> int:
-    """Steps that the log of the lost attempts tells of, and that the next attempt made again."""
-    reached = max((step for process in struck.present for step in _steps(process)), default=0)
+    """Steps of whole chunks that lost attempts had made and that the next attempt made again."""
+    ends = [ended for ended in map(crew.end_of, struck.present) if ended and ended.code != 0]
+    reached = max((step for ended in ends for step in _steps(ended.process)), default=0)
     later = [process for process in crew.cluster.processes if process.index == 0 and process not in struck.present]
-    resumed = [process for process in later if "train.start" in {event["event"] for event in process.events}]
-    if not resumed:
+    resumed = [process for process in later if any(event["event"] == "train.start" for event in process.events)]
+    if not resumed or any(ended.code == 0 for ended in map(crew.end_of, struck.present) if ended):
         return 0
     return max(0, reached - max(_steps(resumed[0], "checkpoint.restored"), default=0))
 
