@@ -26,6 +26,7 @@ _CONNECT_SECONDS = 2.0
 _LOOK_SECONDS = 5.0
 _MESSAGE_BYTES = 4096
 _NUM_NAMED = 4
+_COORDINATION = "/tensorflow.CoordinationService/"
 _ABORTED, _DETAILS = "Collective ops is aborted by: ", "Additional GRPC error information"
 
 
@@ -231,6 +232,8 @@ def peer_errors(workers: Workers) -> Iterator[None]:
 def _name_lost(text: str, workers: Workers) -> str:
     """The other worker that TensorFlow's message is about."""
     named = {int(number) for number in re.findall(r"/task:(\d+)", text)} - {workers.index}
+    if not named and not workers.is_chief and _COORDINATION in text:
+        return "worker 0"  # TensorFlow's service runs there
     return f"worker {named.pop()}" if len(named) == 1 else "another worker"
 
 

@@ -20,6 +20,7 @@ MODULES = (
     "protocol",
     "rivals",
     "stores",
+    "workers",
 )
 
 

@@ -1,7 +1,9 @@
 """Bugs on purpose: `scripts/torture --plant NAME` puts one into the program, and a campaign has to find it."""
 
 import os
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from job.runs import checkpoint, read, write
 from job.store import folder
 from job.store.backend import AlreadyExists, point
 from job.store.store import Store
-from job.training import pipeline
+from job.training import devices, pipeline, steps
 
 ENVIRONMENT = "TORTURE_PLANT"
 
@@ -200,6 +202,22 @@ def _move_on_top_of_whatever() -> None:
     vars(champion)["move"] = move_now
 
 
+def _sigterm_handler_not_put_back() -> None:
+    """TensorFlow keeps the signal that it took while the strategy was made."""
+    vars(devices)["signal"] = SimpleNamespace(**{**vars(signal), "signal": lambda number, handler: None})
+
+
+def _vote_ignored() -> None:
+    """Workers other than the chief go on when one was asked to stop."""
+    run = steps.StepRunner.run
+
+    def run_on(self: steps.StepRunner, **how: Any) -> Iterator[steps.ChunkResult]:
+        for result in run(self, **how):
+            yield result if self._workers.is_chief else replace(result, is_stopping=False)
+
+    type.__setattr__(steps.StepRunner, "run", run_on)
+
+
 PLANTED: Mapping[str, Callable[[], None]] = {
     "commit-before-upload": _commit_before_upload,
     "checkpoint-without-hash-check": _checkpoint_without_hash_check,
@@ -218,6 +236,8 @@ PLANTED: Mapping[str, Callable[[], None]] = {
     "layouts-counted-by-pointers": _layouts_counted_by_pointers,
     "prune-keeps-oldest": _prune_keeps_oldest,
     "move-on-top-of-whatever": _move_on_top_of_whatever,
+    "sigterm-handler-not-put-back": _sigterm_handler_not_put_back,
+    "vote-ignored": _vote_ignored,
 }
 
 

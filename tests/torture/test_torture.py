@@ -45,7 +45,7 @@ _PLAIN = {
 }
 
 
-def torture(*arguments: str) -> subprocess.CompletedProcess[str]:
+def torture(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """In a process of its own, which has to be single-threaded."""
     return subprocess.run(
         [sys.executable, "-m", "tests.torture", *arguments],
@@ -53,7 +53,7 @@ def torture(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout,
         check=False,
     )
 
@@ -72,6 +72,14 @@ def test_promise_holds(name: str, is_full: bool) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.tf
+@pytest.mark.timeout(600)
+def test_promise_holds_for_two_workers(is_full: bool) -> None:
+    """By default only the first trial: SIGTERM on one of the two in training."""
+    done = torture("--only", "R14", "--trials", "3" if is_full else "1", timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # One for each campaign that has any; the others of a campaign with --full.
 _BUGS = {
     "commit-before-upload": "R12",
@@ -82,6 +90,7 @@ _BUGS = {
     "folders-not-synced": "R4",
     "champion-replaces": "R13",
     "move-without-claim": "R21",
+    "sigterm-handler-not-put-back": "R14",
 }
 _MORE_BUGS = {
     "commit-replaces": "R12",
@@ -93,6 +102,7 @@ _MORE_BUGS = {
     "layouts-counted-by-pointers": "R21",
     "prune-keeps-oldest": "R21",
     "move-on-top-of-whatever": "R21",
+    "vote-ignored": "R14",
 }
 
 
@@ -100,7 +110,7 @@ _MORE_BUGS = {
     ("bug", "name"), [*_BUGS.items(), *(pytest.param(*item, marks=pytest.mark.full) for item in _MORE_BUGS.items())]
 )
 def test_planted_bug_is_found(bug: str, name: str) -> None:
-    done = torture("--plant", bug, "--only", name, "--trials", {"R13": "6", "R21": "6"}.get(name, "24"))
+    done = torture("--plant", bug, "--only", name, "--trials", {"R13": "6", "R14": "1", "R21": "6"}.get(name, "24"))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "BROKEN" in done.stdout
 

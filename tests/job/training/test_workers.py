@@ -18,7 +18,7 @@ from job.errors import ConfigError, PeerLostError, UnavailableError
 from job.signals import StopRequested, StopSignal
 from job.training.devices import name_devices
 from job.training.pipeline import chunk_rows
-from job.training.workers import ALONE, Workers, wait_for_workers, workers_from_environment
+from job.training.workers import ALONE, Workers, _name_lost, wait_for_workers, workers_from_environment
 from tests.conftest import REPOSITORY, job_environment
 from tests.workers import free_ports, tf_config
 
@@ -187,6 +187,20 @@ def test_rows_of_all_workers_are_the_global_batch_in_its_order(data: st.DataObje
         for step in range(chunk.num_steps):
             real = [set(rows[step][weights[step] > 0].tolist()) for rows, weights in shares]
             assert sum(map(len, real)) == len(set().union(*real)), "two workers have the same example"
+
+
+@pytest.mark.parametrize(
+    ("index", "text", "expected"),
+    [
+        (1, "Deadline Exceeded RPC: /tensorflow.CoordinationService/Heartbeat", "worker 0"),
+        (0, "/job:worker/replica:0/task:1 stopped sending heartbeats", "worker 1"),
+        (1, "from /job:worker/replica:0/task:1: recvmsg:Connection reset by peer", "another worker"),
+        (2, "/job:worker/replica:0/task:1: /tensorflow.CoordinationService/Heartbeat", "worker 1"),
+        (0, "/job:worker/task:1 and /job:worker/task:2", "another worker"),
+    ],
+)
+def test_lost_worker_is_named_where_tensorflow_tells(index: int, text: str, expected: str) -> None:
+    assert _name_lost(text, Workers(index=index, addresses=("a:1", "b:1", "c:1"))) == expected
 
 
 class TestDeviceNames:
