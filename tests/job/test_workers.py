@@ -30,7 +30,7 @@ from tests.workers import (
 
 pytestmark = [pytest.mark.tf, pytest.mark.timeout(400)]
 
-LONG = ("--train.epochs=40", "--checkpoint.interval_seconds=0.2")
+LONG = ("--train.epochs=15", "--checkpoint.interval_seconds=0.2")
 """Some seconds of steps, which a fault can fall into."""
 
 
@@ -240,7 +240,7 @@ class TestInTheFullRun:
         assert two.commit["bit_identical"] is True
         assert len(two.commit["chain"]) == 3
 
-    @pytest.mark.parametrize("placement", [(3, 1), (2, 2), (4, 1), (8, 1)], ids=str)
+    @pytest.mark.parametrize("placement", [(3, 1), (8, 1)], ids=str)
     def test_placement_changes_no_bit(self, placement: tuple[int, int], clusters: Any, tmp_path: Path) -> None:
         workers, replicas = placement
         batch = "--train.global_batch_size=48"
@@ -249,20 +249,10 @@ class TestInTheFullRun:
         run_alone(tmp_path, batch, f"--cluster.cpu_replicas={workers * replicas}")
         assert digests(cluster.commit) == digests(read_commit(tmp_path))
 
-    @pytest.mark.parametrize(
-        "flags",
-        [
-            ("--model.dropout=0.2", "--train.optimizer=adam", "--train.learning_rate=0.001"),
-            (
-                "--data.train_examples=170",
-                "--train.global_batch_size=64",
-            ),  # the last batch has 42: worker 1 gets 10 of 32
-            ("--data.train_examples=150", "--train.global_batch_size=64"),  # the last batch has 22: worker 1 gets none
-            ("--train.precision=bfloat16",),
-        ],
-        ids=["dropout-adam", "short-last-batch", "empty-last-batch", "bfloat16"],
-    )
-    def test_models_and_batches(self, flags: tuple[str, ...], clusters: Any, tmp_path: Path) -> None:
+    def test_dropout_adam_and_a_last_batch_that_leaves_a_worker_empty(self, clusters: Any, tmp_path: Path) -> None:
+        """The last batch has 22 of 64 examples: worker 1, whose share is the second half, gets none."""
+        flags = ("--model.dropout=0.2", "--train.optimizer=adam", "--train.learning_rate=0.001")
+        flags += ("--data.train_examples=150", "--train.global_batch_size=64")
         cluster = clusters(2, *flags)
         assert [process.wait(200) for process in cluster.start_all()] == [0, 0]
         run_alone(tmp_path, *flags, "--cluster.cpu_replicas=2")
@@ -308,17 +298,16 @@ class TestInTheFullRun:
         assert [process.wait() for process in processes] == [70, 70]
         assert processes[0].error == processes[1].error and "loss is not finite in epoch 1" in processes[0].error
 
-    @pytest.mark.parametrize("victim", [0, 1])
-    def test_silent_worker_is_lost_after_the_peer_timeout(self, victim: int, clusters: Any) -> None:
+    def test_stopped_worker_is_lost_after_the_peer_timeout_and_leaves_when_it_wakes(self, clusters: Any) -> None:
         cluster = clusters(2, *LONG)
-        processes = cluster.start_all()
-        processes[0].until("checkpoint.saved")
-        processes[victim].kill(signal.SIGSTOP)
+        chief, other = cluster.start_all()
+        chief.until("checkpoint.saved")
+        other.kill(signal.SIGSTOP)
         stopped = time.monotonic()
-        assert processes[1 - victim].wait(40) == 76
+        assert chief.wait(40) == 76
         assert 4 < time.monotonic() - stopped < 25
-        processes[victim].kill(signal.SIGCONT)
-        assert processes[victim].wait(40) in (75, 76)
+        other.kill(signal.SIGCONT)
+        assert other.wait(40) == 76
 
     def test_second_process_of_one_index_costs_an_attempt_and_nothing_else(
         self, clusters: Any, long_alone: dict[str, Any]

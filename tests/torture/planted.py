@@ -213,7 +213,7 @@ def _vote_ignored() -> None:
 
     def run_on(self: steps.StepRunner, **how: Any) -> Iterator[steps.ChunkResult]:
         for result in run(self, **how):
-            yield result if self._workers.is_chief else replace(result, is_stopping=False)
+            yield result if self._workers.is_chief else replace(result, stopping=())
 
     type.__setattr__(steps.StepRunner, "run", run_on)
 
