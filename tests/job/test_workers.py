@@ -251,8 +251,10 @@ class TestInTheFullRun:
 
     def test_dropout_adam_and_a_last_batch_that_leaves_a_worker_empty(self, clusters: Any, tmp_path: Path) -> None:
         """The last batch has 22 of 64 examples: worker 1, whose share is the second half, gets none."""
-        flags = ("--model.dropout=0.2", "--train.optimizer=adam", "--train.learning_rate=0.001")
-        flags += ("--data.train_examples=150", "--train.global_batch_size=64")
+        flags = (
+            *("--model.dropout=0.2", "--train.optimizer=adam", "--train.learning_rate=0.001"),
+            *("--data.train_examples=150", "--train.global_batch_size=64"),
+        )
         cluster = clusters(2, *flags)
         assert [process.wait(200) for process in cluster.start_all()] == [0, 0]
         run_alone(tmp_path, *flags, "--cluster.cpu_replicas=2")
