@@ -95,9 +95,10 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
     with phases("store"):
         store = open_store(config.store, environ=surroundings.environ, traffic=surroundings.traffic)
         store.list_objects(contract.run_prefix(run_id))  # a missing bucket or a wrong key is known at once
-        is_committed = read.read_commit(store, run_id) is not None
+        workers = surroundings.workers
+        if workers.are_several and read.read_commit(store, run_id) is not None:
+            workers = ALONE  # nothing is left to train: no other worker is needed
     surroundings.stored_log.attach(store)
-    workers = ALONE if is_committed else surroundings.workers  # nothing is left to train: no other worker is needed
     prepared = workload.prepare(config, run_id=run_id, phases=phases, workers=workers, look=lambda: None)
     surroundings.view.prepared(
         dataset=prepared.dataset.name, num_replicas=len(prepared.device.names), num_workers=prepared.device.num_workers
@@ -141,15 +142,7 @@ def _make_result(
         ledger = _open_ledger(store, surroundings, lineage=lineage)
     with phases("restore"):
         checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest)
-    said = agreement.tell_inputs(
-        prepared.exchange,
-        inputs=prepared.inputs,
-        lineage=lineage,
-        is_over=False,
-        result_digest=result_digest,
-        checkpoint=checkpoint.key if checkpoint else None,
-    )
-    ledger.are_workers_alike = agreement.are_bits_alike(said)
+    ledger.are_workers_alike = _agree(prepared, lineage, checkpoint, result_digest=result_digest)
     with phases("build"):
         training = workload.build()
     writer = _make_writer(config, surroundings)
@@ -185,6 +178,19 @@ def _make_result(
         is_new=committed.attempt == identity.attempt,
     )
     return committed, surroundings
+
+
+def _agree(prepared: Prepared, lineage: Lineage, checkpoint: Checkpoint | None, *, result_digest: str) -> bool:
+    """Agree with the other workers on what is trained, and from where; returns whether all compute equal bits."""
+    said = agreement.tell_inputs(
+        prepared.exchange,
+        inputs=prepared.inputs,
+        lineage=lineage,
+        is_over=False,
+        result_digest=result_digest,
+        checkpoint=checkpoint.key if checkpoint else None,
+    )
+    return agreement.are_bits_alike(said)
 
 
 def _dismiss(prepared: Prepared) -> None:

@@ -49,6 +49,10 @@ class StopSignal:
         if self.requested:
             raise StopRequested(self.requested)
 
+    def is_requested(self) -> bool:
+        """Whether a signal has come, here or to another worker."""
+        return self.requested is not None
+
     def request(self, reason: str) -> None:
         """Another worker of the run was asked to stop, so this one stops too."""
         self.requested = self.requested or reason

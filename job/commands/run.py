@@ -28,7 +28,7 @@ from job.runs.read import read_metrics
 from job.signals import StopSignal
 from job.store.open import open_store
 from job.training.keras_workload import KerasWorkload
-from job.training.workers import workers_from_environment
+from job.training.workers import Workers, workers_from_environment
 
 SERIES_FILE = "metrics.prom"
 """Beside the stored log: all series at the end of the attempt."""
@@ -47,11 +47,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     status.path = choose_path(config.observe.termination_log)
     identity = AttemptIdentity(run=make_run_id(config), attempt=make_attempt_id(pod))
     status.run, status.attempt = identity.run, identity.attempt
-    workers = workers_from_environment(os.environ, count=config.cluster.workers)
-    if workers.are_several and config.run.seed == "random" and config.run.id is None:
-        raise ConfigError(
-            "run.seed: random needs a run.id with several workers, from which all of them take the same seed"
-        )
+    workers = _find_workers(config)
     display = Display(log_format, is_silent=not workers.is_chief)
     stored_log = StoredLog(run=identity.run, attempt=identity.attempt)
     metrics = _make_metrics(config, pod, status=status, phases=phases, is_chief=workers.is_chief)
@@ -92,16 +88,36 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     )
     if not workers.is_chief:
         assist(config, surroundings, KerasWorkload(os.environ))
-        stop.ignore()
         status.end(outcome="assisted", code=contract.ExitCode.OK)
         return contract.ExitCode.OK
     outcome = run(config, surroundings, KerasWorkload(os.environ))
     stop.ignore()  # a committed run must not be reported as interrupted
     if config.observe.report and not outcome.is_skipped:
         report |= _make_report(config, outcome)
+    return _end_well(config, outcome, status=status, log_format=log_format)
+
+
+def _find_workers(config: Config) -> Workers:
+    """Raises:
+    ConfigError: TF_CONFIG does not fit, or each worker would draw a seed of its own.
+    """
+    workers = workers_from_environment(os.environ, count=config.cluster.workers)
+    if workers.are_several and config.run.seed == "random" and config.run.id is None:
+        raise ConfigError(
+            "run.seed: random needs a run.id with several workers, from which all of them take the same seed"
+        )
+    return workers
+
+
+def _end_well(config: Config, outcome: Outcome, *, status: Status, log_format: str) -> int:
+    """Say how it ended; returns exit code 0.
+
+    Raises:
+        GateRefusedError: the run is committed, the gate refused it, and that is to be a failure.
+    """
     refusal = outcome.gate.reason if outcome.gate and outcome.gate.verdict == "refused" else ""
     if refusal and config.promotion.refused_is_failure:
-        raise GateRefusedError(f"the gate refused run {identity.run}, which is committed and whole: {refusal}")
+        raise GateRefusedError(f"the gate refused run {status.run}, which is committed and whole: {refusal}")
     name = "skipped" if outcome.is_skipped else "committed" if outcome.is_new else "already_committed"
     status.end(outcome=name, code=contract.ExitCode.OK, reason=refusal)
     if log_format == "text":

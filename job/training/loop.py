@@ -150,8 +150,7 @@ class Training:
 
         with stop.deferred():
             with watchdog.watching(), phases("compile"):
-                is_asked_to_stop = lambda: bool(stop.requested)  # noqa: E731
-                for result in self._steps.run(start_step=self._start_step, is_asked_to_stop=is_asked_to_stop):
+                for result in self._steps.run(start_step=self._start_step, is_asked_to_stop=stop.is_requested):
                     if step > self._start_step:  # the first call compiles
                         view.steps_timed(result.step - step, seconds=result.seconds)
                     step = result.step

@@ -101,7 +101,7 @@ def make_chunks(
     worker: int = 0,
     num_workers: int = 1,
 ) -> Any:
-    """A tf.data.Dataset of chunks, one after the other from `start_step`: this worker's share B' = B / workers of each batch.
+    """A tf.data.Dataset of chunks from `start_step`: this worker's share B' = B / workers of each batch.
 
     Args:
         images: uint8 [N, ...]; labels: int64 [N].
