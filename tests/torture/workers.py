@@ -154,11 +154,12 @@ FAULTS = (
     Fault(name="asleep", strike=_send(signal.SIGSTOP), undo=_send(signal.SIGCONT), lasts_seconds=(2, 25)),
     Fault(name="asleep for good", strike=_send(signal.SIGSTOP), undo=_send(signal.SIGKILL), lasts_seconds=None),
     Fault(
-        name="cut, default time-out",
+        name="cut in training, default time-out",
         strike=_cut,
         undo=_mend,
         lasts_seconds=(40, 40),
         peer_timeout_seconds=30,
+        is_in_training=True,
         is_of_network=True,
     ),
 )
