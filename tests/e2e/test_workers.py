@@ -12,7 +12,7 @@ from tests.e2e.cluster import Ended, Namespace, Object, wait_until
 from tests.e2e.conftest import evict
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
-_TRAIN: Object = {"train": {"epochs": 120}, "checkpoint": {"interval_seconds": 2}, "persistence": {"size": "100Mi"}}
+_TRAIN: Object = {"train": {"epochs": 40}, "checkpoint": {"interval_seconds": 2}, "persistence": {"size": "100Mi"}}
 _WORKERS: Object = {
     "cluster": {"workers": 2, "peer_timeout_seconds": 20},
     "backoffLimit": 3,
@@ -60,6 +60,15 @@ class Workers:
         assert found is not None
         return found
 
+    def evict(self) -> str:
+        """Evict worker 1; returns the chief's pod, which has saved and ended with 75."""
+        chief = self.pod(0)
+        with self.ns.following(chief) as events:
+            evict(self.ns, self.pod(1))
+        [end] = [event for event in events if event["event"] == "run.end"]
+        assert (end["outcome"], end["code"]) == ("interrupted", 75)
+        return chief
+
     def show(self, moment: str) -> None:
         """What `mnist-k8s status` says now; docs/workers.md has it as printed."""
         command = [sys.executable, "-m", "k8s", "status", self.job, "--namespace", self.ns.name]
@@ -91,11 +100,24 @@ def weights_of(ns: Namespace, workers: Workers) -> str:
     return str(next(event["weights_digest"] for event in events if event["event"] == "commit.done"))
 
 
+def test_evicted_worker_stops_all_at_one_step_and_the_run_ends_in_the_same_bits(
+    ns: Namespace, alone: Callable[[Namespace], str]
+) -> None:
+    job = ns.install("train", _TRAIN, _WORKERS, {"backoffLimit": 0})
+    workers = Workers(ns, job)
+    workers.wait_for_step(0)
+    workers.evict()
+    assert ns.wait_for_end(job, seconds=300) == "Complete"
+    assert ns.job(job)["status"].get("failed", 0) == 0
+    assert weights_of(ns, workers) == alone(ns)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_deleted_killed_evicted_and_suspended_it_ends_in_the_same_bits(
     ns: Namespace, alone: Callable[[Namespace], str]
 ) -> None:
-    values = (_TRAIN, _WORKERS, _HOG)
+    values = (_TRAIN, _WORKERS, _HOG, {"train": {"epochs": 120}})
     job = ns.install("train", *values)
     workers = Workers(ns, job)
     step = workers.wait_for_step(0)
@@ -116,11 +138,8 @@ def test_deleted_killed_evicted_and_suspended_it_ends_in_the_same_bits(
     workers.show("the chief was killed")
     step = workers.wait_for_step(step, other_than=chief)
 
-    chief = workers.pod(0)
-    with ns.following(chief) as events:
-        evict(ns, workers.pod(1))
+    chief = workers.evict()
     workers.show("worker 1 was evicted")
-    assert next(event for event in events if event["event"] == "run.end")["code"] == 75
     workers.wait_for_step(step, other_than=chief)
 
     assert ns.install("train", *values, {"suspend": True}) == job
@@ -133,7 +152,9 @@ def test_deleted_killed_evicted_and_suspended_it_ends_in_the_same_bits(
     print(
         f"\nJob status: {json.dumps({name: status.get(name) for name in ('succeeded', 'failed', 'completedIndexes')})}"
     )
-    assert weights_of(ns, workers) == alone(ns)
+    longer = ns.install("longer", _TRAIN, {"train": {"epochs": 120}, "cluster": {"cpu_replicas": 2}})
+    assert ns.wait_for_end(longer) == "Complete"
+    assert weights_of(ns, workers) == ns.commit(longer)["weights_digest"]
 
 
 @pytest.mark.slow
