@@ -87,4 +87,4 @@ def test_no_exit_code_is_forgotten(code: ExitCode) -> None:
 
 def test_every_exit_code_but_those_without_an_error_has_its_error() -> None:
     found = {kind.code for kind in JobError.__subclasses__()} | {JobError.code}  # of job/errors.py
-    assert set(ExitCode) - found == {ExitCode.OK, ExitCode.STALLED, ExitCode.INTERRUPTED, ExitCode.PEER_LOST}
+    assert set(ExitCode) - found == {ExitCode.OK, ExitCode.STALLED, ExitCode.INTERRUPTED}
