@@ -436,7 +436,7 @@ def watch():
     original = pipeline.chunk_rows
     def chunk_rows(**where):
         for number, chunk in enumerate(original(**where)):
-            if number == 20:
+            if number == 5:
                 time.sleep(3600)
             yield chunk
     pipeline.chunk_rows = chunk_rows
