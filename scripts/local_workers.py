@@ -86,6 +86,8 @@ class Group:
     def _start(self, worker: Worker) -> None:
         task = {"type": "worker", "index": worker.index}
         environ = dict(os.environ, TF_CONFIG=json.dumps({"cluster": {"worker": self._addresses}, "task": task}))
+        if sys.stdout.isatty():  # the workers themselves write into a pipe
+            environ.setdefault("MNIST_OBSERVE__LOG_FORMAT", "text")
         if worker.index:  # one port for metrics cannot be shared
             environ.setdefault("MNIST_OBSERVE__METRICS_PORT", "0")
         process = subprocess.Popen(
