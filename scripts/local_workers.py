@@ -34,7 +34,7 @@ class Worker:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run all workers to their end; returns the first worker's exit code, or that of the first other that failed."""
+    """Run all workers to their end; returns 0, or the exit code of the first that was given up."""
     given, settings = _split(arguments)
     parser = argparse.ArgumentParser(
         prog="scripts/workers", usage="%(prog)s N [--restarts R] -- [--section.field=VALUE ...]"
@@ -70,6 +70,8 @@ class Group:
         self._settings, self._restarts = [f"--cluster.workers={count}", *settings], restarts
         self._addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
         self._is_stopping = False
+        self._code = 0
+        """That of the first worker that was given up."""
 
     def run(self) -> int:
         """Start all, start again what may be started again, and wait for the end."""
@@ -81,7 +83,7 @@ class Group:
             for worker in self._workers:
                 self._look_at(worker)
             time.sleep(_POLL_SECONDS)
-        return next((worker.code for worker in self._workers if worker.code), 0)
+        return self._code
 
     def _start(self, worker: Worker) -> None:
         task = {"type": "worker", "index": worker.index}
@@ -100,6 +102,7 @@ class Group:
             start_new_session=True,  # Ctrl-C comes to this process, which forwards it once
         )
         worker.process = process
+        _say(f"[{worker.index}] process {process.pid}")
         assert process.stdout and process.stderr
         worker.printers = [
             threading.Thread(target=_print_lines, args=(worker.index, source, target), daemon=True)
@@ -111,7 +114,8 @@ class Group:
     def _look_at(self, worker: Worker) -> None:
         if worker.process is None:
             if self._is_stopping:
-                worker.code = AGAIN[0]
+                worker.code = worker.code or AGAIN[0]
+                self._code = self._code or worker.code
             elif worker.code is None and time.monotonic() >= worker.again_seconds:
                 self._start(worker)
             return
@@ -121,19 +125,35 @@ class Group:
         for printer in worker.printers:
             printer.join()
         worker.process = None
-        print(f"[{worker.index}] ended with {code}", file=sys.stderr, flush=True)
-        may_restart = (code in AGAIN or code < 0) and not self._is_stopping and worker.num_restarts < self._restarts
-        if may_restart:
+        self._take_end(worker, code)
+
+    def _take_end(self, worker: Worker, code: int) -> None:
+        """Start a worker again, or give up: then no other can go on alone."""
+        how = f"ended with {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        if (code in AGAIN or code < 0) and not self._is_stopping and worker.num_restarts < self._restarts:
             worker.num_restarts += 1
             worker.again_seconds = time.monotonic() + _RESTART_SECONDS
-        else:
-            worker.code = code if code >= 0 else 128 - code
+            _say(f"[{worker.index}] {how}; starts again, {worker.num_restarts} of {self._restarts}")
+            return
+        worker.code = code if code >= 0 else 128 - code
+        _say(f"[{worker.index}] {how}")
+        if worker.code and not self._is_stopping:
+            _say(f"scripts/workers: worker {worker.index} is given up; all stop")
+            self._stop(signal.SIGTERM)
+        self._code = self._code or worker.code
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._stop(number)
+
+    def _stop(self, number: int) -> None:
         self._is_stopping = True
         for worker in self._workers:
             if worker.process is not None and worker.process.poll() is None:
                 worker.process.send_signal(number)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _print_lines(index: int, source: IO[str], target: TextIO) -> None:

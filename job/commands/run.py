@@ -99,12 +99,17 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
 
 def _find_workers(config: Config) -> Workers:
     """Raises:
-    ConfigError: TF_CONFIG does not fit, or each worker would draw a seed of its own.
+    ConfigError: TF_CONFIG does not fit, each worker would draw a seed of its own, or the batch cannot be shared.
     """
     workers = workers_from_environment(os.environ, count=config.cluster.workers)
     if workers.are_several and config.run.seed == "random" and config.run.id is None:
         raise ConfigError(
             "run.seed: random needs a run.id with several workers, from which all of them take the same seed"
+        )
+    if config.train.global_batch_size % workers.count:  # known before devices are; `devices.check_batch` asks for more
+        raise ConfigError(
+            f"train.global_batch_size: must be a multiple of cluster.workers ({workers.count}), received "
+            f"{config.train.global_batch_size}"
         )
     return workers
 

@@ -18,12 +18,15 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from job import clock
 from job.digests import canonical_json
 from job.errors import ConfigError, PeerLostError, UnavailableError
+from job.logs import emit, warn
 from job.observe.phases import WAIT_FOR_WORKERS, Phases
 from job.texts import one_line
 
 _POLL_SECONDS = 0.1
 _CONNECT_SECONDS = 2.0
 _LOOK_SECONDS = 5.0
+_FIRST_WORD_SECONDS, _WORD_SECONDS = 5.0, 30.0
+"""After how long a wait the log names those that are missing, and how often then."""
 _MESSAGE_BYTES = 4096
 _NUM_NAMED = 4
 _COORDINATION = "/tensorflow.CoordinationService/"
@@ -146,28 +149,36 @@ def wait_for_workers(workers: Workers, *, timeout_seconds: float, look: Callable
     is_over = threading.Event()
     for address in wanted:
         threading.Thread(target=_knock, args=(address, answered, is_over), daemon=True, name="wait").start()
-    deadline = next_look = clock.monotonic()
-    deadline += timeout_seconds
+    next_look = started = clock.monotonic()
+    next_word = started + _FIRST_WORD_SECONDS
     with _open_door(own, is_open=not workers.is_chief):
         try:
             while missing := [address for address in wanted if address not in answered]:
                 now = clock.monotonic()
-                if now >= deadline:
+                if now >= started + timeout_seconds:
                     raise PeerLostError(_say_missing(workers, missing, timeout_seconds=timeout_seconds))
                 if now >= next_look:
                     next_look = now + _LOOK_SECONDS
                     look()
+                if now >= next_word:
+                    next_word = now + _WORD_SECONDS
+                    emit("cluster.waiting", for_workers=_name(workers, missing), seconds=round(now - started, 1))
                 clock.sleep(_POLL_SECONDS)
         finally:
             is_over.set()
 
 
+def _name(workers: Workers, addresses: list[str]) -> str:
+    """Such as `worker 1 (10.0.0.7:2222), worker 2 (10.0.0.8:2222) and 3 more`."""
+    names = [f"worker {workers.addresses.index(address)} ({address})" for address in addresses[:_NUM_NAMED]]
+    more = f" and {len(addresses) - _NUM_NAMED} more" if len(addresses) > _NUM_NAMED else ""
+    return ", ".join(names) + more
+
+
 def _say_missing(workers: Workers, missing: list[str], *, timeout_seconds: float) -> str:
-    names = [f"worker {workers.addresses.index(address)} ({address})" for address in missing[:_NUM_NAMED]]
-    more = f" and {len(missing) - _NUM_NAMED} more" if len(missing) > _NUM_NAMED else ""
     return (
-        f"cluster: {', '.join(names)}{more} did not answer within {timeout_seconds:g} s (cluster.start_timeout_seconds); "
-        "look at its pod and its log"
+        f"cluster: {_name(workers, missing)} did not answer within {timeout_seconds:g} s (cluster.start_timeout_seconds); "
+        "look at its log; in a cluster, at its pod"
     )
 
 
@@ -205,7 +216,10 @@ def _open_door(address: str, *, is_open: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def peer_errors(workers: Workers) -> Iterator[None]:
-    """Turn what TensorFlow raises when another worker is gone into `PeerLostError`. With one worker, nothing is turned."""
+    """Turn what TensorFlow raises when another worker is gone into `PeerLostError`. With one worker, nothing is turned.
+
+    TensorFlow's own words are in the log, as `cluster.lost`.
+    """
     if not workers.are_several:
         yield
         return
@@ -223,15 +237,41 @@ def peer_errors(workers: Workers) -> Iterator[None]:
         text = str(error)
         if not isinstance(error, lost) and _ABORTED not in text:
             raise
-        reason = (text.partition(_ABORTED)[2] or text).partition(_DETAILS)[0]
-        raise PeerLostError(
-            f"cluster: {_name_lost(text, workers)} is gone: {one_line(reason, limit=200)}; start again"
-        ) from error
+        warn("cluster.lost", tensorflow=one_line(text, limit=1000))
+        raise PeerLostError(f"cluster: {_say_lost(text, workers)}; start again") from error
+
+
+_SIGNS = (
+    ("Wait_for_all_tasks_to_register", "did not join: it ended just now, or something else answers on its address"),
+    (
+        "different incarnation",
+        "was started again without this worker, which had been silent or is a second one of its index",
+    ),
+    (
+        "device incarnation",
+        "was started again without this worker, which had been silent or is a second one of its index",
+    ),
+    ("Connection re", "is gone: its connection was closed"),
+    ("Socket closed", "is gone: its connection was closed"),
+    ("Broken pipe", "is gone: its connection was closed"),
+    ("heartbeat", "is gone: it was silent for longer than cluster.peer_timeout_seconds"),
+    ("CoordinationService", "is gone: it was silent for longer than cluster.peer_timeout_seconds"),
+)
+"""In TensorFlow's message -> what has become of the other worker."""
+
+
+def _say_lost(text: str, workers: Workers) -> str:
+    what = next((words for sign, words in _SIGNS if sign.lower() in text.lower()), "")
+    if not what:
+        what = f"is gone: {one_line((text.partition(_ABORTED)[2] or text).partition(_DETAILS)[0], limit=200)}"
+    return f"{_name_lost(text, workers)} {what}"
 
 
 def _name_lost(text: str, workers: Workers) -> str:
     """The other worker that TensorFlow's message is about."""
     named = {int(number) for number in re.findall(r"/task:(\d+)", text)} - {workers.index}
+    if workers.count == 2:
+        return f"worker {1 - workers.index}"
     if not named and not workers.is_chief and _COORDINATION in text:
         return "worker 0"  # TensorFlow's service runs there
     return f"worker {named.pop()}" if len(named) == 1 else "another worker"

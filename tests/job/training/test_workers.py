@@ -43,7 +43,11 @@ class TestTfConfig:
     @pytest.mark.parametrize(
         ("text", "count", "message"),
         [
-            ("", 2, "TF_CONFIG: must name the 2 workers of cluster.workers, and is not set; the chart sets it"),
+            (
+                "",
+                2,
+                "must name the 2 workers of cluster.workers, and is not set; the chart sets it, and here scripts/workers",
+            ),
             ("{", 2, "Invalid JSON"),
             ("[]", 2, "received '[]'"),
             (tf_config(TWO, 0), 3, "cluster.workers: must equal the 2 workers of TF_CONFIG, received 3"),
