@@ -6,17 +6,15 @@ It reads two things from the store: whether the run is committed, and the checkp
 from job import clock, contract
 from job.attempt import Surroundings, train
 from job.config import Config
+from job.errors import ConfigError
 from job.runs import checkpoint as checkpoints
 from job.runs import read
 from job.runs.goodput import Ledger
 from job.runs.lineage import bits_depend_on, describe_attempt
 from job.store.open import open_store
 from job.training import agreement
+from job.training.workers import NothingToTrainError
 from job.training.workload import Workload
-
-
-class _Committed(Exception):  # noqa: N818 - no error: the run needs this worker no longer
-    pass
 
 
 def assist(config: Config, surroundings: Surroundings, workload: Workload) -> None:
@@ -33,12 +31,12 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
 
     def look() -> None:
         if read.read_commit(store, run_id) is not None:
-            raise _Committed
+            raise NothingToTrainError
 
     try:
         look()
         prepared = workload.prepare(config, run_id=run_id, phases=phases, workers=surroundings.workers, look=look)
-    except _Committed:
+    except NothingToTrainError:
         return
     surroundings.view.prepared(
         dataset=prepared.dataset.name, num_replicas=len(prepared.device.names), num_workers=prepared.device.num_workers
@@ -46,10 +44,15 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
     lineage = describe_attempt(
         surroundings.pod, surroundings.identity, device=prepared.device, environ=surroundings.environ
     )
-    said = agreement.tell_inputs(prepared.exchange, inputs=prepared.inputs, lineage=lineage)
+    said = agreement.tell_inputs(prepared.exchange, config=config, inputs=prepared.inputs, lineage=lineage)
     chief = said[0]
     if chief["is_over"]:
         return
+    attempt_key = contract.attempt_prefix(run_id, attempt_id=chief["attempt"]) + read.ATTEMPT_FILE
+    if store.get(attempt_key) is None:
+        raise ConfigError(
+            f"store {store.uri} of this worker is not that of worker 0, which has written {attempt_key}; give all the same"
+        )
     agreement.are_bits_alike(said)
     with phases("restore"):
         key, digest = chief["checkpoint"], chief["result_digest"]
@@ -65,4 +68,4 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
     )
     train(config, training, checkpoint, None, surroundings=surroundings, ledger=ledger, result_digest=digest)
     agreement.compare_weights(prepared.exchange, training)
-    prepared.exchange(is_over=True)  # comes back when the chief has committed
+    prepared.exchange(is_over=True, has_limit=False)  # comes back when the chief has committed

@@ -28,7 +28,7 @@ from job.runs import read, write
 from job.runs.checkpoint import Checkpoint
 from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
-from job.runs.identity import AttemptIdentity, digest_of_inputs
+from job.runs.identity import AttemptIdentity, is_result_of
 from job.runs.lineage import Device, Lineage, bits_depend_on, describe_attempt
 from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
@@ -37,7 +37,7 @@ from job.store.store import Store, Traffic
 from job.training import agreement
 from job.training.loop import Training
 from job.training.watchdog import Watchdog
-from job.training.workers import ALONE, Workers
+from job.training.workers import ALONE, NothingToTrainError, Workers
 from job.training.workload import Prepared, Results, Workload
 
 
@@ -99,7 +99,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
         if workers.are_several and read.read_commit(store, run_id) is not None:
             workers = ALONE  # nothing is left to train: no other worker is needed
     surroundings.stored_log.attach(store)
-    prepared = workload.prepare(config, run_id=run_id, phases=phases, workers=workers, look=lambda: None)
+    prepared = _prepare(config, store, surroundings=surroundings, workload=workload, workers=workers)
     surroundings.view.prepared(
         dataset=prepared.dataset.name, num_replicas=len(prepared.device.names), num_workers=prepared.device.num_workers
     )
@@ -123,6 +123,22 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
     return finish(config, store, committed, surroundings=surroundings, workload=workload)
 
 
+def _prepare(
+    config: Config, store: Store, *, surroundings: Surroundings, workload: Workload, workers: Workers
+) -> Prepared:
+    """Bring everything together; alone, when the run is committed while the others are waited for."""
+    phases, run_id = surroundings.phases, surroundings.identity.run
+
+    def look() -> None:
+        if read.read_commit(store, run_id) is not None:
+            raise NothingToTrainError
+
+    try:
+        return workload.prepare(config, run_id=run_id, phases=phases, workers=workers, look=look)
+    except NothingToTrainError:
+        return workload.prepare(config, run_id=run_id, phases=phases, workers=ALONE, look=look)
+
+
 def _make_result(
     config: Config,
     store: Store,
@@ -142,7 +158,7 @@ def _make_result(
         ledger = _open_ledger(store, surroundings, lineage=lineage)
     with phases("restore"):
         checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest)
-    ledger.are_workers_alike = _agree(prepared, lineage, checkpoint, result_digest=result_digest)
+    ledger.are_workers_alike = _agree(config, prepared, lineage, checkpoint, result_digest=result_digest)
     with phases("build"):
         training = workload.build()
     writer = _make_writer(config, surroundings)
@@ -180,13 +196,17 @@ def _make_result(
     return committed, surroundings
 
 
-def _agree(prepared: Prepared, lineage: Lineage, checkpoint: Checkpoint | None, *, result_digest: str) -> bool:
+def _agree(
+    config: Config, prepared: Prepared, lineage: Lineage, checkpoint: Checkpoint | None, *, result_digest: str
+) -> bool:
     """Agree with the other workers on what is trained, and from where; returns whether all compute equal bits."""
     said = agreement.tell_inputs(
         prepared.exchange,
+        config=config,
         inputs=prepared.inputs,
         lineage=lineage,
         is_over=False,
+        attempt=lineage.attempt,
         result_digest=result_digest,
         checkpoint=checkpoint.key if checkpoint else None,
     )
@@ -244,7 +264,7 @@ def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings,
             return None
         committed = champion.commit_of(store, newest)
         is_same_image = committed.record.get("lineage", {}).get("image") == surroundings.pod.image
-        if not is_same_image or committed.result_digest != digest_of_inputs(prepared.inputs):
+        if not is_same_image or not is_result_of(prepared.inputs, committed.record):
             return None
         serving.finish_layout(store, newest)
         surroundings.view.champion_is(newest.to.accuracy)

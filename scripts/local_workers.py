@@ -1,6 +1,7 @@
 """Starts N workers of one run as processes of this machine, each with its TF_CONFIG. Called by scripts/workers."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -30,6 +31,8 @@ class Worker:
     code: int | None = None
     process: "subprocess.Popen[str] | None" = None
     again_seconds: float = 0.0
+    num_told: int = 0
+    """Signals that its process has been sent."""
     printers: list[threading.Thread] = field(default_factory=list)
 
 
@@ -69,16 +72,14 @@ class Group:
         self._workers = [Worker(index=index) for index in range(count)]
         self._settings, self._restarts = [f"--cluster.workers={count}", *settings], restarts
         self._addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
-        self._is_stopping = False
+        self._signal, self._num_signals = 0, 0
         self._code = 0
         """That of the first worker that was given up."""
 
     def run(self) -> int:
         """Start all, start again what may be started again, and wait for the end."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._forward)
-        for worker in self._workers:
-            self._start(worker)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
         while any(worker.code is None for worker in self._workers):
             for worker in self._workers:
                 self._look_at(worker)
@@ -101,7 +102,7 @@ class Group:
             errors="replace",
             start_new_session=True,  # Ctrl-C comes to this process, which forwards it once
         )
-        worker.process = process
+        worker.process, worker.num_told = process, 0
         _say(f"[{worker.index}] process {process.pid}")
         assert process.stdout and process.stderr
         worker.printers = [
@@ -113,14 +114,16 @@ class Group:
 
     def _look_at(self, worker: Worker) -> None:
         if worker.process is None:
-            if self._is_stopping:
-                worker.code = worker.code or AGAIN[0]
-                self._code = self._code or worker.code
+            if worker.code is None and self._num_signals:
+                self._give_up(worker, AGAIN[0])
             elif worker.code is None and time.monotonic() >= worker.again_seconds:
                 self._start(worker)
             return
         code = worker.process.poll()
         if code is None:
+            if worker.num_told < self._num_signals:  # the second Ctrl-C ends what does not listen
+                worker.process.send_signal(self._signal if self._num_signals == 1 else signal.SIGKILL)
+                worker.num_told = self._num_signals
             return
         for printer in worker.printers:
             printer.join()
@@ -130,37 +133,37 @@ class Group:
     def _take_end(self, worker: Worker, code: int) -> None:
         """Start a worker again, or give up: then no other can go on alone."""
         how = f"ended with {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
-        if (code in AGAIN or code < 0) and not self._is_stopping and worker.num_restarts < self._restarts:
+        if (code in AGAIN or code < 0) and not self._num_signals and worker.num_restarts < self._restarts:
             worker.num_restarts += 1
             worker.again_seconds = time.monotonic() + _RESTART_SECONDS
             _say(f"[{worker.index}] {how}; starts again, {worker.num_restarts} of {self._restarts}")
             return
-        worker.code = code if code >= 0 else 128 - code
         _say(f"[{worker.index}] {how}")
-        if worker.code and not self._is_stopping:
+        self._give_up(worker, code if code >= 0 else 128 - code)
+
+    def _give_up(self, worker: Worker, code: int) -> None:
+        worker.code = code
+        self._code = self._code or code
+        if code and not self._num_signals:
             _say(f"scripts/workers: worker {worker.index} is given up; all stop")
-            self._stop(signal.SIGTERM)
-        self._code = self._code or worker.code
+            self._on_signal(signal.SIGTERM, None)
 
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._stop(number)
-
-    def _stop(self, number: int) -> None:
-        self._is_stopping = True
-        for worker in self._workers:
-            if worker.process is not None and worker.process.poll() is None:
-                worker.process.send_signal(number)
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Only note it: a process may be in the middle of its start. `_look_at` sends it on."""
+        self._signal, self._num_signals = number, self._num_signals + 1
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _print_lines(index: int, source: IO[str], target: TextIO) -> None:
     """Each line of one worker with its index in front."""
     for line in source:
-        target.write(f"[{index}] {line}")
-        target.flush()
+        with contextlib.suppress(OSError):  # its reader has gone; the worker must not wait for one
+            target.write(f"[{index}] {line}")
+            target.flush()
 
 
 def _free_ports(count: int) -> list[int]:

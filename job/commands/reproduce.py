@@ -21,6 +21,7 @@ from job.config import Config
 from job.config_sources import LoadedConfig, parse_flags
 from job.contract import ENV_PREFIX, ExitCode
 from job.errors import ConflictError, IntegrityError
+from job.runs.identity import is_result_of
 from job.runs.lineage import Lineage, bits_depend_on
 from job.runs.read import CommittedRun, read_commit
 from job.store.open import open_store
@@ -150,11 +151,17 @@ def _replicas_here(record: Mapping[str, Any]) -> int:
     return int(record["inputs"].get("replicas", cluster["cpu_replicas"]))
 
 
+def _agree(digest: str, before: CommittedRun, now: CommittedRun) -> bool:
+    if digest == "result_digest":
+        return is_result_of(now.record.get("inputs", {}), before.record)
+    return bool(before.record.get(digest) == now.record.get(digest))
+
+
 def compare(before: CommittedRun, now: CommittedRun) -> Reproduction:
     """What two COMMITs differ in."""
     old, new = (bits_depend_on(Lineage.of(run.record["lineage"])) for run in (before, now))
     return Reproduction(
-        different=tuple(name for name in _DIGESTS if before.record.get(name) != now.record.get(name)),
+        different=tuple(name for name in _DIGESTS if not _agree(name, before, now)),
         hardware={
             name: (old.get(name), new.get(name)) for name in old.keys() | new.keys() if old.get(name) != new.get(name)
         },

@@ -106,6 +106,10 @@ def _find_workers(config: Config) -> Workers:
         raise ConfigError(
             "run.seed: random needs a run.id with several workers, from which all of them take the same seed"
         )
+    if workers.are_several and config.train.compile == "xla":
+        raise ConfigError(
+            "train.compile: xla works with one replica, received cluster.workers above 1; use graph or auto"
+        )
     if config.train.global_batch_size % workers.count:  # known before devices are; `devices.check_batch` asks for more
         raise ConfigError(
             f"train.global_batch_size: must be a multiple of cluster.workers ({workers.count}), received "

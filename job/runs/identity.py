@@ -130,9 +130,19 @@ def digest_of_inputs(inputs: Mapping[str, Any]) -> str:
     return sha256_hex(canonical_json(inputs))
 
 
-def digest_before_replicas(inputs: Mapping[str, Any]) -> str:
-    """The result digest that versions gave in which the number of replicas did not decide the result."""
-    return digest_of_inputs({name: value for name, value in inputs.items() if name != "replicas"})
+def is_result_of(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether these inputs decide the result that a run.json or COMMIT is about.
+
+    In records of versions before ADR 11 the number of replicas did not decide the result.
+    """
+    digest = record.get("result_digest")
+    if digest == digest_of_inputs(inputs):
+        return True
+    config = record.get("config")
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    is_older = isinstance(cluster, dict) and "peer_timeout_seconds" not in cluster
+    without = {name: value for name, value in inputs.items() if name != "replicas"}
+    return is_older and digest == digest_of_inputs(without)
 
 
 def differences(recorded: object, inputs: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from job.digests import canonical_json, sha256_hex
 from job.errors import ConflictError, JobError, NotFoundError
 from job.logs import warn
 from job.runs.checkpoint import prune
-from job.runs.identity import differences, digest_before_replicas, digest_of_inputs
+from job.runs.identity import differences, digest_of_inputs, is_result_of
 from job.runs.read import (
     ATTEMPT_FILE,
     MODEL_FOLDER,
@@ -48,9 +48,7 @@ def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
     }
     data = store.create(key, canonical_json(content))
     recorded = parse_object(data, key=key)
-    if _is_older(recorded) and recorded.get("result_digest") == digest_before_replicas(inputs):
-        digest = recorded["result_digest"]
-    if recorded.get("result_digest") != digest:
+    if not is_result_of(inputs, recorded):
         raise ConflictError(
             f"run {run_id} exists with another result digest ({differences(recorded.get('inputs'), inputs)}); choose "
             "another run.id (or run.suffix where the id is generated), or repeat its settings"
@@ -60,14 +58,7 @@ def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
             f"store {store.uri} does not honour conditional writes: a second create-only write of {key} was accepted; use a "
             "store that supports If-None-Match"
         )
-    return digest
-
-
-def _is_older(recorded: Mapping[str, Any]) -> bool:
-    """Whether a version began the run in which the number of replicas did not decide the result (docs/adr/0011)."""
-    config = recorded.get("config")
-    cluster = config.get("cluster") if isinstance(config, dict) else None
-    return isinstance(cluster, dict) and "peer_timeout_seconds" not in cluster
+    return str(recorded["result_digest"])
 
 
 def abandon(store: Store, run_id: str) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from job.config import Config
 from job.digests import canonical_json, sha256_hex
 from job.errors import ConfigError, TrainingError
 from job.logs import warn
@@ -11,13 +12,13 @@ from job.runs.lineage import Lineage, bits_depend_on
 from job.training.loop import Training
 from job.training.workers import Exchange, exchange_with_nobody
 
-_MAX_INPUTS_BYTES = 2048
-_EQUAL = {"run": "run.id", "image": "image", "version": "image"}
+_MAX_INPUTS_BYTES, _MAX_NAME = 2048, 500
+_EQUAL = {"run": "run.id", "image": "image", "version": "image", "peer_timeout": "cluster.peer_timeout_seconds"}
 """What must be equal beside the inputs -> what to give alike."""
 
 
 def tell_inputs(
-    exchange: Exchange, *, inputs: Mapping[str, Any], lineage: Lineage, **more: Any
+    exchange: Exchange, *, config: Config, inputs: Mapping[str, Any], lineage: Lineage, **more: Any
 ) -> list[dict[str, Any]]:
     """Tell the others what this worker would train and on what; returns what all said.
 
@@ -33,8 +34,9 @@ def tell_inputs(
         digest=digest_of_inputs(inputs),
         inputs=inputs if is_short else {},
         run=lineage.run,
-        image=lineage.image,
+        image=lineage.image if len(lineage.image) <= _MAX_NAME else sha256_hex(lineage.image.encode()),
         version=lineage.version,
+        peer_timeout=config.cluster.peer_timeout_seconds,
         bits=sha256_hex(canonical_json(bits_depend_on(lineage)))[:16],
         **more,
     )
@@ -69,6 +71,27 @@ def are_bits_alike(said: list[dict[str, Any]]) -> bool:
             "next one; recorded in the COMMIT",
         )
     return not odd
+
+
+def compare_models(exchange: Exchange, model: Any) -> None:
+    """Prove before step 1 that all workers have built the same model: equal weights could not show another activation.
+
+    Raises:
+        ConfigError: they have not.
+        PeerLostError: a worker is gone.
+    """
+    if exchange is exchange_with_nobody:
+        return
+    try:
+        text = model.to_json()
+    except (NotImplementedError, TypeError, ValueError):  # a subclassed model that cannot say what it is
+        text = str([(variable.path, tuple(variable.shape)) for variable in model.variables])
+    said = exchange(model=sha256_hex(text.encode()))
+    odd = [number for number, one in enumerate(said) if one["model"] != said[0]["model"]]
+    if odd:
+        raise ConfigError(
+            f"cluster: model.build makes another model on worker {odd[0]} than on worker 0; it must build the same each time"
+        )
 
 
 def compare_weights(exchange: Exchange, training: Training) -> None:

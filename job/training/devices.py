@@ -110,7 +110,7 @@ def _join(config: ClusterSection, workers: Workers, *, num_cpu_devices: int | No
     # TensorFlow's wait holds the interpreter's lock. Only a timer outside of the interpreter can end it.
     faulthandler.dump_traceback_later(2 * JOIN_SECONDS, exit=True)
     try:
-        with peer_errors(workers), _cpu_devices(num_cpu_devices):
+        with peer_errors(workers, is_joining=True), _cpu_devices(num_cpu_devices):
             return tf.distribute.MultiWorkerMirroredStrategy()
     finally:
         faulthandler.cancel_dump_traceback_later()

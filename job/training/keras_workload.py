@@ -20,7 +20,7 @@ from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
 from job.store.open import folder_opener
-from job.training import devices, evaluation, export, pipeline
+from job.training import agreement, devices, evaluation, export, pipeline
 from job.training.loop import Training
 from job.training.model import build_model, build_optimizer, model_input_shape
 from job.training.steps import StepRunner
@@ -44,6 +44,7 @@ class KerasWorkload:
     _config: Config
     _strategy: Any
     _workers: Workers
+    _exchange: Exchange
     _data: LoadedDataset
     _seed: int
     _compile_with: str
@@ -86,6 +87,7 @@ class KerasWorkload:
             num_replicas=num_replicas,
             intra_op_threads=threads["intra_op"],
         )
+        self._exchange = self._make_exchange(phases)
         self._seed = identity.resolve_seed(config, run_id=run_id)
         return Prepared(
             inputs=identity.result_inputs(
@@ -106,7 +108,7 @@ class KerasWorkload:
                 compile_with=self._compile_with,
                 num_workers=config.cluster.workers,
             ),
-            exchange=self._make_exchange(phases),
+            exchange=self._exchange,
         )
 
     def _meet(self, phases: Phases, *, look: Callable[[], None]) -> Any:
@@ -139,6 +141,7 @@ class KerasWorkload:
         with self._strategy.scope():
             self._model = self._build_model()
             optimizer = build_optimizer(config.train)
+        agreement.compare_models(self._exchange, self._model)
         num_examples = len(dataset.train_labels)
         input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)

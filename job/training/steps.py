@@ -158,7 +158,7 @@ class StepRunner:
             if first_step % self._steps_per_epoch == 0:
                 self.start_epoch()
             is_stopping = np.zeros(self._workers.count)
-            if are_several and (is_asked_to_stop() or (number == 1 and was_stopped_while_joining())):
+            if are_several and (is_asked_to_stop() or (number in (1, 2) and was_stopped_while_joining())):
                 is_stopping[self._workers.index] = 1
             with peer_errors(self._workers):
                 report = self._run_steps(*examples, num_steps, is_stopping).numpy()

@@ -34,7 +34,8 @@ _ABORTED, _DETAILS = "Collective ops is aborted by: ", "Additional GRPC error in
 
 
 class _Cluster(BaseModel, extra="forbid"):
-    worker: list[Annotated[str, StringConstraints(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}$")]]
+    # No IPv6 address in brackets: TensorFlow's server listens on IPv4 only.
+    worker: list[Annotated[str, StringConstraints(pattern=r"^[^\s:/\[\]]+:[0-9]{1,5}$")]]
 
 
 class _Task(BaseModel):
@@ -96,6 +97,8 @@ def workers_from_environment(environ: Mapping[str, str], *, count: int) -> Worke
     try:
         content = _TfConfig.model_validate_json(text)
     except ValidationError as error:
+        if count == 1:  # another tool's, which names no workers of ours
+            return ALONE
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(
@@ -125,7 +128,7 @@ def _check(workers: Workers, *, count: int) -> None:
 
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
+    return host, int(port)
 
 
 def wait_for_workers(workers: Workers, *, timeout_seconds: float, look: Callable[[], None]) -> None:
@@ -146,9 +149,10 @@ def wait_for_workers(workers: Workers, *, timeout_seconds: float, look: Callable
     own = workers.addresses[workers.index]
     wanted = [each for each in workers.addresses if each != own] if workers.is_chief else [workers.addresses[0]]
     answered: set[str] = set()
+    reasons: dict[str, str] = {}
     is_over = threading.Event()
     for address in wanted:
-        threading.Thread(target=_knock, args=(address, answered, is_over), daemon=True, name="wait").start()
+        threading.Thread(target=_knock, args=(address, answered, reasons, is_over), daemon=True, name="wait").start()
     next_look = started = clock.monotonic()
     next_word = started + _FIRST_WORD_SECONDS
     with _open_door(own, is_open=not workers.is_chief):
@@ -156,7 +160,11 @@ def wait_for_workers(workers: Workers, *, timeout_seconds: float, look: Callable
             while missing := [address for address in wanted if address not in answered]:
                 now = clock.monotonic()
                 if now >= started + timeout_seconds:
-                    raise PeerLostError(_say_missing(workers, missing, timeout_seconds=timeout_seconds))
+                    reason = reasons.get(missing[0], "no answer yet")
+                    raise PeerLostError(
+                        f"cluster: {_name(workers, missing)} did not answer within {timeout_seconds:g} s "
+                        f"(cluster.start_timeout_seconds): {reason}; look at its log; in a cluster, at its pod"
+                    )
                 if now >= next_look:
                     next_look = now + _LOOK_SECONDS
                     look()
@@ -175,21 +183,16 @@ def _name(workers: Workers, addresses: list[str]) -> str:
     return ", ".join(names) + more
 
 
-def _say_missing(workers: Workers, missing: list[str], *, timeout_seconds: float) -> str:
-    return (
-        f"cluster: {_name(workers, missing)} did not answer within {timeout_seconds:g} s (cluster.start_timeout_seconds); "
-        "look at its log; in a cluster, at its pod"
-    )
-
-
-def _knock(address: str, answered: set[str], is_over: threading.Event) -> None:
+def _knock(address: str, answered: set[str], reasons: dict[str, str], is_over: threading.Event) -> None:
     """Try to connect until it works. On a thread of its own: a name server that is away holds the caller for seconds."""
     while not is_over.wait(_POLL_SECONDS):
         try:
             socket.create_connection(_split(address), timeout=_CONNECT_SECONDS).close()
-        except OSError:  # no such name yet, nobody listens yet, no route
+        except OSError as error:  # no such name yet, nobody listens yet, no route
+            reasons[address] = error.strerror or str(error)
             continue
-        except UnicodeError:  # a name that no name server can have
+        except UnicodeError:
+            reasons[address] = "no name server can have such a name"
             return
         answered.add(address)
         return
@@ -215,10 +218,13 @@ def _open_door(address: str, *, is_open: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def peer_errors(workers: Workers) -> Iterator[None]:
+def peer_errors(workers: Workers, *, is_joining: bool = False) -> Iterator[None]:
     """Turn what TensorFlow raises when another worker is gone into `PeerLostError`. With one worker, nothing is turned.
 
     TensorFlow's own words are in the log, as `cluster.lost`.
+
+    Args:
+        is_joining: every error of TensorFlow means that the workers did not come together.
     """
     if not workers.are_several:
         yield
@@ -235,11 +241,23 @@ def peer_errors(workers: Workers) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         text = str(error)
-        if not isinstance(error, lost) and _ABORTED not in text:
+        for sign, words in _DIFFERENCES:
+            if sign in text:
+                raise ConfigError(f"cluster: {words}; give all the same") from error
+        if not is_joining and not isinstance(error, lost) and _ABORTED not in text:
             raise
         warn("cluster.lost", tensorflow=one_line(text, limit=1000))
         raise PeerLostError(f"cluster: {_say_lost(text, workers)}; start again") from error
 
+
+_DIFFERENCES = (
+    (
+        "joining a group with size",
+        "the workers have different numbers of replicas: cluster.cpu_replicas, or visible GPUs",
+    ),
+    ("Shape mismatch in the collective", "the workers build different models: model.build, or what it reads"),
+)
+"""In TensorFlow's message -> what differs between the workers."""
 
 _SIGNS = (
     ("Wait_for_all_tasks_to_register", "did not join: it ended just now, or something else answers on its address"),
@@ -292,18 +310,25 @@ def was_stopped_while_joining() -> bool:
     return True
 
 
+class NothingToTrainError(Exception):
+    """The run was committed while this worker waited for others."""
+
+
 class Exchange(Protocol):
     """What the workers tell each other between steps: each says something, and all hear everything."""
 
-    def __call__(self, **message: Any) -> list[dict[str, Any]]:
+    def __call__(self, *, has_limit: bool = True, **message: Any) -> list[dict[str, Any]]:
         """The messages of all workers in the order of their indexes; waits until the last one has come.
+
+        Args:
+            has_limit: False: as long as all live, which their heartbeats say.
 
         Raises:
             PeerLostError: a worker is gone, or said nothing in time.
         """
 
 
-def exchange_with_nobody(**message: Any) -> list[dict[str, Any]]:
+def exchange_with_nobody(*, has_limit: bool = True, **message: Any) -> list[dict[str, Any]]:
     """The `Exchange` of a single worker."""
     return [message]
 
@@ -316,7 +341,7 @@ class StrategyExchange:
         self._strategy, self._workers = strategy, workers
         self._timeout_seconds, self._phases = timeout_seconds, phases
 
-    def __call__(self, **message: Any) -> list[dict[str, Any]]:
+    def __call__(self, *, has_limit: bool = True, **message: Any) -> list[dict[str, Any]]:
         """See `Exchange`. Gathers on a thread of its own, so that a signal interrupts the wait."""
         heard: list[list[dict[str, Any]]] = []
         failures: list[BaseException] = []
@@ -330,7 +355,7 @@ class StrategyExchange:
         thread = threading.Thread(target=gather, daemon=True, name="exchange")
         with self._phases(WAIT_FOR_WORKERS):
             thread.start()
-            thread.join(self._timeout_seconds)
+            thread.join(self._timeout_seconds if has_limit else None)
         if failures:
             raise failures[0]
         if not heard:

@@ -102,10 +102,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench --workers", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with the four MNIST IDX .gz files")
     parser.add_argument("--rounds", type=int, default=5, help="how often each case runs, in turns (5)")
+    parser.add_argument("--batches", type=int, nargs="+", default=list(_BATCHES), help="global batch sizes")
     flags = parser.parse_args()
+    if _GOAL_BATCH not in flags.batches:
+        parser.error(f"--batches must hold {_GOAL_BATCH}, for which there is a goal")
     samples: dict[tuple[str, int], list[Sample]] = {}
     for number in range(flags.rounds):
-        for batch in _BATCHES:
+        for batch in flags.batches:
             for setup in SETUPS:
                 sample = measure(setup, batch=batch, data_dir=flags.data.resolve())
                 samples.setdefault((setup.name, batch), []).append(sample)
@@ -129,22 +132,27 @@ def _ratios(samples: dict[tuple[str, int], list[Sample]], name: str, batch: int)
 def _extra_start(samples: dict[tuple[str, int], list[Sample]]) -> list[float]:
     return [
         two.first_step_seconds - one.first_step_seconds
-        for batch in _BATCHES
-        for one, two in zip(samples[ONE.name, batch], samples[TWO.name, batch], strict=True)
+        for name, batch in samples
+        if name == ONE.name
+        for one, two in zip(samples[name, batch], samples[TWO.name, batch], strict=True)
     ]
 
 
 def _render(samples: dict[tuple[str, int], list[Sample]]) -> str:
     rows = [f"| global batch | {ONE.name}: s/epoch | {TWO.name} | {BOTH.name} |", "| --- | --- | --- | --- |"]
-    for batch in _BATCHES:
+    for batch in _batches(samples):
         seconds = [sample.epoch_seconds for sample in samples[ONE.name, batch]]
         cells = [_figure(seconds), *(_figure(_ratios(samples, setup.name, batch)) for setup in (TWO, BOTH))]
         rows.append(f"| {batch} | {' | '.join(cells)} |")
     rows += ["", "| from start to step 1 | seconds |", "| --- | --- |"]
     for setup in SETUPS:
-        seconds = [sample.first_step_seconds for batch in _BATCHES for sample in samples[setup.name, batch]]
+        seconds = [sample.first_step_seconds for batch in _batches(samples) for sample in samples[setup.name, batch]]
         rows.append(f"| {setup.name} | {_figure(seconds)} |")
     return "\n".join(rows)
+
+
+def _batches(samples: dict[tuple[str, int], list[Sample]]) -> list[int]:
+    return [batch for name, batch in samples if name == ONE.name]
 
 
 def _figure(values: Sequence[Any]) -> str:

@@ -170,18 +170,42 @@ def test_worker_with_other_settings_is_named_by_all_before_step_1(flag: str, wha
 @pytest.mark.parametrize(
     ("environ", "more", "message"),
     [
+        (
+            {},
+            ("--cluster.peer_timeout_seconds=3600",),
+            "worker 1 has peer_timeout 3600.0, worker 0 has 10.0; give all the same",
+        ),
+        ({}, ("--cluster.cpu_replicas=2",), "the workers have different numbers of replicas"),
+        ({}, ("--store.uri=file:./other",), "is not that of worker 0, which has written"),
         ({"IMAGE": "other:1"}, (), "worker 1 has image 'other:1', worker 0 has ''; give all the same image"),
         ({}, ("--run.id=other",), "worker 1 has run 'other', worker 0 has 'r'; give all the same run.id"),
     ],
-    ids=["image", "run"],
+    ids=["timeout", "replicas", "store", "image", "run"],
 )
-def test_worker_of_another_image_or_run_is_named_by_all(
+def test_worker_that_is_set_up_otherwise_is_refused(
     environ: dict[str, str], more: tuple[str, ...], message: str, clusters: Any
 ) -> None:
     cluster = clusters(2)
     chief, other = cluster.start(0), cluster.start(1, *more, **environ)
-    assert [chief.wait(), other.wait()] == [64, 64], chief.error + other.error
-    assert message in chief.error and message in other.error
+    codes = [chief.wait(), other.wait()]
+    assert codes == [64, 64] or (codes == [76, 64] and "has written" in message), chief.error + other.error
+    assert message in other.error and (codes[0] == 76 or message in chief.error)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--train.compile=xla", "train.compile: xla works with one replica"),
+        (
+            "--train.global_batch_size=33",
+            "train.global_batch_size: must be a multiple of cluster.workers (2), received 33",
+        ),
+    ],
+)
+def test_what_no_number_of_devices_can_mend_is_known_at_once(more: str, message: str, run_job: RunJob) -> None:
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    done = run_job("run", "--cluster.workers=2", more, env={"TF_CONFIG": tf_config(addresses, 0)})
+    assert done.code == 64 and message in done.error
 
 
 def test_random_seed_without_run_id_is_refused(run_job: RunJob) -> None:
@@ -270,6 +294,28 @@ class TestInTheFullRun:
         process = alone.start(0, TF_CONFIG="", PYTHONPATH=path)
         assert process.wait(200) == 0, process.stderr[-3000:]
         assert digests(cluster.commit) == digests(alone.commit)
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [('activation="relu"', "activation=os.environ['ACT']"), ("Dense(32", "Dense(int(os.environ['ACT'])")],
+    )
+    def test_model_that_differs_between_workers_is_refused(
+        self, old: str, new: str, clusters: Any, tmp_path: Path
+    ) -> None:
+        (tmp_path / "own.py").write_text("import os\n" + OWN_MODEL.replace(old, new))
+        path = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
+        cluster = clusters(2, "--model.build=own:build")
+        values = ("32", "16") if "int" in new else ("relu", "gelu")
+        processes = [cluster.start(index, PYTHONPATH=path, ACT=values[index]) for index in (0, 1)]
+        assert [process.wait(200) for process in processes] == [64, 64], processes[0].stderr[-3000:]
+        assert "model" in processes[0].error and processes[0].error.count("\n") == 0
+
+    def test_chief_that_waits_leaves_when_another_commits(self, clusters: Any) -> None:
+        cluster = clusters(2)
+        chief = cluster.start(0)
+        chief.until("cluster.waiting")
+        run_alone(cluster.folder, "--cluster.cpu_replicas=2")
+        assert chief.wait(60) == 0 and chief.event("run.end")["outcome"] == "already_committed"
 
     def test_variable_that_each_worker_keeps_for_itself_is_refused(self, clusters: Any, tmp_path: Path) -> None:
         (tmp_path / "own.py").write_text(OWN_MODEL.replace("[0]", "[1]"))

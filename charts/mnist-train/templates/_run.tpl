@@ -25,7 +25,7 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- if or (not (hasKey $fields $field)) (kindIs "invalid" $value) (eq $name "cluster.workers") -}}
 {{- $value = $default -}}
 {{- end -}}
-{{- if and (kindIs "string" $value) (kindIs "float64" $default) -}}
+{{- if and (kindIs "string" $value) (kindIs "float64" $default) (regexMatch "^[-+.0-9eE]+$" (toString $value)) -}}
 {{- $value = float64 $value -}}
 {{- end -}}
 {{- if or (has $name $lists.always) (ne (toJson $value) (toJson $default)) -}}
@@ -51,7 +51,7 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- range $field := keys $fields | sortAlpha -}}
 {{- $value := get $fields $field -}}
 {{- $default := get (get $defaults $section) $field -}}
-{{- if and (kindIs "string" $value) (kindIs "float64" $default) -}}
+{{- if and (kindIs "string" $value) (kindIs "float64" $default) (regexMatch "^[-+.0-9eE]+$" (toString $value)) -}}
 {{- $value = float64 $value -}}
 {{- end -}}
 {{- if not (or (kindIs "invalid" $value) (eq (toJson $value) (toJson $default))) -}}

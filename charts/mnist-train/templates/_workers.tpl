@@ -59,6 +59,9 @@ workers-{{ include "mnist-train.base" . }}
 {{- if mod $batch $replicas -}}
 {{- fail (printf "train.global_batch_size (%d) must be a multiple of the %d replicas of %s workers; set it to %d, or change cluster.workers" $batch $replicas $workers (add $batch (sub $replicas (mod $batch $replicas)))) -}}
 {{- end -}}
+{{- if eq (include "mnist-train.setting" (list . "train" "compile")) "xla" -}}
+{{- fail "train.compile=xla works with one replica, not with several workers: leave it out, or set graph" -}}
+{{- end -}}
 {{- range $values.extraEnv -}}
 {{- if has .name (list "TF_CONFIG" "WORKER_INDEX") -}}
 {{- fail (printf "extraEnv must not set %s with several workers, because the chart does: leave it out" .name) -}}

@@ -36,9 +36,18 @@ class TestTfConfig:
         assert workers == Workers(index=1, addresses=TWO)
         assert workers.are_several and not workers.is_chief
 
-    @pytest.mark.parametrize("environ", [{}, {"TF_CONFIG": ""}, {"TF_CONFIG": tf_config(["a:1"], 0)}])
-    def test_one_worker_needs_none(self, environ: dict[str, str]) -> None:
-        assert workers_from_environment(environ, count=1) == ALONE
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "{}",
+            "no JSON",
+            tf_config(["a:1"], 0),
+            '{"cluster": {"chief": ["h:1"]}, "task": {"type": "chief", "index": 0}}',
+        ],
+    )
+    def test_one_worker_needs_none(self, text: str) -> None:
+        assert workers_from_environment({}, count=1) == workers_from_environment({"TF_CONFIG": text}, count=1) == ALONE
 
     @pytest.mark.parametrize(
         ("text", "count", "message"),
@@ -58,6 +67,7 @@ class TestTfConfig:
             (tf_config(("a:1", "a:0"), 0), 2, "the port must be 1 to 65535, received 'a:0'"),
             (tf_config(("a:1", "a:65536"), 0), 2, "the port must be 1 to 65535"),
             (tf_config(("a:1", "a"), 0), 2, "cluster.worker.1"),
+            (tf_config(("[::1]:1", "[::1]:2"), 0), 2, "cluster.worker.0"),
             (tf_config(("a:1", "grpc://a:2"), 0), 2, "cluster.worker.1"),
             ('{"cluster": {"worker": "ab"}, "task": {"type": "worker", "index": 0}}', 2, "cluster.worker"),
             ('{"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "chief", "index": 0}}', 2, "task.type"),
