@@ -152,9 +152,9 @@ def _replicas_here(record: Mapping[str, Any]) -> int:
 
 
 def _agree(digest: str, before: CommittedRun, now: CommittedRun) -> bool:
-    if digest == "result_digest":
-        return is_result_of(now.record.get("inputs", {}), before.record)
-    return bool(before.record.get(digest) == now.record.get(digest))
+    if before.record.get(digest) == now.record.get(digest):
+        return True
+    return digest == "result_digest" and is_result_of(now.record.get("inputs", {}), before.record)
 
 
 def compare(before: CommittedRun, now: CommittedRun) -> Reproduction:
