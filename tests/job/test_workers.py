@@ -417,6 +417,17 @@ class TestInTheFullRun:
         assert chief.wait(60) == 76
         assert "worker 1" in chief.error
 
+    def test_sigterm_while_tensorflow_holds_the_handler_stops_all(self, clusters: Any, tmp_path: Path) -> None:
+        """It comes between the making of the strategy and the line that puts our handler back: TensorFlow alone sees it."""
+        gap = tmp_path / "gap"
+        gap.mkdir()
+        (gap / "sitecustomize.py").write_text(GAP)
+        cluster = clusters(2, *LONG)
+        chief = cluster.start(0)
+        other = cluster.start(1, PYTHONPATH=os.pathsep.join([str(REPOSITORY), str(gap)]))
+        assert [chief.wait(), other.wait()] == [75, 75], chief.error + other.error
+        assert chief.event("run.interrupted")["step"] == checkpoint_steps(cluster.folder)[-1]
+
     def test_hung_worker_ends_all_with_74(self, clusters: Any, tmp_path: Path) -> None:
         """A worker whose step hangs while its process lives: only the stall time-out of each can end that."""
         hang = tmp_path / "hang"
@@ -487,4 +498,16 @@ def watch():
             yield chunk
     pipeline.chunk_rows = chunk_rows
 threading.Thread(target=watch, daemon=True).start()
+"""
+
+GAP = """
+import os, signal
+original, count = signal.signal, 0
+def put(number, handler):
+    global count
+    count += number == signal.SIGTERM
+    if number == signal.SIGTERM and count == 2:  # the first call installs our handler at the start of the process
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(number, handler)
+signal.signal = put
 """
