@@ -42,8 +42,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     """
     config = loaded.config
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
-    phases = Phases()
-    pod = contract.pod_from_environment(os.environ)
+    pod, phases = contract.pod_from_environment(os.environ), Phases()
     status.path = choose_path(config.observe.termination_log)
     identity = AttemptIdentity(run=make_run_id(config), attempt=make_attempt_id(pod))
     status.run, status.attempt = identity.run, identity.attempt

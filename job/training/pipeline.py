@@ -138,17 +138,21 @@ def make_chunks(
         one_hot = tf.one_hot(tf.gather(all_labels, rows), num_classes, dtype=tf.float32)
         return tf.cast(pixels, tf.float32) / 255.0, one_hot, weights, totals, start, count
 
-    dataset = tf.data.Dataset.from_generator(
-        rows_of_chunks,
-        output_signature=(
-            tf.TensorSpec(shape, tf.int32),
-            tf.TensorSpec(shape, tf.float32),
-            tf.TensorSpec((steps_per_chunk,), tf.float32),
-            tf.TensorSpec((), tf.int64),
-            tf.TensorSpec((), tf.int32),
-        ),
-    )
+    dataset = tf.data.Dataset.from_generator(rows_of_chunks, output_signature=_signature(shape))
     return dataset.map(to_examples).prefetch(2).with_options(_make_options())
+
+
+def _signature(shape: tuple[int, int]) -> tuple[Any, ...]:
+    """Of (rows [K, B'], weights [K, B'], total weights [K], start_step, num_steps)."""
+    import tensorflow as tf
+
+    return (
+        tf.TensorSpec(shape, tf.int32),
+        tf.TensorSpec(shape, tf.float32),
+        tf.TensorSpec(shape[:1], tf.float32),
+        tf.TensorSpec((), tf.int64),
+        tf.TensorSpec((), tf.int32),
+    )
 
 
 def _make_options() -> Any:
