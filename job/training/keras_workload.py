@@ -138,11 +138,11 @@ class KerasWorkload:
 
     def _build(self) -> Training:
         config, dataset = self._config, self._data.dataset
-        if self._workers.are_several:  # before variables are sent around, which would fail in TensorFlow's own words
-            agreement.compare_models(self._exchange, self._build_model())
         with self._strategy.scope():
             self._model = self._build_model()
             optimizer = build_optimizer(config.train)
+        if self._workers.are_several:  # not before: a model that is built a second time has other names
+            agreement.compare_models(self._exchange, self._model)
         num_examples = len(dataset.train_labels)
         input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)

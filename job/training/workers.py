@@ -92,7 +92,8 @@ def workers_from_environment(environ: Mapping[str, str], *, count: int) -> Worke
         return ALONE
     if not text:
         raise ConfigError(
-            f"TF_CONFIG: must name the {count} workers of cluster.workers, and is not set; the chart sets it, and here scripts/workers"
+            f"TF_CONFIG: must name the {count} workers of cluster.workers, and is not set; the chart sets it, and here "
+            "scripts/workers"
         )
     try:
         content = _TfConfig.model_validate_json(text)
