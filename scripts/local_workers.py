@@ -71,7 +71,7 @@ class Group:
     def __init__(self, count: int, settings: Sequence[str], *, restarts: int) -> None:
         self._workers = [Worker(index=index) for index in range(count)]
         self._settings, self._restarts = [f"--cluster.workers={count}", *settings], restarts
-        self._addresses = [f"127.0.0.1:{port}" for port in _free_ports(count)]
+        self._addresses = free_addresses(count)
         self._signal, self._num_signals = 0, 0
         self._code = 0
         """That of the first worker that was given up."""
@@ -87,8 +87,7 @@ class Group:
         return self._code
 
     def _start(self, worker: Worker) -> None:
-        task = {"type": "worker", "index": worker.index}
-        environ = dict(os.environ, TF_CONFIG=json.dumps({"cluster": {"worker": self._addresses}, "task": task}))
+        environ = dict(os.environ, TF_CONFIG=tf_config(self._addresses, worker.index))
         if sys.stdout.isatty():  # the workers themselves write into a pipe
             environ.setdefault("MNIST_OBSERVE__LOG_FORMAT", "text")
         if worker.index:  # one port for metrics cannot be shared
@@ -166,12 +165,16 @@ def _print_lines(index: int, source: IO[str], target: TextIO) -> None:
             target.flush()
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+def tf_config(addresses: Sequence[str], index: int) -> str:
+    """TF_CONFIG of one worker, as the chart sets it."""
+    return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}})
+
+
+def free_addresses(count: int) -> list[str]:
+    """`host:port` of this machine on which nobody listens."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Workers of one run as processes of this machine, for tests: each is started, told things and awaited by itself."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,28 @@ class Cluster:
     def commit(self) -> dict[str, Any]:
         """The committed result."""
         return read_commit(self.folder)
+
+
+@contextlib.contextmanager
+def making_clusters(tmp_path: Path, *own: str) -> Iterator[Callable[..., Cluster]]:
+    """Makes clusters below a folder, all with the flags `own`; ends them."""
+    made: list[Cluster] = []
+
+    def make(count: int, *flags: str, name: str = "run", addresses: Sequence[str] = ()) -> Cluster:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        made.append(Cluster(folder=folder, count=count, flags=(*own, *flags), addresses=list(addresses)))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.end()
+
+
+def commit_of_one_process(folder: Path, *flags: str) -> dict[str, Any]:
+    """The COMMIT of an undisturbed run of one process with two replicas."""
+    run_alone(folder, *flags, "--cluster.cpu_replicas=2")
+    return read_commit(folder)
 
 
 def run_alone(folder: Path, *flags: str) -> Process:

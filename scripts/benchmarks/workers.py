@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from local_workers import free_addresses, tf_config
 
 _BATCHES = (128, 512, 1024, 4096)
 _EXAMPLES = 24_576  # full batches of each size
@@ -51,13 +52,12 @@ class Sample:
 def measure(setup: Setup, *, batch: int, data_dir: Path) -> Sample:
     """Train once; raises RuntimeError when a process does not end with 0."""
     folder = Path(tempfile.mkdtemp(prefix="bench-workers-"))
-    addresses = [f"127.0.0.1:{_free_port()}" for _ in setup.cores]
+    addresses = free_addresses(len(setup.cores))
     processes = []
     for index, cores in enumerate(setup.cores):
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("MNIST_", "TF_"))}
         if len(addresses) > 1:
-            task = {"type": "worker", "index": index}
-            environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+            environ["TF_CONFIG"] = tf_config(addresses, index)
         command = ["taskset", "--cpu-list", cores, sys.executable, "-m", "job", "run", *_flags(folder, batch, data_dir)]
         command += [*setup.flags, f"--cluster.workers={len(addresses)}"]
         log = open(folder / f"{index}.log", "w+", encoding="utf-8")  # noqa: SIM115 - open as long as its process
@@ -90,11 +90,6 @@ def _flags(folder: Path, batch: int, data_dir: Path) -> list[str]:
         "--observe.log_format=json",
         "--promotion.enabled=false",
     ]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def main() -> int:

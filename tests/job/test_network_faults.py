@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import skip_or_fail
 from tests.network import WHY_NOT, Network, can_make_networks, with_hosts_file
-from tests.workers import Cluster, digests, free_ports, read_commit, run_alone
+from tests.workers import Cluster, commit_of_one_process, digests, free_ports, making_clusters
 
 pytestmark = [pytest.mark.tf, pytest.mark.full, pytest.mark.timeout(400)]
 
@@ -30,25 +30,14 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture
 def make_cluster(tmp_path: Path) -> Iterator[Callable[[list[str]], Cluster]]:
-    made: list[Cluster] = []
-
-    def make(addresses: list[str]) -> Cluster:
-        folder = tmp_path / "run"
-        folder.mkdir()
-        made.append(Cluster(folder=folder, count=2, flags=FLAGS, addresses=addresses))
-        return made[-1]
-
-    yield make
-    for cluster in made:
-        cluster.end()
+    with making_clusters(tmp_path, *FLAGS) as make:
+        yield lambda addresses: make(2, addresses=addresses)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The COMMIT of an undisturbed run of one process with two replicas."""
-    folder = tmp_path_factory.mktemp("alone")
-    run_alone(folder, *FLAGS, "--cluster.cpu_replicas=2")
-    return read_commit(folder)
+    return commit_of_one_process(tmp_path_factory.mktemp("alone"), *FLAGS)
 
 
 BREAKS: dict[str, tuple[Callable[[Network], None], Callable[[Network], None]]] = {

@@ -19,10 +19,11 @@ from tests.conftest import REPOSITORY, RunJob, job_environment, run_job_in, skip
 from tests.workers import (
     FLAGS,
     Cluster,
-    Event,
     checkpoint_steps,
+    commit_of_one_process,
     digests,
     free_ports,
+    making_clusters,
     read_commit,
     run_alone,
     tf_config,
@@ -37,29 +38,14 @@ LONG = ("--train.epochs=15", "--checkpoint.interval_seconds=0.2")
 @pytest.fixture
 def clusters(tmp_path: Path) -> Iterator[Any]:
     """Makes clusters below `tmp_path`; ends them."""
-    made: list[Cluster] = []
-
-    def make(count: int, *flags: str, name: str = "run") -> Cluster:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        made.append(Cluster(folder=folder, count=count, flags=flags))
-        return made[-1]
-
-    yield make
-    for cluster in made:
-        cluster.end()
+    with making_clusters(tmp_path) as make:
+        yield make
 
 
 @pytest.fixture(scope="session")
 def long_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The COMMIT of an undisturbed run of one process with two replicas."""
-    folder = tmp_path_factory.mktemp("alone")
-    run_alone(folder, *LONG, "--cluster.cpu_replicas=2")
-    return read_commit(folder)
-
-
-def is_training(event: Event) -> bool:
-    return int(event["step"]) > 0
+    return commit_of_one_process(tmp_path_factory.mktemp("alone"), *LONG)
 
 
 def scrape(port: int) -> dict[str, float]:
