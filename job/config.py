@@ -4,13 +4,15 @@ Does not know where values come from (`config_sources.py`) nor facts about the m
 dataset; checks that need those are made where they are known.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,7 +33,7 @@ _FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | re.ASCII)
 
 
-def _split_integers(value: object) -> object:
+def _split_list(value: object) -> object:
     """Accept `512,256` and `[512, 256]` from flags and variables, beside a real list from YAML."""
     if isinstance(value, str):
         return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
@@ -52,10 +54,37 @@ def _check_url(value: str | None) -> str | None:
     return value
 
 
+def _parse_mapping(value: object) -> object:
+    """Accept `{width: 16}` (YAML, so JSON too) from flags and variables, beside a real mapping from a file."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError("must be a mapping such as {width: 16}") from error
+
+
+def _check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Arguments are recorded as JSON: what would not come back equal is refused."""
+    try:
+        is_equal = json.loads(json.dumps(value, allow_nan=False)) == value
+    except (TypeError, ValueError):
+        is_equal = False
+    if not is_equal or not all(key.isidentifier() for key in value):
+        raise ValueError("must map names to JSON values: numbers, texts, true, false, null, lists and mappings")
+    return value
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 30, allow_inf_nan=False)]
-Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], NoDecode, BeforeValidator(_split_integers)]
+Names = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^(top_[1-9][0-9]{0,2}_accuracy|auc|f1_macro)$")], ...],
+    NoDecode,
+    BeforeValidator(_split_list),
+]
+Arguments = Annotated[dict[str, Any], NoDecode, BeforeValidator(_parse_mapping), AfterValidator(_check_json)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], NoDecode, BeforeValidator(_split_list)]
 
 
 class Section(BaseModel):
@@ -109,6 +138,10 @@ class DataSection(Section):
     dataset: str = Field("mnist", max_length=100, description="mnist, fashion_mnist, kmnist or emnist/digits")
     train_examples: PositiveInt | None = Field(None, description="use only this many training examples")
     test_examples: PositiveInt | None = Field(None, description="use only this many test examples")
+    validation_fraction: float = Field(
+        0.0, ge=0, le=0.9, allow_inf_nan=False, description="share of the training split that is kept for validation"
+    )
+    args: Arguments = Field({}, description="keyword arguments of your own source, such as {size: 64}")
     cache_dir: Path | None = Field(None, description="where prepared data is kept; default ~/.cache/mnist-train")
 
     @field_validator("source")
@@ -129,6 +162,10 @@ class DataSection(Section):
     def _check_together(self) -> Self:
         if self.source == "idx" and self.uri is None:
             raise ValueError("uri must be set with source=idx: a folder or store URI that holds the four .gz files")
+        if self.source in SOURCES and self.args:
+            raise ValueError(
+                f"args are read only by a source of your own, received source={self.source}; drop one of the two"
+            )
         if self.source not in ("idx", "tfds") and self.uri is not None:
             raise ValueError(f"uri is read only with source idx or tfds, received {self.source}; drop one of the two")
         if self.source == "tfds" and self.dataset not in TFDS_DATASETS:
@@ -144,6 +181,10 @@ class DataSection(Section):
         return self.dataset if is_named else self.source.replace(":", ".")
 
 
+REFERENCE_ONLY = ("hidden_units", "activation", "dropout")
+"""Settings that the reference model has and a model of your own has not."""
+
+
 class ModelSection(Section):
     """What is trained."""
 
@@ -155,6 +196,17 @@ class ModelSection(Section):
         "sigmoid", description="activation of the hidden layers"
     )
     dropout: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False, description="rate after each hidden layer")
+    args: Arguments = Field({}, description="keyword arguments of model.build, such as {width: 16}")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.build is None and self.args:
+            raise ValueError("args are read only with model.build; drop one of the two")
+        fields = type(self).model_fields
+        ignored = [name for name in REFERENCE_ONLY if getattr(self, name) != fields[name].default]
+        if self.build is not None and ignored:
+            raise ValueError(f"{', '.join(ignored)}: only of the reference model, not of model.build; use args instead")
+        return self
 
 
 class TrainSection(Section):
@@ -162,12 +214,61 @@ class TrainSection(Section):
 
     epochs: int = Field(20, ge=1, le=100_000, description="passes over the training split")
     global_batch_size: int = Field(128, ge=1, le=1_048_576, description="examples per update over all replicas")
-    optimizer: Literal["sgd", "momentum", "adam"] = Field("sgd", description="update rule (momentum is SGD with 0.9)")
+    optimizer: Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "lion"] = Field(
+        "sgd", description="update rule of Keras (momentum and nesterov are SGD with 0.9)"
+    )
     learning_rate: float = Field(0.01, gt=0, le=1e6, allow_inf_nan=False, description="step size of the optimizer")
+    weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="decoupled weight decay; default: the optimizer's own (adamw 0.004, others none)"
+    )
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="largest norm of all gradients together; default: not clipped"
+    )
+    schedule: Literal["constant", "cosine", "warmup-cosine", "step"] = Field(
+        "constant", description="how the learning rate changes over the run"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
+    step_epochs: PositiveInt | None = Field(None, description="schedule=step: epochs between two cuts")
+    step_factor: float = Field(0.1, gt=0, lt=1, allow_inf_nan=False, description="schedule=step: factor of each cut")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, allow_inf_nan=False, description="share of each label spread over all classes in the loss"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: each class counts alike in the loss, however many examples it has"
+    )
+    metrics: Names = Field((), max_length=8, description="more metrics: top_K_accuracy (K = 2, 3, ...), auc, f1_macro")
+    evaluate_every: PositiveInt = Field(
+        1, description="epochs between two evaluations; the last epoch is always evaluated"
+    )
+    monitor: Literal["val_loss", "val_accuracy"] = Field(
+        "val_loss", description="what early stopping and keep=best look at, on the validation split"
+    )
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="stop after so many evaluations without a better one; default: never"
+    )
+    early_stopping_min_delta: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="what is at least better counts as better"
+    )
+    keep: Literal["last", "best"] = Field("last", description="weights of which epoch become the result")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="type of the arithmetic; weights: float32")
     compile: Literal["auto", "xla", "graph"] = Field(
         "auto", description="auto: xla with one replica, two or more cores and no dropout; else graph"
     )
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.schedule == "warmup-cosine" and not self.warmup_steps:
+            raise ValueError("warmup_steps must be at least 1 with schedule=warmup-cosine")
+        if self.schedule == "cosine" and self.warmup_steps:
+            raise ValueError("warmup_steps must be 0 with schedule=cosine; use schedule=warmup-cosine")
+        if (self.schedule == "step") != (self.step_epochs is not None):
+            raise ValueError("step_epochs and schedule=step go together; set both or neither")
+        return self
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether a validation split decides when training ends, or which epoch is kept."""
+        return self.early_stopping_patience is not None or self.keep == "best"
 
 
 class ClusterSection(Section):
@@ -287,6 +388,14 @@ class Config(BaseSettings):
     promotion: PromotionSection = PromotionSection()
     retention: RetentionSection = RetentionSection()
     observe: ObserveSection = ObserveSection()
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> Self:
+        if self.train.needs_validation and not self.data.validation_fraction and self.data.source in SOURCES:
+            raise ValueError(
+                "train.early_stopping_patience and train.keep=best look at a validation split; set data.validation_fraction"
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(

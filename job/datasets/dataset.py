@@ -31,6 +31,8 @@ class Dataset:
         test_images: uint8 [M, ...] of the same image shape.
         test_labels: int64 [M].
         class_names: one name per class, in label order.
+        validation_images, validation_labels: a third split, or None: without one, `data.validation_fraction` takes it from the
+            training split.
     """
 
     train_images: Images
@@ -38,6 +40,8 @@ class Dataset:
     test_images: Images
     test_labels: Labels
     class_names: tuple[str, ...]
+    validation_images: Images | None = None
+    validation_labels: Labels | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ def test_contradictions_are_refused_with_the_way_out(values: dict[str, Any], mes
         ({"train": {"epochz": 3}}, "at '/train': additional properties 'epochz' not allowed"),
         ({"train": {"epochs": "three"}}, "at '/train/epochs': got string, want integer"),
         ({"train": {"epochs": 0}}, "at '/train/epochs'"),
-        ({"train": {"optimizer": "lion"}}, "at '/train/optimizer'"),
+        ({"train": {"optimizer": "ftrl"}}, "at '/train/optimizer'"),
         ({"train": []}, "at '/train'"),
         ({"run": {"seed": "dice"}}, "at '/run/seed'"),
         ({"model": {"hidden_units": [0]}}, "at '/model/hidden_units/0'"),

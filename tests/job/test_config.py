@@ -25,7 +25,6 @@ SAMPLES = {
     "model.hidden_units": ("[8, 16]", "32,64", "[128, 256, 512]"),
     "model.activation": ("relu", "tanh", "gelu"),
     "model.dropout": ("0.1", "0.2", "0.3"),
-    "train.optimizer": ("adam", "momentum", "sgd"),
     "train.learning_rate": ("0.1", "1e-3", "3"),
     "train.precision": ("bfloat16", "float32", "bfloat16"),
     "train.compile": ("xla", "graph", "auto"),
@@ -60,7 +59,34 @@ SAMPLES = {
     ),
     **dict.fromkeys(("promotion.enabled", "observe.report"), ("false", "true", "false")),
     "observe.stall_timeout_seconds": ("1", "2", "3"),
+    **dict.fromkeys(("data.args", "model.args"), ("{a: 1}", '{"a": [2, "x"]}', "{b: null}")),
+    "train.optimizer": ("adamw", "lion", "nesterov"),
+    "train.schedule": ("cosine", "constant", "cosine"),
+    "train.class_weights": ("balanced", "none", "balanced"),
+    "train.metrics": ("[auc]", "top_3_accuracy,auc", "f1_macro"),
+    "train.monitor": ("val_accuracy", "val_loss", "val_accuracy"),
+    "train.keep": ("best", "last", "best"),
+    **dict.fromkeys(
+        [f"train.{name}" for name in ("warmup_steps", "step_epochs", "evaluate_every", "early_stopping_patience")],
+        ("1", "2", "3"),
+    ),
+    **dict.fromkeys(
+        ["data.validation_fraction"]
+        + [
+            f"train.{name}"
+            for name in ("weight_decay", "clip_norm", "step_factor", "label_smoothing", "early_stopping_min_delta")
+        ],
+        ("0.1", "0.2", "0.3"),
+    ),
 }
+COMPANY = {
+    "data.args": ("--data.source=a:b",),
+    "model.args": ("--model.build=a:b",),
+    "train.step_epochs": ("--train.schedule=step",),
+    "train.early_stopping_patience": ("--data.validation_fraction=0.1",),
+    "train.keep": ("--data.validation_fraction=0.1",),
+}
+"""Settings that are refused alone -> what has to come with them."""
 
 
 @pytest.fixture(autouse=True)
@@ -102,20 +128,21 @@ class TestOrderOfSources:
         self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         in_file, in_environment, as_flag = SAMPLES[name]
+        company = COMPANY.get(name, ())
         section, field = name.split(".")
         path = write_yaml(tmp_path, f"{section}:\n  {field}: {in_file}\n")
 
         default = load_config([])
-        from_file = load_config([], config_file=path)
+        from_file = load_config(company, config_file=path)
         monkeypatch.setenv(variable_of(name), in_environment)
-        from_environment = load_config([], config_file=path)
-        from_flag = load_config([f"--{name}={as_flag}"], config_file=path)
+        from_environment = load_config(company, config_file=path)
+        from_flag = load_config([*company, f"--{name}={as_flag}"], config_file=path)
         monkeypatch.delenv(variable_of(name))
 
         layers = (from_file, from_environment, from_flag)
         assert [layer.origins[name] for layer in layers] == [str(path), variable_of(name), f"--{name}"]
         assert name not in default.origins
-        expected = [load_config([f"--{name}={text}"]) for text in SAMPLES[name]]
+        expected = [load_config([*company, f"--{name}={text}"]) for text in SAMPLES[name]]
         assert [value_of(layer, name) for layer in layers] == [value_of(layer, name) for layer in expected]
         assert value_of(from_file, name) != value_of(from_environment, name) != value_of(from_flag, name)
 
@@ -129,14 +156,32 @@ class TestOrderOfSources:
         assert loaded.model.dropout == 0.5
 
     def test_defaults_are_the_reference_model(self) -> None:
+        default_newer = {
+            "weight_decay": None,
+            "clip_norm": None,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "step_epochs": None,
+            "step_factor": 0.1,
+            "label_smoothing": 0.0,
+            "class_weights": "none",
+            "metrics": (),
+            "evaluate_every": 1,
+            "monitor": "val_loss",
+            "early_stopping_patience": None,
+            "early_stopping_min_delta": 0.0,
+            "keep": "last",
+        }
         config = load_config([]).config
         assert config.model.model_dump() == {
             "build": None,
             "hidden_units": (512, 512),
             "activation": "sigmoid",
             "dropout": 0.0,
+            "args": {},
         }
         assert config.train.model_dump() == {
+            **default_newer,
             "epochs": 20,
             "global_batch_size": 128,
             "optimizer": "sgd",
@@ -178,7 +223,7 @@ REFUSED_FLAGS = [
     ("--train.learning_rate=nan", r"train\.learning_rate: must be a finite number, received 'nan'"),
     ("--train.learning_rate=inf", r"train\.learning_rate: must be a finite number, received 'inf'"),
     ("--train.learning_rate=0", r"train\.learning_rate: must be greater than 0, received '0'"),
-    ("--train.optimizer=lamb", r"train\.optimizer: must be 'sgd', 'momentum' or 'adam', received 'lamb'"),
+    ("--train.optimizer=lamb", r"train\.optimizer: must be 'sgd', 'momentum'.* 'adamw' or 'lion', received 'lamb'"),
     ("--train.global_batch_size=0", r"train\.global_batch_size: must be greater than or equal to 1"),
     ("--model.hidden_units=64,wide", r"model\.hidden_units: must be a valid integer.*received 'wide'"),
     ("--model.hidden_units=64,0", r"model\.hidden_units: must be greater than or equal to 1, received '0'"),
