@@ -22,7 +22,8 @@ from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpac
 from job.store.open import folder_opener
 from job.training import agreement, devices, evaluation, export, pipeline
 from job.training.loop import Training
-from job.training.model import build_model, build_optimizer, model_input_shape
+from job.training.model import build_model, model_input_shape
+from job.training.recipe import check_settings, make_recipe
 from job.training.steps import StepRunner
 from job.training.workers import (
     Exchange,
@@ -80,6 +81,11 @@ class KerasWorkload:
             config.train.global_batch_size,
             num_replicas=num_replicas,
             num_examples=len(self._data.dataset.train_labels),
+        )
+        check_settings(
+            config.train,
+            num_examples=len(self._data.dataset.train_labels),
+            num_classes=len(self._data.dataset.class_names),
         )
         self._compile_with = devices.resolve_compile(
             config.train,
@@ -140,13 +146,21 @@ class KerasWorkload:
         config, dataset = self._config, self._data.dataset
         with self._strategy.scope():
             self._model = self._build_model()
-            optimizer = build_optimizer(config.train)
         if self._workers.are_several:  # not before: a model that is built a second time has other names
             agreement.compare_models(self._exchange, self._model)
         num_examples = len(dataset.train_labels)
         input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
         total_steps = steps_per_epoch * config.train.epochs
+        with self._strategy.scope():
+            recipe = make_recipe(
+                config.train,
+                self._model,
+                train_labels=dataset.train_labels,
+                num_classes=len(dataset.class_names),
+                steps_per_epoch=steps_per_epoch,
+                num_replicas=self._strategy.num_replicas_in_sync,
+            )
         steps_per_chunk = pipeline.choose_steps_per_chunk(
             steps_per_epoch,
             num_pixels=math.prod(dataset.image_shape),
@@ -171,7 +185,7 @@ class KerasWorkload:
         runner = StepRunner(
             self._strategy,
             model=self._model,
-            optimizer=optimizer,
+            recipe=recipe,
             compile_with=self._compile_with,
             make_chunks=make_chunks,
             steps_per_epoch=steps_per_epoch,
