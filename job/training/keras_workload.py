@@ -11,7 +11,7 @@ import numpy as np
 
 from job.config import Config
 from job.contract import Event
-from job.datasets.dataset import evaluation_digest_of
+from job.datasets.dataset import Dataset, Images, evaluation_digest_of
 from job.datasets.load import LoadedDataset, load_dataset
 from job.datasets.prepared import choose_cache_dir
 from job.logs import emit, warn
@@ -21,7 +21,7 @@ from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
 from job.store.open import folder_opener
 from job.training import agreement, devices, evaluation, export, pipeline
-from job.training.loop import Training
+from job.training.loop import Split, Training
 from job.training.model import build_model, build_optimizer, model_input_shape
 from job.training.steps import StepRunner
 from job.training.workers import (
@@ -180,11 +180,11 @@ class KerasWorkload:
         predictor = evaluation.Predictor(self._model, input_shape=input_shape)
         training = Training(
             runner,
-            predict=lambda: predictor(dataset.test_images),
-            test_labels=dataset.test_labels,
+            settings=config.train,
             num_examples=num_examples,
-            global_batch_size=config.train.global_batch_size,
-            epochs=config.train.epochs,
+            test=Split(predict=lambda: predictor(dataset.test_images), labels=dataset.test_labels),
+            validation=_validation_split(dataset, predictor),
+            exchange=self._exchange,
         )
         self._emit_train_start(training)
         return training
@@ -193,6 +193,7 @@ class KerasWorkload:
         """Score the test split, and write the SavedModel that predicts what was scored."""
         dataset = self._data.dataset
         with phases("evaluate"):
+            training.load_result()
             probabilities = training.predict()
             scores = evaluation.score(probabilities, dataset.test_labels, class_names=dataset.class_names)
             emit(Event.EVALUATE_END, test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
@@ -261,6 +262,13 @@ class KerasWorkload:
             }
         emit(Event.EXPORT_END, files=len(files), bytes=sum(map(len, files.values())), weights_digest=digest)
         return files, digest
+
+
+def _validation_split(dataset: Dataset, predict: Callable[[Images], evaluation.Probabilities]) -> Split | None:
+    images, labels = dataset.validation_images, dataset.validation_labels
+    if images is None or labels is None:
+        return None
+    return Split(predict=lambda: predict(images), labels=labels)
 
 
 def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDataset:
