@@ -47,13 +47,15 @@ FLAGS = (
 )
 FILE_STORE = ("--store.uri=file:./store",)
 STOPPING = (
+    *FILE_STORE,
+    "--run.seed=49",
     "--data.validation_fraction=0.3",
     "--train.epochs=40",
     "--train.evaluate_every=2",
     "--train.early_stopping_patience=2",
     "--train.keep=best",
 )
-"""A run with a validation split that stops early, and keeps the weights of an epoch before its last."""
+"""A run that stops early after epoch 8, and keeps the weights of epoch 4."""
 
 Hook = Callable[[str], None]
 
