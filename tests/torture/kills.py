@@ -166,7 +166,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         name="R25",
-        promise="a run that stops early and keeps its best epoch, killed as in R2, every other one twice: same result, one COMMIT",
+        promise="a run that stops early and keeps its best epoch, killed as in R2, half of them twice: same result, one COMMIT",
         trial=_kill_around_the_stop,
         num_full=0,
         num_quick=40,
