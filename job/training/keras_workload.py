@@ -14,6 +14,7 @@ from job.contract import Event
 from job.datasets.dataset import Dataset, Images, evaluation_digest_of
 from job.datasets.load import LoadedDataset, load_dataset
 from job.datasets.prepared import choose_cache_dir
+from job.errors import ConfigError
 from job.logs import emit, warn
 from job.observe.phases import WAIT_FOR_WORKERS, Phases
 from job.runs import identity
@@ -272,17 +273,30 @@ def _validation_split(dataset: Dataset, predict: Callable[[Images], evaluation.P
 
 
 def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDataset:
+    """The three splits, or two.
+
+    Raises:
+        JobError: as from `load_dataset`; no validation split where the settings need one.
+    """
     data = load_dataset(
         config.data,
         cache_dir=choose_cache_dir(config.data, environ=environ),
         open_folder=folder_opener(config.store, environ=environ),
     )
+    validation_labels = data.dataset.validation_labels
+    if config.train.needs_validation and validation_labels is None:
+        raise ConfigError(
+            "train.early_stopping_patience and train.keep=best look at a validation split; "
+            f"{config.data.source} returned none: return validation_images and validation_labels, or set data.validation_fraction"
+        )
+    more = {"validation_examples": len(validation_labels)} if validation_labels is not None else {}
     emit(
         Event.DATA_READY,
         dataset=data.name,
         digest=data.digest,
         train_examples=len(data.dataset.train_labels),
         test_examples=len(data.dataset.test_labels),
+        **more,
         image_shape=list(data.dataset.image_shape),
     )
     if config.data.source == "digits":
