@@ -33,7 +33,9 @@ _COUNTERS = {
 _GAUGES = {
     "loss": "Mean training loss of the epoch so far.",
     "accuracy": "Training accuracy of the epoch so far, 0 to 1.",
-    "test_loss": "Mean loss on the test split after the last epoch.",
+    "test_loss": "Mean loss on the test split when it was last scored.",
+    "val_loss": "Mean loss on the validation split when it was last scored.",
+    "val_accuracy": "Accuracy on the validation split when it was last scored, 0 to 1.",
     "examples_per_second": "Training speed, smoothed.",
     "checkpoint_seconds": "How long the last checkpoint took to be written.",
     "checkpoint_last_timestamp_seconds": "When the last checkpoint was written.",

@@ -89,10 +89,15 @@ class View:
             goodput_ratio=now.goodput_ratio,
         )
 
-    def epoch_ends(self, *, test_loss: float, test_accuracy: float) -> None:
-        """The model was scored on the test split."""
-        self._status.accuracy = test_accuracy
-        self.set(test_loss=test_loss)
+    def epoch_ends(self, *, test_accuracy: float | None = None, **losses_and_validation: float) -> None:
+        """An epoch is over; the model was scored on the validation split or the test split, or on none.
+
+        Args:
+            losses_and_validation: `test_loss`, or `val_loss` and `val_accuracy`.
+        """
+        if test_accuracy is not None:
+            self._status.accuracy = test_accuracy
+        self.set(**losses_and_validation)
 
     def checkpoint_starts(self) -> None:
         """A checkpoint is being written: from now on the termination message says how far training is."""

@@ -33,9 +33,6 @@ _OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
 Loss = Callable[[Any, Any], Any]
 """(one-hot labels float32 [B, C], probabilities [B, C]) -> the loss of each example, float32 [B], class weights included."""
 
-Measure = Callable[[Probabilities, Labels], dict[str, float]]
-"""(probabilities [N, C], labels [N]) -> metrics by name."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -210,7 +207,9 @@ def _check_in_scope(optimizer: Any) -> None:
         )
 
 
-def make_measure(config: TrainSection, model: Any, *, num_classes: int) -> Measure:
+def make_measure(
+    config: TrainSection, model: Any, *, num_classes: int
+) -> Callable[[Probabilities, Labels], dict[str, float]]:
     """`train.metrics`, and the metrics that a model is compiled with.
 
     Args:

@@ -104,6 +104,7 @@ class StepRunner:
             for index, variable in enumerate(model.variables)
             if not variable.trainable and variable.aggregation == "none"
         }
+        self._model_names = list(self._state)[: len(model.variables)]
         if workers.are_several:
             _check_readable(self._state)
         self._run_steps = _make_run_steps(
@@ -123,6 +124,15 @@ class StepRunner:
         its own on each replica. That of the first replica, which the chief has, is the run's.
         """
         return {name: array for name, array in self.state().items() if name not in self._own_names}
+
+    def model_state(self) -> dict[str, NDArray[Any]]:
+        """The model's part of `state`: a copy, by name."""
+        return {name: np.array(self._state[name].numpy()) for name in self._model_names}
+
+    def load_model(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Set what `model_state` returned; each worker by itself, since none has to wait for another."""
+        for name in self._model_names:
+            self._state[name].assign(arrays[name])
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Set what `state` returned.
