@@ -167,7 +167,8 @@ def _make_result(
     state_digest = training.state_digest()
     results = workload.finish(training, phases=phases)
     surroundings.view.set(test_loss=results.scores.loss)
-    surroundings.view.evaluated({of_class.name: of_class.recall for of_class in results.scores.classes})
+    recalls = {of_class.name: of_class.recall for of_class in results.scores.classes}
+    surroundings.view.evaluated(recalls, results.scores.metrics)
     with phases("publish"):
         record = {
             "counters": training.counters(training.total_steps, ledger=ledger),

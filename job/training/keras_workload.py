@@ -220,7 +220,7 @@ class KerasWorkload:
                 class_names=dataset.class_names,
                 metrics=self._measure(probabilities, dataset.test_labels),
             )
-            more = {"metrics": scores.metrics} if scores.metrics else {}
+            more: dict[str, Any] = {"metrics": scores.metrics} if scores.metrics else {}
             emit(
                 Event.EVALUATE_END,
                 test_loss=scores.loss,

@@ -286,7 +286,9 @@ class Training:
             emit(Event.EPOCH_END, step=result.step, **record.to_json())
             if self._settings.keep == "best" and best_epoch(self.history, self._settings) == epoch:
                 self._best = self._steps.model_state()
-        view.epoch_ends(**{name: value for name, value in scores.items() if name != "metrics"})
+        view.epoch_ends(**scores)
+        if record.learning_rate is not None:
+            view.set(learning_rate=record.learning_rate)
         self._look_for_end()
         if self.stopped_epoch:
             self._say_stopped(result.step)

@@ -49,7 +49,7 @@ class Recipe:
 
     def learning_rate(self) -> float:
         """Of the next update; a function of the number of updates, which every checkpoint holds."""
-        return float(self.optimizer.learning_rate)
+        return float(f"{float(np.asarray(self.optimizer.learning_rate)):.6g}")  # what a float32 holds of it
 
 
 def check_settings(config: TrainSection, *, num_examples: int, num_classes: int) -> None:
