@@ -3,19 +3,18 @@
 A model that is not compiled is trained as `train.*` says (`recipe.py`).
 """
 
-import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from job.config import TrainSection
 from job.datasets.dataset import Labels
-from job.errors import ConfigError, JobError
+from job.errors import ConfigError
 from job.logs import warn
-from job.texts import one_line
+from job.plugins import user_code
 from job.training.evaluation import Probabilities
 
 _REPLACED = (
@@ -103,17 +102,6 @@ def _drop_names(part: dict[str, Any]) -> None:
         part["config"] = {}
     if isinstance(part.get("config"), dict):
         part["config"].pop("name", None)
-
-
-@contextlib.contextmanager
-def user_code(name: str, *, field: str, doing: str) -> Iterator[None]:
-    """Turn what the user's code raises inside this block into a `ConfigError`."""
-    try:
-        yield
-    except JobError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{field}: {name}: {doing}: {one_line(error, limit=300)}") from error
 
 
 def _refused(name: str, reason: str) -> ConfigError:

@@ -73,14 +73,14 @@ def metrics() -> Metrics:
     return made
 
 
-def test_the_series_are_those_of_the_contract_and_at_most_80(metrics: Metrics) -> None:
+def test_the_series_are_those_of_the_contract_and_at_most_96(metrics: Metrics) -> None:
     running = parse(exposition.to_text(metrics.running).decode())
     assert names(running) == _RUNNING
     metrics.status.code = ExitCode.OK
     assert names(parse(exposition.to_text(metrics.outcome).decode())) == _OUTCOME
     everything = parse(exposition.to_text(metrics.everything).decode())
     assert names(everything) == _RUNNING | _OUTCOME
-    assert len(everything) <= 80
+    assert len(everything) <= 96
     assert {name for name, labels in everything if "run" in dict(labels)} == {"info"}
 
 
