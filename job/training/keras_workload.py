@@ -289,11 +289,12 @@ class KerasWorkload:
 
     def _emit_train_start(self, training: Training) -> None:
         train, num_replicas = self._config.train, self._strategy.num_replicas_in_sync
+        is_own = "recipe" in self._described
         emit(
             Event.MODEL_BUILT,
             parameters=self._model.count_params(),
             precision=train.precision,
-            optimizer=train.optimizer,
+            optimizer=self._described["recipe"]["optimizer"]["class_name"] if is_own else train.optimizer,
         )
         emit(
             Event.TRAIN_START,
