@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,18 @@ import pytest
 from job.config import TrainSection
 from job.errors import ConfigError
 from job.training.recipe import balanced_weights, check_settings
-from tests.conftest import job_environment
+from tests.conftest import REPOSITORY, job_environment
 
 
 def run_script(script: str) -> str:
-    """In a process of its own: TensorFlow keeps its devices."""
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=job_environment(), capture_output=True, text=True, timeout=240, check=False
-    )
+    """In a process of its own: TensorFlow keeps its devices. From a file: Keras looks for the source of functions."""
+    environment = job_environment({"PYTHONPATH": str(REPOSITORY)})
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(script)
+        file.flush()
+        done = subprocess.run(
+            [sys.executable, file.name], env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
