@@ -255,6 +255,7 @@ def test_two_workers_are_two_replicas_bit_for_bit(flags: tuple[str, ...], tmp_pa
     alone = commit_of_one_process(tmp_path, *flags)
     with making_clusters(tmp_path) as clusters:
         cluster = clusters(2, *flags)
+        (cluster.folder / "mine.py").write_text(MINE)
         processes = cluster.start_all()
         assert [process.wait() for process in processes] == [0, 0], processes[0].stderr[-2000:]
     assert digests(cluster.commit) == digests(alone)
