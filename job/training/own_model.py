@@ -36,9 +36,9 @@ def build(config: ModelSection, *, input_shape: tuple[int, ...], num_classes: in
     if not isinstance(model, keras.Model):
         raise ConfigError(f"{_FIELD}: {name} must return a keras.Model, received {type(model).__name__}")
     with user_code(name, field=_FIELD, doing=_CALLED):
-        if not model.built:
+        if isinstance(model, keras.Sequential) and not model.built:
             model.build((None, *input_shape))
-        if not model.variables:
+        elif not model.built or not model.variables:
             model(keras.ops.zeros((1, *input_shape)), training=False)  # builds the layers of a subclassed model
     if _says_shapes(model):
         _check_shapes(model, name, input_shape=input_shape, num_classes=num_classes)
