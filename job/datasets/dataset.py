@@ -1,16 +1,18 @@
-"""What a dataset is: two splits of labelled images, the checks that they must pass, their canonical order and digest.
+"""What a dataset is: splits of labelled images, the checks that they must pass, their canonical order and digest.
 
 Does not know where the examples come from, nor how many of them are used.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from job.digests import digest_of_arrays
-from job.errors import IntegrityError
+from job.errors import ConfigError, IntegrityError
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -19,11 +21,15 @@ MAX_CLASSES = 1000
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _TEST_ARRAYS = ARRAYS[2:]
+_VALIDATION_ARRAYS = ("validation_images", "validation_labels")
+
+_VALIDATION_SALT = b"mnist-train validation\n"
+"""Hashed before each image, so that the choice does not follow the canonical order. It can never change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Two splits of labelled images; what a source returns, your own included.
+    """Two or three splits of labelled images; what a source returns, your own included.
 
     Attributes:
         train_images: uint8 [N, height, width] or [N, height, width, channels], 0..255.
@@ -31,8 +37,8 @@ class Dataset:
         test_images: uint8 [M, ...] of the same image shape.
         test_labels: int64 [M].
         class_names: one name per class, in label order.
-        validation_images, validation_labels: a third split, or None: without one, `data.validation_fraction` takes it from the
-            training split.
+        validation_images, validation_labels: uint8 [V, ...] and int64 [V], or both None. Without them
+            `data.validation_fraction` takes a validation split from the training split.
     """
 
     train_images: Images
@@ -60,22 +66,73 @@ def to_canonical(dataset: Dataset) -> Dataset:
     """
     if len(dataset.class_names) < 2 or len(dataset.class_names) > MAX_CLASSES:
         raise IntegrityError(f"dataset: class_names must hold 2 to {MAX_CLASSES}, received {len(dataset.class_names)}")
-    train_images, train_labels = _canonical_split(
-        "train", dataset.train_images, dataset.train_labels, dataset.class_names
-    )
-    test_images, test_labels = _canonical_split("test", dataset.test_images, dataset.test_labels, dataset.class_names)
-    if train_images.shape[1:] != test_images.shape[1:]:
-        raise IntegrityError(
-            f"dataset: train and test images must have one shape, received {train_images.shape[1:]} and "
-            f"{test_images.shape[1:]}"
+    splits = ["train", "test"]
+    if (dataset.validation_images is None) != (dataset.validation_labels is None):
+        raise IntegrityError("dataset: validation_images and validation_labels go together; return both or neither")
+    if dataset.validation_images is not None:
+        splits.append("validation")
+    arrays: dict[str, Any] = {}
+    for split in splits:
+        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = _canonical_split(
+            split, images, labels, dataset.class_names
         )
-    return Dataset(
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-        class_names=tuple(dataset.class_names),
+        shape, train_shape = arrays[f"{split}_images"].shape[1:], arrays["train_images"].shape[1:]
+        if shape != train_shape:
+            raise IntegrityError(
+                f"dataset: train and {split} images must have one shape, received {train_shape} and {shape}"
+            )
+    return Dataset(**arrays, class_names=tuple(dataset.class_names))
+
+
+def split_validation(dataset: Dataset, fraction: float) -> Dataset:
+    """Move a share of the training split into a validation split, by the SHA-256 of each image alone.
+
+    An image is on the same side in every source, on every night and whatever the rest of the split is. Equal images are on one
+    side. A larger fraction takes the images of a smaller one, and more. The order within each side stays.
+
+    Args:
+        dataset: without a validation split.
+        fraction: 0..1; the share is met up to chance.
+
+    Raises:
+        ConfigError: a side would be empty, or training would lose a class.
+    """
+    limit = int(Fraction(fraction) * 2**256)
+    salted = hashlib.sha256(_VALIDATION_SALT)
+    is_validation = np.fromiter(
+        (_is_below(limit, image, salted.copy()) for image in dataset.train_images), bool, len(dataset.train_images)
     )
+    _check_sides(dataset.train_labels, is_validation, fraction=fraction, class_names=dataset.class_names)
+    return replace(
+        dataset,
+        train_images=dataset.train_images[~is_validation],
+        train_labels=dataset.train_labels[~is_validation],
+        validation_images=dataset.train_images[is_validation],
+        validation_labels=dataset.train_labels[is_validation],
+    )
+
+
+def _is_below(limit: int, image: Images, hasher: "hashlib._Hash") -> bool:
+    hasher.update(image.tobytes())
+    return int.from_bytes(hasher.digest(), "big") < limit
+
+
+def _check_sides(
+    labels: Labels, is_validation: NDArray[np.bool_], *, fraction: float, class_names: tuple[str, ...]
+) -> None:
+    num_validation, num_train = int(is_validation.sum()), int((~is_validation).sum())
+    if not num_validation or not num_train:
+        raise ConfigError(
+            f"data.validation_fraction: must leave examples on both sides, received {fraction}: {num_train} for training and "
+            f"{num_validation} for validation of {len(labels)}; choose another fraction"
+        )
+    lost = np.setdiff1d(labels, labels[~is_validation])
+    if lost.size:
+        raise ConfigError(
+            f"data.validation_fraction: must leave every class in the training split, received {fraction}: none is left of "
+            f"{class_names[lost[0]]!r}; choose a smaller fraction"
+        )
 
 
 def with_digest(dataset: Dataset) -> tuple[Dataset, str]:
@@ -89,8 +146,12 @@ def with_digest(dataset: Dataset) -> tuple[Dataset, str]:
 
 
 def digest_of(dataset: Dataset) -> str:
-    """SHA-256 over the arrays' shapes and bytes, in the order they have now. Class names are not part of it."""
-    return _digest(dataset, ARRAYS)
+    """SHA-256 over the arrays' shapes and bytes, in the order they have now. Class names are not part of it.
+
+    The arrays of a validation split are part of it where there is one.
+    """
+    more = _VALIDATION_ARRAYS if dataset.validation_images is not None else ()
+    return _digest(dataset, ARRAYS + more)
 
 
 def evaluation_digest_of(dataset: Dataset) -> str:

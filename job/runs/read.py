@@ -195,6 +195,12 @@ def _parse_commit(record: Mapping[str, Any], run_id: str) -> CommittedRun:
     )
 
 
+def more_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Those of a COMMIT's `metrics` that not every run has, by name: of `train.metrics` and of a compiled model."""
+    more = {name.removeprefix("test_"): value for name, value in metrics.items() if name.startswith("test_")}
+    return {name: value for name, value in more.items() if name not in ("loss", "accuracy", "examples")}
+
+
 def _parse_files(record: Mapping[str, Any]) -> list[StoredFile]:
     entries, wanted = record["files"], {"key", "num_bytes", "sha256"}
     if not isinstance(entries, list) or not all(

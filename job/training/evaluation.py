@@ -3,7 +3,9 @@
 The scores are numpy on stored probabilities, so that they can be made again without the model.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ class Scores:
         accuracy: share of examples classified correctly, 0..1.
         confusion: rows are true classes, columns predicted ones; counts.
         wrong: the confidently wrong examples first, at most 200: position, label, prediction, its probability.
+        metrics: more of them, by name.
     """
 
     loss: float
@@ -47,10 +50,12 @@ class Scores:
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
     wrong: tuple[dict[str, Any], ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary for metrics.json."""
-        return asdict(self)
+        """A plain dictionary for metrics.json; without `metrics` when there are none."""
+        content = asdict(self)
+        return content if self.metrics else {name: content[name] for name in content if name != "metrics"}
 
 
 class Predictor:
@@ -95,8 +100,14 @@ def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[flo
     return float(loss), float((probabilities.argmax(1) == labels).mean())
 
 
-def score(probabilities: Probabilities, labels: Labels, *, class_names: tuple[str, ...]) -> Scores:
-    """All scores from probabilities [N, C] and labels [N]."""
+def score(
+    probabilities: Probabilities,
+    labels: Labels,
+    *,
+    class_names: tuple[str, ...],
+    metrics: Mapping[str, float] = MappingProxyType({}),
+) -> Scores:
+    """All scores from probabilities [N, C] and labels [N]; `metrics` are what was measured beside them."""
     loss, accuracy = loss_and_accuracy(probabilities, labels)
     predicted = probabilities.argmax(1)
     confusion = np.zeros((len(class_names), len(class_names)), np.int64)
@@ -108,6 +119,7 @@ def score(probabilities: Probabilities, labels: Labels, *, class_names: tuple[st
         classes=tuple(_class_score(confusion, index, name=name) for index, name in enumerate(class_names)),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         wrong=_wrong_examples(probabilities, labels, predicted),
+        metrics=dict(metrics),
     )
 
 

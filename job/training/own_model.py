@@ -16,6 +16,7 @@ from job.config import ModelSection
 from job.digests import sha256_hex
 from job.errors import ConfigError
 from job.plugins import call_function, digest_of_sources, user_code
+from job.training.own_recipe import describe_recipe
 
 _FIELD = "model.build"
 _TRIED_EXAMPLES = 8
@@ -97,10 +98,12 @@ def describe(model: Any, config: ModelSection) -> dict[str, Any]:
         `model`: SHA-256 of what the model says that it is, names of variables included.
         `initial_weights`: two sums over all weights in a few digits: the last bits differ from one kind of CPU or GPU to another.
         `source`: SHA-256 of the user's package; absent when the model consists of Keras' own parts, which say all about it.
+        `recipe`: optimizer, loss and metrics of a compiled model; absent when it is not compiled.
     """
     described = {"model": sha256_hex(_say_model(model).encode()), "initial_weights": _fingerprint(model)}
     source = None if _is_all_of_keras(_say_model(model)) else digest_of_sources(_name(config))
-    return described | ({"source": source} if source else {})
+    recipe = describe_recipe(model)
+    return described | ({"source": source} if source else {}) | ({"recipe": recipe} if recipe else {})
 
 
 def _name(config: ModelSection) -> str:
