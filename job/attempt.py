@@ -69,7 +69,7 @@ class Surroundings:
         workers: those of the run, and which of them this process is.
         traffic: counts the requests to the store.
         stored_log: `run` attaches the store; then the checkpoint writer writes one log segment after each checkpoint.
-        on_stall: the watchdog calls it when training has stalled, with the stacks of all threads; it must end the process.
+        on_stall: the watchdog calls it when training has stalled, with a reason and all stacks; it must end the process.
     """
 
     identity: AttemptIdentity
@@ -81,7 +81,7 @@ class Surroundings:
     view: View
     traffic: Traffic
     stored_log: StoredLog
-    on_stall: Callable[[str], None]
+    on_stall: Callable[[str, str], None]
 
 
 def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outcome:
@@ -361,7 +361,11 @@ def train(
     training.run(
         result_digest=result_digest,
         writer=writer,
-        watchdog=Watchdog(timeout_seconds=config.observe.stall_timeout_seconds, on_stall=surroundings.on_stall),
+        watchdog=Watchdog(
+            timeout_seconds=config.observe.stall_timeout_seconds,
+            phases=surroundings.phases,
+            on_stall=surroundings.on_stall,
+        ),
         ledger=ledger,
         stop=surroundings.stop,
         view=surroundings.view,
