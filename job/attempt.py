@@ -28,7 +28,7 @@ from job.runs import read, write
 from job.runs.checkpoint import Checkpoint
 from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
-from job.runs.identity import AttemptIdentity, is_result_of
+from job.runs.identity import AttemptIdentity, is_result_of, with_recorded_compile
 from job.runs.lineage import Device, Lineage, bits_depend_on, describe_attempt
 from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
@@ -133,10 +133,17 @@ def _prepare(
         if read.read_commit(store, run_id) is not None:
             raise NothingToTrainError
 
+    def prepare(workers: Workers) -> Prepared:
+        with phases("store"):
+            recorded = read.recorded_compile(store, run_id, cpu_replicas=config.cluster.cpu_replicas)
+        return workload.prepare(
+            config, run_id=run_id, phases=phases, workers=workers, look=look, recorded_compile=recorded
+        )
+
     try:
-        return workload.prepare(config, run_id=run_id, phases=phases, workers=workers, look=look)
+        return prepare(workers)
     except NothingToTrainError:
-        return workload.prepare(config, run_id=run_id, phases=phases, workers=ALONE, look=look)
+        return prepare(ALONE)
 
 
 def _make_result(
@@ -264,7 +271,10 @@ def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings,
             return None
         committed = champion.commit_of(store, newest)
         is_same_image = committed.record.get("lineage", {}).get("image") == surroundings.pod.image
-        if not is_same_image or not is_result_of(prepared.inputs, committed.record):
+        inputs = prepared.inputs
+        if config.train.compile == "auto":  # another CPU limit may have chosen another way to the same model
+            inputs = with_recorded_compile(inputs, committed.record)
+        if not is_same_image or not is_result_of(inputs, committed.record):
             return None
         serving.finish_layout(store, newest)
         surroundings.view.champion_is(newest.to.accuracy)

@@ -61,7 +61,14 @@ class KerasWorkload:
         self._environ = environ
 
     def prepare(
-        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        phases: Phases,
+        workers: Workers,
+        look: Callable[[], None],
+        recorded_compile: str | None = None,
     ) -> Prepared:
         """Bring workers, devices and data, and check that batch, replicas and examples fit.
 
@@ -94,9 +101,11 @@ class KerasWorkload:
             self._plain, self._described = self._build_plain()
         self._compile_with = devices.resolve_compile(
             config.train,
-            dropout=config.model.dropout,
-            num_replicas=num_replicas,
+            model=self._plain,
+            is_own=config.model.build is not None,
+            device_names=device_names,
             intra_op_threads=threads["intra_op"],
+            recorded=recorded_compile,
         )
         self._exchange = self._make_exchange(phases)
         return Prepared(
