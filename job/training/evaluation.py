@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from job.datasets.dataset import Images, Labels
 from job.errors import TrainingError
+from job.training import pipeline
 
 Probabilities = NDArray[np.float32]
 
@@ -65,8 +66,8 @@ class Predictor:
         self._predict = tf.function(predict)
 
     def __call__(self, images: Images) -> Probabilities:
-        """Probabilities float32 [N, C] of uint8 images [N, ...]."""
-        padded = np.zeros((_BATCH_EXAMPLES, *images.shape[1:]), np.uint8)
+        """Probabilities float32 [N, C] of images [N, ...]."""
+        padded = np.zeros((_BATCH_EXAMPLES, *images.shape[1:]), images.dtype)
         parts = []
         for start in range(0, len(images), _BATCH_EXAMPLES):
             batch = images[start : start + _BATCH_EXAMPLES]
@@ -76,10 +77,10 @@ class Predictor:
 
 
 def preprocess(images: Any, *, input_shape: tuple[int, ...]) -> Any:
-    """uint8 [N, ...] in 0..255 -> float32 [N, *input_shape] in 0..1; the same arithmetic as the training pipeline."""
+    """Images [N, ...] -> float32 [N, *input_shape], by the same arithmetic as in training."""
     import tensorflow as tf
 
-    return tf.cast(tf.reshape(images, (-1, *input_shape)), tf.float32) / 255.0
+    return pipeline.preprocess(tf.reshape(images, (-1, *input_shape)))
 
 
 def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[float, float]:
