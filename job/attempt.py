@@ -152,7 +152,7 @@ def _make_result(
     phases, run_id = surroundings.phases, surroundings.identity.run
     with phases("store"):
         store.sweep(contract.run_prefix(run_id))
-        lineage, stored = _register_attempt(store, surroundings, device=prepared.device)
+        lineage, stored = _register_attempt(config, store, surroundings, device=prepared.device)
         identity = AttemptIdentity(run=run_id, attempt=lineage.attempt)
         surroundings = replace(surroundings, identity=identity)
         ledger = _open_ledger(store, surroundings, lineage=lineage)
@@ -299,12 +299,18 @@ def finish(
     return replace(outcome, gate=gate)
 
 
-def _register_attempt(store: Store, surroundings: Surroundings, *, device: Device) -> tuple[Lineage, list[StoredFile]]:
+def _register_attempt(
+    config: Config, store: Store, surroundings: Surroundings, *, device: Device
+) -> tuple[Lineage, list[StoredFile]]:
     """Write attempt.json under an id that is free; returns its content and what was stored."""
     wanted = surroundings.identity
     attempt_id = write.free_attempt_id(store, wanted.run, wanted=wanted.attempt)
     lineage = describe_attempt(
-        surroundings.pod, replace(wanted, attempt=attempt_id), device=device, environ=surroundings.environ
+        surroundings.pod,
+        replace(wanted, attempt=attempt_id),
+        device=device,
+        environ=surroundings.environ,
+        config=config,
     )
     files = {read.ATTEMPT_FILE: canonical_json(lineage.to_json())}
     return lineage, write.upload(store, wanted.run, attempt_id=attempt_id, files=files)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from job import plugins
 from job.config import Config
 from job.contract import Event
 from job.datasets.dataset import evaluation_digest_of
@@ -21,7 +22,7 @@ from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
 from job.store.open import folder_opener
-from job.training import agreement, devices, evaluation, export, pipeline
+from job.training import devices, evaluation, export, own_model, pipeline
 from job.training.loop import Training
 from job.training.model import build_model, build_optimizer, model_input_shape
 from job.training.steps import StepRunner
@@ -49,6 +50,10 @@ class KerasWorkload:
     _data: LoadedDataset
     _seed: int
     _compile_with: str
+    _described: Mapping[str, Any]
+    """What the model in `_plain` is, as the run records it."""
+    _plain: Any
+    """The model outside the strategy's scope: for what is checked before training, and for the export."""
     _model: Any
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
@@ -68,6 +73,8 @@ class KerasWorkload:
             self._environ.pop("TF_CONFIG", None)  # MirroredStrategy would read it
         # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
         with phases("start_up"):
+            if config.model.build:
+                plugins.check_exists(config.model.build, field="model.build")
             devices.prepare_process(self._environ)
             self._strategy = self._meet(phases, look=look)
         with phases("data"):
@@ -82,6 +89,9 @@ class KerasWorkload:
             num_replicas=num_replicas,
             num_examples=len(self._data.dataset.train_labels),
         )
+        self._seed = identity.resolve_seed(config, run_id=run_id)
+        with phases("build"):
+            self._plain, self._described = self._build_plain()
         self._compile_with = devices.resolve_compile(
             config.train,
             dropout=config.model.dropout,
@@ -89,7 +99,6 @@ class KerasWorkload:
             intra_op_threads=threads["intra_op"],
         )
         self._exchange = self._make_exchange(phases)
-        self._seed = identity.resolve_seed(config, run_id=run_id)
         return Prepared(
             inputs=identity.result_inputs(
                 config,
@@ -97,6 +106,7 @@ class KerasWorkload:
                 compile_with=self._compile_with,
                 num_replicas=num_replicas,
                 dataset_digest=self._data.digest,
+                code=self._described,
             ),
             dataset=DatasetIdentity(
                 name=self._data.name,
@@ -128,6 +138,27 @@ class KerasWorkload:
         seconds = self._config.cluster.start_timeout_seconds
         return StrategyExchange(self._strategy, self._workers, timeout_seconds=seconds, phases=phases)
 
+    def _build_plain(self) -> tuple[Any, dict[str, Any]]:
+        """A model that is not trained: what it is, and that it works, is known before anything is written."""
+        model, config = self._build_model(), self._config
+        if config.model.build is None:
+            return model, {}
+        described = own_model.describe(model, config.model)
+        own_model.try_once(
+            model,
+            config.model,
+            examples=self._few_examples(),
+            num_classes=len(self._data.dataset.class_names),
+            precision=config.train.precision,
+        )
+        return model, described
+
+    def _few_examples(self) -> Any:
+        """Some training examples as the model gets them: float32 [n, *input_shape]."""
+        dataset = self._data.dataset
+        input_shape = model_input_shape(self._config.model, image_shape=dataset.image_shape)
+        return evaluation.preprocess(dataset.train_images[:SAMPLE_IMAGES], input_shape=input_shape).numpy()
+
     def build(self) -> Training:
         """Model, optimizer and data in the strategy's scope, ready to run from any step.
 
@@ -142,8 +173,8 @@ class KerasWorkload:
         with self._strategy.scope():
             self._model = self._build_model()
             optimizer = build_optimizer(config.train)
-        if self._workers.are_several:  # not before: a model that is built a second time has other names
-            agreement.compare_models(self._exchange, self._model)
+        if config.model.build:
+            own_model.check_same(self._model, self._described, config.model)
         num_examples = len(dataset.train_labels)
         input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
@@ -241,8 +272,7 @@ class KerasWorkload:
     def _export(self, probabilities: evaluation.Probabilities) -> tuple[dict[str, bytes], str]:
         """Write the SavedModel, check that it predicts what was evaluated, and return its files and weights digest."""
         dataset = self._data.dataset
-        # Built again outside the scope: a mirrored model would be saved with its replicas.
-        plain = self._build_model()
+        plain = self._plain  # a mirrored model would be saved with its replicas
         plain.set_weights(self._model.get_weights())
         with tempfile.TemporaryDirectory(prefix="mnist-export-") as temporary:
             folder = Path(temporary)

@@ -7,8 +7,7 @@ import math
 from typing import Any
 
 from job.config import ModelSection, TrainSection
-from job.errors import ConfigError
-from job.plugins import import_function
+from job.training import own_model
 
 MOMENTUM = 0.9
 
@@ -23,29 +22,22 @@ def build_model(
 ) -> Any:
     """Build a Keras model: float32 [N, *input_shape] in 0..1 -> probabilities [N, num_classes].
 
-    Every call with the same arguments gives the same initial weights.
+    Every call with the same arguments gives the same initial weights and the same names of variables.
 
     Raises:
-        ConfigError: the user's function is missing or returns something else.
+        ConfigError: the user's function is missing, raises or returns something else.
     """
     import keras
+    from keras.src.utils.naming import reset_uids
+
+    reset_uids()  # else the second model of a process is called sequential_1, and its variables too
 
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     input_shape = model_input_shape(config, image_shape=image_shape)
     if config.build is None:
         return _reference_model(config, keras, input_shape=input_shape, num_classes=num_classes)
-    model = import_function(config.build, field="model.build")(input_shape, num_classes)
-    if not isinstance(model, keras.Model):
-        raise ConfigError(f"model.build: {config.build} must return a keras.Model, received {type(model).__name__}")
-    if not model.built:
-        model.build((None, *input_shape))
-    if tuple(model.output_shape) != (None, num_classes):
-        raise ConfigError(
-            f"model.build: {config.build} must end in {num_classes} probabilities for each image, its output shape is "
-            f"{model.output_shape}"
-        )
-    return model
+    return own_model.build(config, input_shape=input_shape, num_classes=num_classes)
 
 
 def build_optimizer(config: TrainSection) -> Any:
