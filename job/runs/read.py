@@ -117,12 +117,12 @@ class Predictions:
     Attributes:
         probabilities: float32 [N, C].
         labels: int64 [N].
-        sample_images: uint8 [up to 64, ...], the first test images.
+        sample_images: uint8 or float32 [up to 64, ...], the first test images.
     """
 
     probabilities: NDArray[np.float32]
     labels: NDArray[np.int64]
-    sample_images: NDArray[np.uint8]
+    sample_images: NDArray[Any]
 
 
 def read_commit(store: Store, run_id: str) -> CommittedRun | None:

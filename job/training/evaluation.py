@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from job.datasets.dataset import Images, Labels
 from job.errors import TrainingError
+from job.training import pipeline
 
 Probabilities = NDArray[np.float32]
 
@@ -95,12 +96,12 @@ class Predictor:
         self._batch_examples, self._is_filled_up, self._on_batch = batch_examples, is_filled_up, on_batch
 
     def __call__(self, images: Images) -> Probabilities:
-        """Probabilities float32 [N, C] of uint8 images [N, ...]."""
+        """Probabilities float32 [N, C] of images [N, ...]."""
         parts = []
         for batch in make_batches(images, batch_examples=self._batch_examples):
             given = batch
             if self._is_filled_up:
-                given = np.zeros((self._batch_examples, *images.shape[1:]), np.uint8)
+                given = np.zeros((self._batch_examples, *images.shape[1:]), images.dtype)
                 given[: len(batch)] = batch
             parts.append(self._predict(given).numpy()[: len(batch)])
             self._on_batch()
@@ -114,10 +115,10 @@ def make_batches(images: Images, *, batch_examples: int) -> Iterator[Images]:
 
 
 def preprocess(images: Any, *, input_shape: tuple[int, ...]) -> Any:
-    """uint8 [N, ...] in 0..255 -> float32 [N, *input_shape] in 0..1; the same arithmetic as the training pipeline."""
+    """Images [N, ...] -> float32 [N, *input_shape], by the same arithmetic as in training."""
     import tensorflow as tf
 
-    return tf.cast(tf.reshape(images, (-1, *input_shape)), tf.float32) / 255.0
+    return pipeline.preprocess(tf.reshape(images, (-1, *input_shape)))
 
 
 def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[float, float]:

@@ -343,6 +343,7 @@ class KerasWorkload:
                 plain,
                 folder,
                 image_shape=dataset.image_shape,
+                image_dtype=dataset.image_dtype,
                 input_shape=model_input_shape(self._config.model, image_shape=dataset.image_shape),
             )
             received = export.predict_with_export(folder, dataset.test_images[:SAMPLE_IMAGES])
