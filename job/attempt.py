@@ -28,7 +28,7 @@ from job.runs import read, write
 from job.runs.checkpoint import Checkpoint
 from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
-from job.runs.identity import AttemptIdentity, is_result_of
+from job.runs.identity import AttemptIdentity, is_result_of, with_recorded_compile
 from job.runs.lineage import Device, Lineage, bits_depend_on, describe_attempt
 from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
@@ -69,7 +69,7 @@ class Surroundings:
         workers: those of the run, and which of them this process is.
         traffic: counts the requests to the store.
         stored_log: `run` attaches the store; then the checkpoint writer writes one log segment after each checkpoint.
-        on_stall: the watchdog calls it when training has stalled, with the stacks of all threads; it must end the process.
+        on_stall: the watchdog calls it when training has stalled, with a reason and all stacks; it must end the process.
     """
 
     identity: AttemptIdentity
@@ -81,7 +81,7 @@ class Surroundings:
     view: View
     traffic: Traffic
     stored_log: StoredLog
-    on_stall: Callable[[str], None]
+    on_stall: Callable[[str, str], None]
 
 
 def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outcome:
@@ -133,10 +133,17 @@ def _prepare(
         if read.read_commit(store, run_id) is not None:
             raise NothingToTrainError
 
+    def prepare(workers: Workers) -> Prepared:
+        with phases("store"):
+            recorded = read.recorded_compile(store, run_id, cpu_replicas=config.cluster.cpu_replicas)
+        return workload.prepare(
+            config, run_id=run_id, phases=phases, workers=workers, look=look, recorded_compile=recorded
+        )
+
     try:
-        return workload.prepare(config, run_id=run_id, phases=phases, workers=workers, look=look)
+        return prepare(workers)
     except NothingToTrainError:
-        return workload.prepare(config, run_id=run_id, phases=phases, workers=ALONE, look=look)
+        return prepare(ALONE)
 
 
 def _make_result(
@@ -272,7 +279,10 @@ def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings,
             return None
         committed = champion.commit_of(store, newest)
         is_same_image = committed.record.get("lineage", {}).get("image") == surroundings.pod.image
-        if not is_same_image or not is_result_of(prepared.inputs, committed.record):
+        inputs = prepared.inputs
+        if config.train.compile == "auto":  # another CPU limit may have chosen another way to the same model
+            inputs = with_recorded_compile(inputs, committed.record)
+        if not is_same_image or not is_result_of(inputs, committed.record):
             return None
         serving.finish_layout(store, newest)
         surroundings.view.champion_is(newest.to.accuracy)
@@ -375,7 +385,11 @@ def train(
     training.run(
         result_digest=result_digest,
         writer=writer,
-        watchdog=Watchdog(timeout_seconds=config.observe.stall_timeout_seconds, on_stall=surroundings.on_stall),
+        watchdog=Watchdog(
+            timeout_seconds=config.observe.stall_timeout_seconds,
+            phases=surroundings.phases,
+            on_stall=surroundings.on_stall,
+        ),
         ledger=ledger,
         stop=surroundings.stop,
         view=surroundings.view,

@@ -369,7 +369,10 @@ class ObserveSection(Section):
     metrics_port: int = Field(9090, ge=0, le=65_535, description="port of /metrics; 0 = off")
     pushgateway_url: str | None = Field(None, description="where the outcome is pushed at exit")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else json")
-    stall_timeout_seconds: Seconds = Field(300.0, description="no step for so long: stacks to the log, exit 74")
+    stall_timeout_seconds: Seconds = Field(
+        300.0,
+        description="no step or evaluated batch for so long: stacks to the log, exit 74; compiling: 4 times as long",
+    )
     report: bool = Field(True, description="write report.html")
     termination_log: Path | None = Field(
         None, description="where the termination message goes; default /dev/termination-log where that exists"

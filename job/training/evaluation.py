@@ -3,7 +3,7 @@
 The scores are numpy on stored probabilities, so that they can be made again without the model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from job.datasets.dataset import Images, Labels
 from job.errors import TrainingError
+from job.training import pipeline
 
 Probabilities = NDArray[np.float32]
 
-_BATCH_EXAMPLES = 1000
+MAX_BATCH_EXAMPLES = 1000
 """All of MNIST's test split at once would cost 150 MB more memory and is not faster."""
+SMALL_BATCH_EXAMPLES = 32
+"""Without gradients so many take less memory than a training step of a fraction of them."""
 _SMALLEST_PROBABILITY = 1e-7  # as in Keras
 _MAX_WRONG_EXAMPLES = 200
 
@@ -58,33 +61,64 @@ class Scores:
         return content if self.metrics else {name: content[name] for name in content if name != "metrics"}
 
 
+def choose_batch_examples(*, batch_size_per_replica: int) -> int:
+    """How many images a model of unknown size takes at a time: what a training step takes fits into memory."""
+    return min(MAX_BATCH_EXAMPLES, max(SMALL_BATCH_EXAMPLES, batch_size_per_replica))
+
+
 class Predictor:
     """Runs the model on raw images, preprocessing included, exactly as the export does."""
 
-    def __init__(self, model: Any, *, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        input_shape: tuple[int, ...],
+        batch_examples: int,
+        is_filled_up: bool,
+        on_batch: Callable[[], None],
+    ) -> None:
+        """`model` may be mirrored over several devices; the first one computes.
+
+        Args:
+            batch_examples: images at a time.
+            is_filled_up: whether the last batch is made as large as the others. That costs time, but the last bits of a
+                matrix product may depend on the number of its rows.
+            on_batch: is called after each batch.
+        """
         import tensorflow as tf
 
         def predict(images: Any) -> Any:
-            return model(preprocess(images, input_shape=input_shape), training=False)
+            probabilities = model(preprocess(images, input_shape=input_shape), training=False)
+            return tf.cast(probabilities, tf.float32)
 
-        self._predict = tf.function(predict)
+        self._predict = tf.function(predict, reduce_retracing=True)
+        self._batch_examples, self._is_filled_up, self._on_batch = batch_examples, is_filled_up, on_batch
 
     def __call__(self, images: Images) -> Probabilities:
-        """Probabilities float32 [N, C] of uint8 images [N, ...]."""
-        padded = np.zeros((_BATCH_EXAMPLES, *images.shape[1:]), np.uint8)
+        """Probabilities float32 [N, C] of images [N, ...]."""
         parts = []
-        for start in range(0, len(images), _BATCH_EXAMPLES):
-            batch = images[start : start + _BATCH_EXAMPLES]
-            padded[: len(batch)] = batch  # one shape, one trace
-            parts.append(self._predict(padded).numpy()[: len(batch)])
-        return np.concatenate(parts).astype(np.float32)
+        for batch in make_batches(images, batch_examples=self._batch_examples):
+            given = batch
+            if self._is_filled_up:
+                given = np.zeros((self._batch_examples, *images.shape[1:]), images.dtype)
+                given[: len(batch)] = batch
+            parts.append(self._predict(given).numpy()[: len(batch)])
+            self._on_batch()
+        return np.concatenate(parts)
+
+
+def make_batches(images: Images, *, batch_examples: int) -> Iterator[Images]:
+    """Consecutive images, `batch_examples` at a time; the last batch holds the rest."""
+    for start in range(0, len(images), batch_examples):
+        yield images[start : start + batch_examples]
 
 
 def preprocess(images: Any, *, input_shape: tuple[int, ...]) -> Any:
-    """uint8 [N, ...] in 0..255 -> float32 [N, *input_shape] in 0..1; the same arithmetic as the training pipeline."""
+    """Images [N, ...] -> float32 [N, *input_shape], by the same arithmetic as in training."""
     import tensorflow as tf
 
-    return tf.cast(tf.reshape(images, (-1, *input_shape)), tf.float32) / 255.0
+    return pipeline.preprocess(tf.reshape(images, (-1, *input_shape)))
 
 
 def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[float, float]:

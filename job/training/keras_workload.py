@@ -47,6 +47,7 @@ class KerasWorkload:
     _config: Config
     _strategy: Any
     _workers: Workers
+    _phases: Phases
     _exchange: Exchange
     _data: LoadedDataset
     _seed: int
@@ -63,14 +64,21 @@ class KerasWorkload:
         self._environ = environ
 
     def prepare(
-        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        phases: Phases,
+        workers: Workers,
+        look: Callable[[], None],
+        recorded_compile: str | None = None,
     ) -> Prepared:
         """Bring workers, devices and data, and check that batch, replicas and examples fit.
 
         Raises:
             JobError: data or devices are absent, corrupt, or do not fit the settings; a worker did not come.
         """
-        self._config, self._workers = config, workers
+        self._config, self._workers, self._phases = config, workers, phases
         if not workers.are_several:
             self._environ.pop("TF_CONFIG", None)  # MirroredStrategy would read it
         # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
@@ -101,9 +109,11 @@ class KerasWorkload:
             self._plain, self._described = self._build_plain()
         self._compile_with = devices.resolve_compile(
             config.train,
-            dropout=config.model.dropout,
-            num_replicas=num_replicas,
+            model=self._plain,
+            is_own=config.model.build is not None,
+            device_names=device_names,
             intra_op_threads=threads["intra_op"],
+            recorded=recorded_compile,
         )
         self._exchange = self._make_exchange(phases)
         return Prepared(
@@ -232,7 +242,13 @@ class KerasWorkload:
             steps_per_epoch=steps_per_epoch,
             workers=self._workers,
         )
-        predictor = evaluation.Predictor(self._model, input_shape=input_shape)
+        predictor = evaluation.Predictor(
+            self._model,
+            input_shape=input_shape,
+            batch_examples=self._batch_examples(),
+            is_filled_up=config.model.build is None,
+            on_batch=self._phases.beat,
+        )
         training = Training(
             runner,
             settings=config.train,
@@ -276,7 +292,16 @@ class KerasWorkload:
         with tempfile.TemporaryDirectory(prefix="mnist-champion-") as temporary:
             folder = Path(temporary)
             unpack_model(files, folder)
-            return export.predict_with_export(folder, self._data.dataset.test_images)
+            return export.predict_with_export(
+                folder, self._data.dataset.test_images, batch_examples=self._batch_examples()
+            )
+
+    def _batch_examples(self) -> int:
+        """Images that are evaluated at a time. The recorded losses of the reference model have the bits of the largest batch."""
+        if self._config.model.build is None:
+            return evaluation.MAX_BATCH_EXAMPLES
+        batch_size_per_replica = self._config.train.global_batch_size // self._strategy.num_replicas_in_sync
+        return evaluation.choose_batch_examples(batch_size_per_replica=batch_size_per_replica)
 
     def _build_model(self) -> Any:
         return build_model(
@@ -319,6 +344,7 @@ class KerasWorkload:
                 plain,
                 folder,
                 image_shape=dataset.image_shape,
+                image_dtype=dataset.image_dtype,
                 input_shape=model_input_shape(self._config.model, image_shape=dataset.image_shape),
             )
             received = export.predict_with_export(folder, dataset.test_images[:SAMPLE_IMAGES])

@@ -5,6 +5,7 @@ What is wrong with it ends in a `ConfigError` that names the user's own lines: f
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,8 +37,10 @@ def build(config: ModelSection, *, input_shape: tuple[int, ...], num_classes: in
     if not isinstance(model, keras.Model):
         raise ConfigError(f"{_FIELD}: {name} must return a keras.Model, received {type(model).__name__}")
     with user_code(name, field=_FIELD, doing=_CALLED):
-        if not model.built or not model.variables:
-            model(keras.ops.zeros((1, *input_shape)), training=False)  # also builds the layers of a subclassed model
+        if isinstance(model, keras.Sequential) and not model.built:
+            model.build((None, *input_shape))
+        elif not model.built or not model.variables:
+            model(keras.ops.zeros((1, *input_shape)), training=False)  # builds the layers of a subclassed model
     if _says_shapes(model):
         _check_shapes(model, name, input_shape=input_shape, num_classes=num_classes)
     if not model.trainable_variables:
@@ -158,7 +161,8 @@ def _check_outputs(outputs: Any, name: str, *, num_examples: int, num_classes: i
 def _say_model(model: Any) -> str:
     """The model's own config, or its layers and variables where it has none."""
     try:
-        text = model.to_json()
+        with warnings.catch_warnings(action="ignore"):  # that a lambda could not be read back
+            text = model.to_json()
     except (NotImplementedError, TypeError, ValueError):  # a subclassed model that cannot say what it is
         layers = [type(layer).__qualname__ for layer in model._flatten_layers()]
         text = json.dumps([layers, [(variable.path, tuple(variable.shape)) for variable in model.variables]])

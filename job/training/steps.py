@@ -235,7 +235,7 @@ def _make_run_steps(strategy: Any, *, model: Any, recipe: Recipe, sums: dict[str
             start = tf.distribute.get_replica_context().replica_id_in_sync_group % num_local * share
             images, one_hot, weights = (tensor[start : start + share] for tensor in (images, one_hot, weights))
         with tf.GradientTape() as tape:
-            probabilities = model(images, training=True)
+            probabilities = tf.cast(model(images, training=True), tf.float32)  # an own model may end in bfloat16
             losses = recipe.loss(one_hot, probabilities) * weights
             loss_sum = tf.reduce_sum(losses)
             objective = loss_sum / total_weight
