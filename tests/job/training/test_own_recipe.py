@@ -1,11 +1,12 @@
 """Compiled models of the user's own: what is kept of them, and what is refused with which words."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK, RunJob
+from tests.conftest import QUICK, REPOSITORY, RunJob
 from tests.job.training.test_recipe import run_script
 from tests.workers import commit_of_one_process, digests, making_clusters
 
@@ -120,6 +121,19 @@ print("refused")
 
 def test_what_would_be_ignored_is_refused_with_its_reason_and_the_rest_is_taken() -> None:
     assert run_script(REFUSALS).endswith("refused\n")
+
+
+def test_the_example_of_the_document_is_taken() -> None:
+    [example] = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "training.md").read_text(), re.DOTALL)
+    script = f"""
+{example}
+from job.config import TrainSection
+from job.training.own_recipe import check_recipe, metric_names
+model = small_net((8, 8), 10, rate=0.02)
+check_recipe(model, TrainSection(), name="mine:small_net", num_classes=10, num_replicas=2)
+print(type(model.optimizer).__name__, metric_names(model))
+"""
+    assert run_script(script).endswith("AdamW ['f1']\n")
 
 
 KEPT = """
