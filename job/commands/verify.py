@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from job import contract
+from job import contract, measures
 from job.commands.champion import describe_move
 from job.commands.cli import CommandLine
 from job.commands.lookup import configured_store, find_committed, wait_for
@@ -19,6 +19,7 @@ from job.runs.read import (
     PREDICTIONS_FILE,
     CommittedRun,
     Predictions,
+    more_metrics,
     parse_predictions,
     read_files,
     unpack_model,
@@ -89,7 +90,7 @@ def verify_run(store: Store, committed: CommittedRun) -> Report:
     if PREDICTIONS_FILE not in files:
         raise IntegrityError(f"the COMMIT of run {committed.run} names no {PREDICTIONS_FILE}")
     recorded = parse_predictions(files[PREDICTIONS_FILE])
-    _check_accuracy(committed, recorded)
+    _check_scores(committed, recorded)
     model = {name.removeprefix(MODEL_FOLDER): data for name, data in files.items() if name.startswith(MODEL_FOLDER)}
     images = recorded.sample_images
     with tempfile.TemporaryDirectory(prefix="mnist-verify-") as temporary:
@@ -107,10 +108,16 @@ def verify_run(store: Store, committed: CommittedRun) -> Report:
     )
 
 
-def _check_accuracy(committed: CommittedRun, recorded: Predictions) -> None:
+def _check_scores(committed: CommittedRun, recorded: Predictions) -> None:
     _, accuracy = evaluation.loss_and_accuracy(recorded.probabilities, recorded.labels)
     if abs(accuracy - committed.test_accuracy) > _ACCURACY_TOLERANCE:
         raise IntegrityError(
             f"run {committed.run}: the stored predictions give accuracy {accuracy}, the COMMIT says "
             f"{committed.test_accuracy}"
         )
+    for name, value in more_metrics(committed.record["metrics"]).items():
+        found = measures.measure(name, recorded.probabilities, recorded.labels) if measures.is_measure(name) else value
+        if abs(found - value) > _ACCURACY_TOLERANCE:  # a metric of the user's own needs their code
+            raise IntegrityError(
+                f"run {committed.run}: the stored predictions give {name} {found}, the COMMIT says {value}"
+            )
