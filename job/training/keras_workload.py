@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from job import plugins
-from job.config import Config
+from job.config import SOURCES, Config
 from job.contract import Event
 from job.datasets.dataset import Dataset, Images, evaluation_digest_of
 from job.datasets.load import LoadedDataset, load_dataset
 from job.datasets.prepared import choose_cache_dir
+from job.digests import canonical_json, sha256_hex
 from job.errors import ConfigError
 from job.logs import emit, warn
 from job.observe.phases import WAIT_FOR_WORKERS, Phases
@@ -123,7 +124,7 @@ class KerasWorkload:
                 compile_with=self._compile_with,
                 num_replicas=num_replicas,
                 dataset_digest=self._data.digest,
-                code=self._described,
+                code={**self._described, **self._describe_classes()},
             ),
             dataset=DatasetIdentity(
                 name=self._data.name,
@@ -176,6 +177,12 @@ class KerasWorkload:
             precision=config.train.precision,
         )
         return model, described
+
+    def _describe_classes(self) -> dict[str, str]:
+        """Names of an own source's classes: the digest of its data knows their numbers only."""
+        if self._config.data.source in SOURCES:
+            return {}
+        return {"class_names": sha256_hex(canonical_json(self._data.dataset.class_names))}
 
     def _few_examples(self) -> Any:
         """Some training examples as the model gets them: float32 [n, *input_shape]."""
