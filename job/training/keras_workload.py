@@ -26,7 +26,7 @@ from job.store.open import folder_opener
 from job.training import devices, evaluation, export, own_model, own_recipe, pipeline
 from job.training.loop import Measure, Split, Training
 from job.training.model import build_model, model_input_shape
-from job.training.recipe import check_settings, make_measure, make_recipe
+from job.training.recipe import Recipe, check_settings, make_measure, make_recipe
 from job.training.steps import StepRunner
 from job.training.workers import (
     Exchange,
@@ -95,16 +95,7 @@ class KerasWorkload:
             tuple(self._strategy.extended.worker_devices), num_workers=config.cluster.workers
         )
         num_replicas = len(device_names)
-        devices.check_batch(
-            config.train.global_batch_size,
-            num_replicas=num_replicas,
-            num_examples=len(self._data.dataset.train_labels),
-        )
-        check_settings(
-            config.train,
-            num_examples=len(self._data.dataset.train_labels),
-            num_classes=len(self._data.dataset.class_names),
-        )
+        self._check_fit(num_replicas)
         self._seed = identity.resolve_seed(config, run_id=run_id)
         with phases("build"):
             self._plain, self._described = self._build_plain()
@@ -139,6 +130,13 @@ class KerasWorkload:
             ),
             exchange=self._exchange,
         )
+
+    def _check_fit(self, num_replicas: int) -> None:
+        """Refuse settings that do not fit data and replicas."""
+        train, dataset = self._config.train, self._data.dataset
+        num_examples = len(dataset.train_labels)
+        devices.check_batch(train.global_batch_size, num_replicas=num_replicas, num_examples=num_examples)
+        check_settings(train, num_examples=num_examples, num_classes=len(dataset.class_names))
 
     def _meet(self, phases: Phases, *, look: Callable[[], None]) -> Any:
         """The strategy, once all workers are there."""
@@ -209,16 +207,7 @@ class KerasWorkload:
         input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
         total_steps = steps_per_epoch * config.train.epochs
-        self._measure = make_measure(config.train, self._plain, num_classes=len(dataset.class_names))
-        with self._strategy.scope():
-            recipe = make_recipe(
-                config.train,
-                self._model,
-                train_labels=dataset.train_labels,
-                num_classes=len(dataset.class_names),
-                steps_per_epoch=steps_per_epoch,
-                num_replicas=self._strategy.num_replicas_in_sync,
-            )
+        recipe = self._make_recipe(steps_per_epoch)
         steps_per_chunk = pipeline.choose_steps_per_chunk(
             steps_per_epoch,
             num_pixels=math.prod(dataset.image_shape),
@@ -268,6 +257,20 @@ class KerasWorkload:
         )
         self._emit_train_start(training)
         return training
+
+    def _make_recipe(self, steps_per_epoch: int) -> Recipe:
+        train, dataset = self._config.train, self._data.dataset
+        num_classes = len(dataset.class_names)
+        self._measure = make_measure(train, self._plain, num_classes=num_classes)
+        with self._strategy.scope():
+            return make_recipe(
+                train,
+                self._model,
+                train_labels=dataset.train_labels,
+                num_classes=num_classes,
+                steps_per_epoch=steps_per_epoch,
+                num_replicas=self._strategy.num_replicas_in_sync,
+            )
 
     def finish(self, training: Training, *, phases: Phases) -> Results:
         """Score the test split, and write the SavedModel that predicts what was scored."""
@@ -321,11 +324,12 @@ class KerasWorkload:
 
     def _emit_train_start(self, training: Training) -> None:
         train, num_replicas = self._config.train, self._strategy.num_replicas_in_sync
+        is_own = "recipe" in self._described
         emit(
             Event.MODEL_BUILT,
             parameters=self._model.count_params(),
             precision=train.precision,
-            optimizer=train.optimizer,
+            optimizer=self._described["recipe"]["optimizer"]["class_name"] if is_own else train.optimizer,
         )
         emit(
             Event.TRAIN_START,
