@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import QUICK, REPOSITORY, RunJob
-from tests.workers import Cluster, Process, checkpoint_steps, digests, making_clusters
+from tests.workers import Cluster, Process, digests, making_clusters
 
 pytestmark = [pytest.mark.tf, pytest.mark.timeout(400)]
 
@@ -109,13 +109,14 @@ class TestWorkers:
         environ = {"PYTHONPATH": path} | ({"TF_CONFIG": ""} if cluster.count == 1 else {})
         return [cluster.start(index, **environ) for index in indexes]
 
-    @pytest.fixture
-    def alone(self, clusters: Any) -> dict[str, Any]:
+    @pytest.fixture(scope="class")
+    def alone(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         """The COMMIT of one process with two replicas."""
-        cluster = clusters(1, *STOPPING, "--model.build=own:build", "--cluster.cpu_replicas=2", name="alone")
-        [process] = self.start(cluster, 0)
-        assert process.wait(200) == 0, process.stderr[-3000:]
-        commit: dict[str, Any] = cluster.commit
+        with making_clusters(tmp_path_factory.mktemp("alone")) as make:
+            cluster = make(1, *STOPPING, "--model.build=own:build", "--cluster.cpu_replicas=2")
+            [process] = self.start(cluster, 0)
+            assert process.wait(200) == 0, process.stderr[-3000:]
+            commit: dict[str, Any] = cluster.commit
         assert commit["stopped_epoch"] > commit["best_epoch"] > 1
         return commit
 
@@ -144,9 +145,7 @@ class TestWorkers:
         codes = [process.wait(60) for process in processes]
         assert set(codes) <= {0, 75, 76, -number}, codes  # 0: it was too late
         if 0 not in codes:
-            saved = checkpoint_steps(cluster.folder)[-1]
             processes = self.start(cluster, 0, 1)
             assert [process.wait(200) for process in processes] == [0, 0], processes[0].stderr[-3000:]
-            assert processes[0].event("checkpoint.restored")["step"] == saved
         assert digests(cluster.commit) == digests(alone)
         assert cluster.commit["best_epoch"] == alone["best_epoch"]
