@@ -42,7 +42,7 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
         dataset=prepared.dataset.name, num_replicas=len(prepared.device.names), num_workers=prepared.device.num_workers
     )
     lineage = describe_attempt(
-        surroundings.pod, surroundings.identity, device=prepared.device, environ=surroundings.environ
+        surroundings.pod, surroundings.identity, device=prepared.device, environ=surroundings.environ, config=config
     )
     said = agreement.tell_inputs(prepared.exchange, config=config, inputs=prepared.inputs, lineage=lineage)
     chief = said[0]

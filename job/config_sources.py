@@ -171,7 +171,7 @@ def _describe(detail: Any, origins: Mapping[str, str]) -> str:
         return f"{name}: unknown setting{nearest(name, field_names())} [{origins.get(name, 'config')}]"
     rule = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("String ", "")
     if not parts:  # a contradiction between sections: likewise
-        return rule
+        return str(rule)
     if len(parts) == 1:  # a contradiction between fields of a section: the text names them
         return f"{name}: {rule}"
     received = re.sub(r"//[^/@\s]*@", "//***@", repr(detail["input"]))  # never print a password

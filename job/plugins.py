@@ -1,22 +1,258 @@
-"""The user's own functions, named `package.module:function` in the settings."""
+"""The user's own functions, named `package.module:function` in the settings: found, imported, called and identified.
 
+An error that the user's code raises ends in a `ConfigError` with the user's own frames: no retry can help.
+"""
+
+import ast
+import contextlib
 import importlib
-from collections.abc import Callable
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from job.errors import ConfigError
+from job.digests import canonical_json, sha256_hex
+from job.errors import ConfigError, JobError
+from job.texts import one_line
+
+_MAX_FRAMES, _MAX_REASON, _MAX_LINE, _MAX_FILES = 5, 300, 100, 200
+_GIT_SECONDS = 10.0
+_NOISE = re.compile(
+    r"\x1b\[[0-9;]*m|Arguments received by (?s:.*)|Exception encountered when calling [^\n]*|in user code:|^ *File \".*\n.*\n",
+    re.MULTILINE,
+)
+"""What Keras and TensorFlow write around the reason: bold words, their own frames, and the arguments of each call."""
+_NOT_THE_USERS = tuple(
+    str(Path(folder).resolve())
+    for folder in {
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        str(Path(__file__).parent),
+    }
+)
 
 
-def import_function(name: str, *, field: str) -> Callable[..., object]:
+def check_exists(name: str, *, field: str) -> None:
+    """Find a typo in `package.module:function` without importing anything: the import may take TensorFlow's seconds.
+
+    Raises:
+        ConfigError: no such module, a syntax error in it, or no such function in it.
+    """
+    module, _, function = name.partition(":")
+    path = _find_module(module)
+    if path is None:
+        raise ConfigError(
+            f"{field}: {name}: no module {module} on the path; is its package in the image, or its folder in PYTHONPATH?"
+        )
+    if path.suffix != ".py":
+        return
+    try:
+        names = _defined_names(ast.parse(path.read_bytes(), filename=str(path)))
+    except SyntaxError as error:
+        raise ConfigError(f"{field}: {path.name}:{error.lineno} cannot be read as Python: {error.msg}") from error
+    if names and function not in names:
+        known = ", ".join(sorted(names)[:10])
+        raise ConfigError(f"{field}: {name}: {path.name} has no function {function}; it has {known}")
+
+
+def import_function(name: str, *, field: str) -> Callable[..., Any]:
     """Import `package.module:function`.
 
     Raises:
-        ConfigError: no such module or function.
+        ConfigError: no such module or function, or the module raises.
     """
     module_name, _, function_name = name.partition(":")
-    try:
+    with user_code(name, field=field, doing="cannot be imported"):
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{field}: {name} cannot be imported: {error}; is its package in the image?") from error
     if not callable(function):
         raise ConfigError(f"{field}: {name} must be a function, received {type(function).__name__}")
     return function  # type: ignore[no-any-return]
+
+
+def call_function(name: str, /, *args: object, field: str, keywords: Mapping[str, Any]) -> Any:
+    """Import and call `package.module:function`.
+
+    Raises:
+        ConfigError: it takes other arguments, or it raises.
+    """
+    function = import_function(name, field=field)
+    try:
+        inspect.signature(function).bind(*args, **keywords)
+    except TypeError as error:
+        given = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in keywords.items())])
+        raise ConfigError(f"{field}: {name} is called as {name.rpartition(':')[2]}({given}): {error}") from error
+    except ValueError:  # a callable that does not say what it takes
+        pass
+    with user_code(name, field=field):
+        return function(*args, **keywords)
+
+
+@contextlib.contextmanager
+def user_code(name: str, *, field: str, doing: str = "raised") -> Iterator[None]:
+    """Turn what the user's code raises inside this block into one error that names the user's own lines.
+
+    Raises:
+        ConfigError: the first line says what was raised, each other line is a frame of the user's, the innermost last.
+    """
+    try:
+        yield
+    except (JobError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        said = one_line(_NOISE.sub("", str(error)), limit=_MAX_REASON)
+        what = (
+            f"{doing} {type(error).__name__}: {said}"
+            if doing == "raised"
+            else f"{doing}: {type(error).__name__}: {said}"
+        )
+        frames = [f"  {frame}" for frame in _users_frames(error)]
+        raise ConfigError("\n".join([f"{field}: {name} {what}", *frames])) from error
+
+
+def _users_frames(error: BaseException) -> list[str]:
+    """The user's own lines in a traceback, such as `mymodels.py:12 in small_cnn: keras.layers.Dense(n)`."""
+    found = [
+        (frame.filename, frame.lineno, frame.name, frame.line) for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    # TensorFlow traces a converted copy of the user's function, and keeps the lines that it was made of.
+    traced = getattr(getattr(error, "ag_error_metadata", None), "translated_stack", ())
+    found += [(frame.filename, frame.lineno, frame.function_name, frame.code) for frame in traced]
+    if isinstance(error, SyntaxError) and error.filename:
+        found.append((error.filename, error.lineno, "", error.text))
+    frames = [
+        f"{Path(file).name}:{number}{f' in {function}' if function else ''}: {one_line(line or '', limit=_MAX_LINE)}"
+        for file, number, function, line in found
+        if _is_the_users(file)
+    ]
+    return list(dict.fromkeys(frames))[-_MAX_FRAMES:]
+
+
+def _is_the_users(file: str) -> bool:
+    is_converted = Path(file).name.startswith("__autograph_generated")
+    return not file.startswith("<") and not is_converted and not str(Path(file).resolve()).startswith(_NOT_THE_USERS)
+
+
+def digest_of_sources(name: str) -> str | None:
+    """SHA-256 over the files of the user's package; None when it cannot be found."""
+    files = _digests_of_files(name)
+    return sha256_hex(canonical_json(files)) if files else None
+
+
+def describe_sources(name: str) -> dict[str, Any]:
+    """Where the user's function comes from: SHA-256 of each file of its package, and the state of the git repository it is in.
+
+    A package of more than 200 files has only the SHA-256 over all of them.
+    """
+    path, files = _find_module(name.partition(":")[0]), _digests_of_files(name)
+    few = {"files": files} if len(files) <= _MAX_FILES else {}
+    return {"name": name, "digest": digest_of_sources(name), **few, **(_describe_git(path.parent) if path else {})}
+
+
+def _digests_of_files(name: str) -> dict[str, str]:
+    return {where: sha256_hex(path.read_bytes()) for where, path in sorted(_find_sources(name).items())}
+
+
+def _find_sources(name: str) -> dict[str, Path]:
+    """The Python files that the function's result may depend on: name below the folder of its package -> path.
+
+    These are the whole package, and what it imports from the folder beside it, unless that is a folder of installed packages.
+    """
+    top = name.partition(":")[0].partition(".")[0]
+    path = _find_module(top)
+    if path is None:
+        return {}
+    root = path.parent.parent if path.stem == "__init__" else path.parent
+    found = _files_of(root, top)
+    waiting = list(found.values())
+    while waiting and not _is_installed(root):
+        for beside in _imported_names(waiting.pop()):
+            more = {where: file for where, file in _files_of(root, beside).items() if where not in found}
+            if not _is_installed(root / beside):
+                found |= more
+                waiting += more.values()
+    return found
+
+
+def _files_of(root: Path, top: str) -> dict[str, Path]:
+    """Of the package or module `top` directly below a folder, by their names there; none when it is not there."""
+    found = (root / top).rglob("*.py") if (root / top).is_dir() else root.glob(f"{top}.*")
+    return {
+        path.relative_to(root).as_posix(): path for path in found if path.suffix in (".py", ".so") and path.is_file()
+    }
+
+
+def _is_installed(folder: Path) -> bool:
+    return str(folder.resolve()).startswith(_NOT_THE_USERS)
+
+
+def _imported_names(file: Path) -> list[str]:
+    """The first part of every module that a file imports."""
+    try:
+        tree = ast.parse(file.read_bytes()) if file.suffix == ".py" else ast.Module([], [])
+    except SyntaxError:
+        return []
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module.partition(".")[0])
+    return names
+
+
+def _find_module(name: str) -> Path | None:
+    """The file of a module, without importing it or the packages that it is in."""
+    first, *rest = name.split(".")
+    if first in sys.builtin_module_names:
+        return None
+    try:
+        spec = importlib.util.find_spec(first)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        return None
+    path = Path(spec.origin) if spec.origin else Path(next(iter(spec.submodule_search_locations or ()))) / "__init__.py"
+    for part in rest:
+        folder = path.parent
+        found = [*folder.glob(f"{part}/__init__.py"), *folder.glob(f"{part}.py"), *folder.glob(f"{part}.*.so")]
+        path = found[0] if found else folder / part / "__init__.py"
+    return path if path.exists() else None
+
+
+def _defined_names(tree: ast.Module) -> set[str]:
+    """Names that a module binds at its top level; empty when only running it could tell."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {leaf.id for target in node.targets for leaf in ast.walk(target) if isinstance(leaf, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        elif not isinstance(node, ast.Expr):  # `if`, `try`, `for`: what they bind depends on what happens
+            return set()
+    return set() if "*" in names or "__getattr__" in names else names
+
+
+def _describe_git(folder: Path) -> dict[str, Any]:
+    """`revision` and `is_dirty` of the repository that a folder is in; empty where there is none, or no git."""
+    revision = _ask_git(folder, "rev-parse", "HEAD")
+    if not revision:
+        return {}
+    return {"revision": revision, "is_dirty": _ask_git(folder, "status", "--porcelain", "--", ".") != ""}
+
+
+def _ask_git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout.strip()

@@ -83,7 +83,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         view=View(display=display, metrics=metrics, status=status),
         traffic=metrics.traffic,
         stored_log=stored_log,
-        on_stall=lambda stacks: _end_stalled(stacks, status=status, seconds=config.observe.stall_timeout_seconds),
+        on_stall=lambda reason, stacks: _end_stalled(reason, stacks, status=status),
     )
     if not workers.is_chief:
         assist(config, surroundings, KerasWorkload(os.environ))
@@ -162,11 +162,10 @@ def _make_report(config: Config, outcome: Outcome) -> dict[str, bytes]:
     return {REPORT_FILE: page}
 
 
-def _end_stalled(stacks: str, *, status: Status, seconds: float) -> None:
+def _end_stalled(reason: str, stacks: str, *, status: Status) -> None:
     """End the process from the watchdog's thread: the main one hangs."""
     code = contract.ExitCode.STALLED
-    reason = f"no step within {seconds:g} s (observe.stall_timeout_seconds); the stacks of all threads are in the log"
-    logs.error("training.stalled", stacks=stacks.splitlines())
+    logs.error("training.stalled", reason=reason, stacks=stacks.splitlines())
     print(f"mnist-job: error {code.value}: {reason}", file=sys.stderr)
     status.end(outcome="stalled", code=code, reason=reason)
     sys.stdout.flush()

@@ -5,6 +5,7 @@ from typing import Any
 
 from job.attempt import Outcome
 from job.config import Config
+from job.runs.read import more_metrics
 from job.texts import say_placement
 
 
@@ -23,6 +24,7 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         f"  dataset   {outcome.committed.dataset.name}\n"
         f"  test      accuracy {metrics['test_accuracy']:.4f}, loss {metrics['test_loss']:.4f} "
         f"on {metrics['test_examples']} examples\n"
+        f"{_metrics_line(metrics)}"
         f"{_validation_lines(outcome)}"
         f"{_trained_line(outcome)}"
         f"  gate      {_gate_line(outcome)}\n"
@@ -30,6 +32,11 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         f"  look      mnist-job show {run_id}{store}\n"
         f"  verify    mnist-job verify --run {run_id}{store}"
     )
+
+
+def _metrics_line(metrics: Mapping[str, Any]) -> str:
+    more = [f"{name} {value:.4f}" for name, value in more_metrics(metrics).items()]
+    return f"            {', '.join(more)}\n" if more else ""
 
 
 def _validation_lines(outcome: Outcome) -> str:

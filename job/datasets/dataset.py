@@ -4,6 +4,7 @@ Does not know where the examples come from, nor how many of them are used.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -11,13 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from job.datasets.rows import Rows, as_rows
 from job.digests import digest_of_arrays
 from job.errors import ConfigError, IntegrityError
+from job.logs import warn
 
-Images = NDArray[np.uint8]
+Images = NDArray[Any] | Rows
+"""uint8 in 0..255 or float32, [N, ...]: read some by their positions, a mask or a slice."""
 Labels = NDArray[np.int64]
 
 MAX_CLASSES = 1000
+
+_LARGEST_SCALED = 100.0
+"""Floats above it are warned about: 0..255 pictures that nobody divided, or a table that nobody scaled."""
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _TEST_ARRAYS = ARRAYS[2:]
@@ -29,16 +36,17 @@ _VALIDATION_SALT = b"mnist-train validation\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Two or three splits of labelled images; what a source returns, your own included.
+    """Two or three splits of labelled images, or of rows of a table; what a source returns, your own included.
 
     Attributes:
-        train_images: uint8 [N, height, width] or [N, height, width, channels], 0..255.
+        train_images: uint8 [N, height, width] or [N, height, width, channels], 0..255, which the job divides by 255. Or floats of
+            these shapes, or floats [N, features]: they are used as they are, in float32.
         train_labels: int64 [N] in 0..len(class_names) - 1.
-        test_images: uint8 [M, ...] of the same image shape.
+        test_images: [M, ...] of the same type and shape.
         test_labels: int64 [M].
         class_names: one name per class, in label order.
-        validation_images, validation_labels: uint8 [V, ...] and int64 [V], or both None. Without them
-            `data.validation_fraction` takes a validation split from the training split.
+        validation_images, validation_labels: [V, ...] and int64 [V], or both None. Without them `data.validation_fraction` takes
+            them from the training split.
     """
 
     train_images: Images
@@ -51,38 +59,54 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of one image, such as (28, 28)."""
+        """Shape of one image, such as (28, 28), or of one row of a table, such as (13,)."""
         return self.train_images.shape[1:]
+
+    @property
+    def image_dtype(self) -> np.dtype[Any]:
+        """uint8 or float32."""
+        return self.train_images.dtype
+
+    def splits(self) -> tuple[str, ...]:
+        """Which splits there are: train, test, validation."""
+        return ("train", "test") if self.validation_images is None else ("train", "test", "validation")
 
 
 def to_canonical(dataset: Dataset) -> Dataset:
     """Check a source's arrays and sort each split by the SHA-256 of image and label.
 
     tensorflow-datasets shuffles while it prepares, IDX files do not: after this the source no longer matters. A
-    trailing channel axis of 1 is dropped for the same reason.
+    trailing channel axis of 1 is dropped for the same reason. The arrays are not copied: their rows are read in the new order.
 
     Raises:
         IntegrityError: naming the array and the rule that it breaks.
     """
-    if len(dataset.class_names) < 2 or len(dataset.class_names) > MAX_CLASSES:
-        raise IntegrityError(f"dataset: class_names must hold 2 to {MAX_CLASSES}, received {len(dataset.class_names)}")
-    splits = ["train", "test"]
+    _check_class_names(dataset.class_names)
     if (dataset.validation_images is None) != (dataset.validation_labels is None):
         raise IntegrityError("dataset: validation_images and validation_labels go together; return both or neither")
-    if dataset.validation_images is not None:
-        splits.append("validation")
     arrays: dict[str, Any] = {}
-    for split in splits:
+    for split in dataset.splits():
         images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-        arrays[f"{split}_images"], arrays[f"{split}_labels"] = _canonical_split(
-            split, images, labels, dataset.class_names
-        )
-        shape, train_shape = arrays[f"{split}_images"].shape[1:], arrays["train_images"].shape[1:]
-        if shape != train_shape:
-            raise IntegrityError(
-                f"dataset: train and {split} images must have one shape, received {train_shape} and {shape}"
-            )
-    return Dataset(**arrays, class_names=tuple(dataset.class_names))
+        rows, labels = _canonical_split(split, images, labels, dataset.class_names)
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = rows, labels
+        _check_alike(split, rows, arrays["train_images"])
+    return Dataset(**arrays, class_names=tuple(map(str, dataset.class_names)))
+
+
+def _check_class_names(names: object) -> None:
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        raise IntegrityError(f"dataset: class_names must be a tuple of names, received {type(names).__name__}")
+    if len(names) < 2 or len(names) > MAX_CLASSES:
+        raise IntegrityError(f"dataset: class_names must hold 2 to {MAX_CLASSES}, received {len(names)}")
+
+
+def _check_alike(split: str, images: Images, train_images: Images) -> None:
+    for what, one, other in (
+        ("shape", train_images.shape[1:], images.shape[1:]),
+        ("type", train_images.dtype, images.dtype),
+    ):
+        if one != other:
+            raise IntegrityError(f"dataset: train and {split} images must have one {what}, received {one} and {other}")
 
 
 def split_validation(dataset: Dataset, fraction: float) -> Dataset:
@@ -98,24 +122,23 @@ def split_validation(dataset: Dataset, fraction: float) -> Dataset:
     Raises:
         ConfigError: a side would be empty, or training would lose a class.
     """
-    limit = int(Fraction(fraction) * 2**256)
-    salted = hashlib.sha256(_VALIDATION_SALT)
-    is_validation = np.fromiter(
-        (_is_below(limit, image, salted.copy()) for image in dataset.train_images), bool, len(dataset.train_images)
-    )
+    limit, images = int(Fraction(fraction) * 2**256), as_rows(dataset.train_images)
+    is_validation = np.fromiter((_validation_key(image) < limit for image in images.each()), bool, len(images))
     _check_sides(dataset.train_labels, is_validation, fraction=fraction, class_names=dataset.class_names)
     return replace(
         dataset,
-        train_images=dataset.train_images[~is_validation],
+        train_images=images.only(~is_validation),
         train_labels=dataset.train_labels[~is_validation],
-        validation_images=dataset.train_images[is_validation],
+        validation_images=images.only(is_validation),
         validation_labels=dataset.train_labels[is_validation],
     )
 
 
-def _is_below(limit: int, image: Images, hasher: "hashlib._Hash") -> bool:
-    hasher.update(image.tobytes())
-    return int.from_bytes(hasher.digest(), "big") < limit
+def _validation_key(image: memoryview) -> int:
+    """A number in 0..2^256 - 1 that follows from the image alone."""
+    hasher = hashlib.sha256(_VALIDATION_SALT)
+    hasher.update(image)
+    return int.from_bytes(hasher.digest(), "big")
 
 
 def _check_sides(
@@ -163,31 +186,92 @@ def _digest(dataset: Dataset, names: tuple[str, ...]) -> str:
     return digest_of_arrays((name, getattr(dataset, name)) for name in names)
 
 
-def _canonical_split(split: str, images: Images, labels: Labels, class_names: tuple[str, ...]) -> tuple[Images, Labels]:
-    images, labels = np.asarray(images), np.asarray(labels)
+def _canonical_split(split: str, images: object, labels: object, class_names: tuple[str, ...]) -> tuple[Rows, Labels]:
+    rows = _check_images(split, images)
+    checked = _check_labels(split, labels, num_images=len(rows), num_classes=len(class_names))
+    if rows.dtype == np.float32:
+        _check_values(split, rows)
+    order = _canonical_order(rows, checked)
+    return rows.only(order), checked[order]
+
+
+def _to_array(split: str, what: str, value: object) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise IntegrityError(f"dataset: {split} {what} must be an array: {error}") from error
+
+
+def _check_images(split: str, value: object) -> Rows:
+    """Images without a channel axis of 1, as uint8 or float32."""
+    images = _to_array(split, "images", value)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.size == 0:
+    is_float = images.dtype.kind == "f"
+    if (
+        not (is_float or images.dtype == np.uint8)
+        or images.ndim not in ((2, 3, 4) if is_float else (3, 4))
+        or not images.size
+    ):
         raise IntegrityError(
-            f"dataset: {split} images must be uint8 [N, height, width] or [N, height, width, channels] with N > 0, "
-            f"received {images.dtype} {list(images.shape)}"
+            f"dataset: {split} images must be uint8 [N, height, width] or [N, height, width, channels], or floats of these "
+            f"shapes or [N, features], with N > 0, received {images.dtype} {list(images.shape)}"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+    return Rows(images, dtype=np.float32 if is_float else np.uint8)
+
+
+def _check_labels(split: str, value: object, *, num_images: int, num_classes: int) -> Labels:
+    labels = _to_array(split, "labels", value)
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (num_images,):
         raise IntegrityError(
-            f"dataset: {split} labels must be integers, one for each of {len(images)} images, received {labels.dtype} "
+            f"dataset: {split} labels must be integers, one for each of {num_images} images, received {labels.dtype} "
             f"{list(labels.shape)}"
         )
-    labels = labels.astype(np.int64)
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
         raise IntegrityError(
-            f"dataset: {split} labels must be 0..{len(class_names) - 1}, received {labels[wrong[0]]} at position {wrong[0]}"
+            f"dataset: {split} labels must be 0..{num_classes - 1}, received {labels[wrong[0]]} at position {wrong[0]}"
         )
-    images = np.ascontiguousarray(images)
-    label_bytes = labels.astype("<i8").tobytes()
-    keys = [
-        hashlib.sha256(image.tobytes() + label_bytes[8 * position : 8 * position + 8]).digest()
-        for position, image in enumerate(images)
-    ]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return images[order], labels[order]
+    return labels.astype(np.int64)
+
+
+def _check_values(split: str, rows: Rows) -> None:
+    """Refuse floats that no arithmetic survives, and warn about those that look like unscaled pictures."""
+    largest, position = 0.0, 0
+    for block in rows.blocks():
+        is_finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+        if not is_finite.all():
+            row = position + int(is_finite.argmin())
+            raise IntegrityError(f"dataset: {split} images must be finite float32 numbers, row {row} holds another")
+        largest, position = max(largest, float(np.abs(block).max())), position + len(block)
+    if largest > _LARGEST_SCALED:
+        warn(
+            "data.unscaled",
+            split=split,
+            largest=largest,
+            reason="floats are used as they are; scale them in your source",
+        )
+
+
+def _canonical_order(rows: Rows, labels: Labels) -> NDArray[np.intp]:
+    """Positions of the rows, sorted by the SHA-256 of image and label.
+
+    Of each SHA-256 8 bytes are kept: all 32 would weigh as much as a narrow table. Rows with the same 8 are compared whole.
+    """
+    label_bytes = labels.astype("<i8").data.cast("B")
+
+    def digest(image: memoryview, position: int) -> bytes:
+        hasher = hashlib.sha256(image)
+        hasher.update(label_bytes[8 * position : 8 * position + 8])
+        return hasher.digest()
+
+    keys = np.fromiter(
+        (int.from_bytes(digest(image, position)[:8], "big") for position, image in enumerate(rows.each())),
+        np.uint64,
+        len(rows),
+    )
+    order = np.argsort(keys, kind="stable")
+    is_equal = np.diff(keys[order]) == 0
+    is_tied = np.append(is_equal, False) | np.append(False, is_equal)
+    order[is_tied] = sorted(order[is_tied], key=lambda row: digest(rows[row].data.cast("B"), row))
+    return order

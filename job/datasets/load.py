@@ -8,6 +8,7 @@ from typing import Protocol
 
 from job.config import SOURCES, DataSection
 from job.datasets.dataset import Dataset, split_validation, with_digest
+from job.datasets.rows import as_rows
 from job.errors import ConfigError
 from job.plugins import import_function
 from job.store.store import Store
@@ -89,8 +90,8 @@ def _limit(dataset: Dataset, config: DataSection) -> Dataset:
             )
     return replace(
         dataset,
-        train_images=dataset.train_images[: config.train_examples],
+        train_images=as_rows(dataset.train_images).only(slice(config.train_examples)),
         train_labels=dataset.train_labels[: config.train_examples],
-        test_images=dataset.test_images[: config.test_examples],
+        test_images=as_rows(dataset.test_images).only(slice(config.test_examples)),
         test_labels=dataset.test_labels[: config.test_examples],
     )

@@ -7,11 +7,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from job import clock
-from job.config import Config, default_values
+from job.config import SOURCES, Config, default_values
 from job.digests import canonical_json, sha256_hex
+from job.plugins import digest_of_sources
 
 _WHOLE_SECTIONS = ("data", "model", "train")
 """All fields of these sections decide, new ones too, except those in `_PLACES`."""
@@ -95,10 +97,26 @@ def make_run_id(config: Config) -> str:
     values = _deciding_values(config)
     if config.run.seed == "random":
         values["run.seed"] = clock.token(8)
-    decides = {**_nest(values), **_replicas(wanted_replicas(config))}
+    decides = {**_nest(values), **_replicas(wanted_replicas(config)), **_code_in_id(config)}
     words = re.sub(r"[^a-z0-9]+", "-", config.data.name.lower()).strip("-")
     base = words[:_MAX_BASE_CHARACTERS].rstrip("-") or "data"
     return f"local.{base}-{sha256_hex(canonical_json(decides))[:_DIGEST_CHARACTERS_IN_ID]}"
+
+
+def own_functions(config: Config) -> dict[str, str]:
+    """Setting -> the function of the user's own that it names."""
+    named = {
+        "data.source": None if config.data.source in SOURCES else config.data.source,
+        "model.build": config.model.build,
+    }
+    return {field: name for field, name in named.items() if name}
+
+
+def _code_in_id(config: Config) -> dict[str, Any]:
+    """Digests of the user's own packages, where they can be found: changed code makes another run."""
+    found = {field: digest_of_sources(name) for field, name in own_functions(config).items()}
+    code = {field: digest for field, digest in found.items() if digest}
+    return {"code": code} if code else {}
 
 
 def resolve_seed(config: Config, *, run_id: str) -> int:
@@ -109,12 +127,19 @@ def resolve_seed(config: Config, *, run_id: str) -> int:
 
 
 def result_inputs(
-    config: Config, *, seed: int, compile_with: str, num_replicas: int, dataset_digest: str
+    config: Config,
+    *,
+    seed: int,
+    compile_with: str,
+    num_replicas: int,
+    dataset_digest: str,
+    code: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Everything that decides the result of a run, and nothing else, as run.json records it.
 
     Args:
         num_replicas: of all workers together.
+        code: what tells a model of the user's own from others (`own_model.describe`).
     """
     values = {name: value for name, value in _deciding_values(config).items() if name not in _ONLY_IN_ID}
     values |= {"run.seed": seed, "train.compile": compile_with}
@@ -122,7 +147,8 @@ def result_inputs(
     of_data: dict[str, Any] = nested.pop("data")
     limits = {name: of_data.pop(name) for name in ("train_examples", "test_examples")}
     more = {"data": of_data} if of_data else {}
-    return {**nested, **limits, **more, "dataset_digest": dataset_digest, **_replicas(num_replicas)}
+    of_code = {"code": dict(code)} if code else {}
+    return {**nested, **limits, **more, "dataset_digest": dataset_digest, **_replicas(num_replicas), **of_code}
 
 
 def digest_of_inputs(inputs: Mapping[str, Any]) -> str:
@@ -133,16 +159,39 @@ def digest_of_inputs(inputs: Mapping[str, Any]) -> str:
 def is_result_of(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
     """Whether these inputs decide the result that a run.json or COMMIT is about.
 
-    In records of versions before ADR 11 the number of replicas did not decide the result.
+    In records of versions before ADR 11 the number of replicas did not decide the result, and in those before ADR 13 not the
+    code of the user's own model.
     """
     digest = record.get("result_digest")
     if digest == digest_of_inputs(inputs):
         return True
-    config = record.get("config")
-    cluster = config.get("cluster") if isinstance(config, dict) else None
-    is_older = isinstance(cluster, dict) and "peer_timeout_seconds" not in cluster
-    without = {name: value for name, value in inputs.items() if name != "replicas"}
-    return is_older and digest == digest_of_inputs(without)
+    unknown = _unknown_to(record)
+    without = {name: value for name, value in inputs.items() if name not in unknown}
+    return bool(unknown) and digest == digest_of_inputs(without)
+
+
+def with_recorded_compile(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """These inputs with the `train.compile` that a run.json or COMMIT records; unchanged when it records none."""
+    return {**inputs, "train": {**inputs["train"], "compile": compile_of(record) or inputs["train"]["compile"]}}
+
+
+def compile_of(record: Mapping[str, Any]) -> str | None:
+    """How the steps of the run are compiled that a run.json or COMMIT is about: `xla` or `graph`; None: it does not say so."""
+    inputs = record.get("inputs")
+    train = inputs.get("train") if isinstance(inputs, dict) else None
+    recorded = train.get("compile") if isinstance(train, dict) else None
+    return recorded if recorded in ("xla", "graph") else None
+
+
+def _unknown_to(record: Mapping[str, Any]) -> set[str]:
+    """Inputs that the version which wrote a record did not know."""
+    config, recorded = record.get("config"), record.get("inputs")
+    if not isinstance(config, dict) or not isinstance(recorded, dict):
+        return set()
+    cluster, model = config.get("cluster"), config.get("model")
+    older = {"replicas": isinstance(cluster, dict) and "peer_timeout_seconds" not in cluster}
+    older["code"] = isinstance(model, dict) and "args" not in model
+    return {name for name, is_older in older.items() if is_older}
 
 
 def differences(recorded: object, inputs: Mapping[str, Any]) -> str:

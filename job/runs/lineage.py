@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from job import __version__, clock
+from job.config import Config
 from job.contract import Pod, is_run_id
 from job.errors import ConfigError, IntegrityError
-from job.runs.identity import AttemptIdentity
+from job.plugins import describe_sources
+from job.runs.identity import AttemptIdentity, own_functions
 
 FORMAT = 1
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "obstore", "safetensors", "tensorflow-datasets")
@@ -54,6 +56,7 @@ class Lineage:
         compile: `xla` or `graph`.
         devices: one for each replica.
         workers: processes that share the devices in equal parts.
+        code: of each function of the user's own, see `plugins.describe_sources`.
     """
 
     run: str
@@ -73,6 +76,7 @@ class Lineage:
     threads: Mapping[str, int]
     compile: str
     workers: int
+    code: Sequence[Mapping[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored, and as COMMIT repeats it."""
@@ -88,11 +92,13 @@ class Lineage:
         missing = [name for name in _BITS if name not in record]
         if missing:
             raise IntegrityError(f"the record of attempt {record.get('attempt')!r} lacks {', '.join(missing)}")
-        empty: dict[str, Any] = {"pod": {}, "workers": 1}
+        empty: dict[str, Any] = {"pod": {}, "workers": 1, "code": []}
         return cls(**{field.name: record.get(field.name, empty.get(field.name, "")) for field in fields(cls)})
 
 
-def describe_attempt(pod: Pod, identity: AttemptIdentity, *, device: Device, environ: Mapping[str, str]) -> Lineage:
+def describe_attempt(
+    pod: Pod, identity: AttemptIdentity, *, device: Device, environ: Mapping[str, str], config: Config
+) -> Lineage:
     """Collect the content of attempt.json."""
     return Lineage(
         run=identity.run,
@@ -112,6 +118,7 @@ def describe_attempt(pod: Pod, identity: AttemptIdentity, *, device: Device, env
         threads=dict(device.threads),
         compile=device.compile_with,
         workers=device.num_workers,
+        code=[describe_sources(name) for name in own_functions(config).values()],
     )
 
 

@@ -54,6 +54,11 @@ def _check_same(said: list[dict[str, Any]], chief: Mapping[str, Any]) -> None:
                     f"cluster: worker {number} has {name} {one[name]!r}, worker 0 has {chief[name]!r}; give all the same {what}"
                 )
         if one["digest"] != chief["digest"]:
+            if {**chief["inputs"], "code": {}} == {**one["inputs"], "code": {}} != {"code": {}}:
+                raise ConfigError(
+                    f"cluster: model.build makes another model on worker {number} than on worker 0; it must build the "
+                    "same each time"
+                )
             what = differences(chief["inputs"], one["inputs"]) or "which do not fit into this line"
             raise ConfigError(
                 f"cluster: worker {number} has other settings or data than worker 0 ({what}); give all the same"
@@ -71,25 +76,6 @@ def are_bits_alike(said: list[dict[str, Any]]) -> bool:
             "next one; recorded in the COMMIT",
         )
     return not odd
-
-
-def compare_models(exchange: Exchange, model: Any) -> None:
-    """Prove before step 1 that all workers have built the same model: equal weights could not show another activation.
-
-    Raises:
-        ConfigError: they have not.
-        PeerLostError: a worker is gone.
-    """
-    try:
-        text = model.to_json()
-    except (NotImplementedError, TypeError, ValueError):  # a subclassed model that cannot say what it is
-        text = str([(variable.path, tuple(variable.shape)) for variable in model.variables])
-    said = exchange(model=sha256_hex(text.encode()))
-    odd = [number for number, one in enumerate(said) if one["model"] != said[0]["model"]]
-    if odd:
-        raise ConfigError(
-            f"cluster: model.build makes another model on worker {odd[0]} than on worker 0; it must build the same each time"
-        )
 
 
 def compare_weights(exchange: Exchange, training: Training) -> None:

@@ -3,7 +3,9 @@
 The scores are numpy on stored probabilities, so that they can be made again without the model.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,14 @@ from numpy.typing import NDArray
 
 from job.datasets.dataset import Images, Labels
 from job.errors import TrainingError
+from job.training import pipeline
 
 Probabilities = NDArray[np.float32]
 
-_BATCH_EXAMPLES = 1000
+MAX_BATCH_EXAMPLES = 1000
 """All of MNIST's test split at once would cost 150 MB more memory and is not faster."""
+SMALL_BATCH_EXAMPLES = 32
+"""Without gradients so many take less memory than a training step of a fraction of them."""
 _SMALLEST_PROBABILITY = 1e-7  # as in Keras
 _MAX_WRONG_EXAMPLES = 200
 
@@ -39,6 +44,7 @@ class Scores:
         accuracy: share of examples classified correctly, 0..1.
         confusion: rows are true classes, columns predicted ones; counts.
         wrong: the confidently wrong examples first, at most 200: position, label, prediction, its probability.
+        metrics: more of them, by name.
     """
 
     loss: float
@@ -47,39 +53,72 @@ class Scores:
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
     wrong: tuple[dict[str, Any], ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary for metrics.json."""
-        return asdict(self)
+        """A plain dictionary for metrics.json; without `metrics` when there are none."""
+        content = asdict(self)
+        return content if self.metrics else {name: content[name] for name in content if name != "metrics"}
+
+
+def choose_batch_examples(*, batch_size_per_replica: int) -> int:
+    """How many images a model of unknown size takes at a time: what a training step takes fits into memory."""
+    return min(MAX_BATCH_EXAMPLES, max(SMALL_BATCH_EXAMPLES, batch_size_per_replica))
 
 
 class Predictor:
     """Runs the model on raw images, preprocessing included, exactly as the export does."""
 
-    def __init__(self, model: Any, *, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        input_shape: tuple[int, ...],
+        batch_examples: int,
+        is_filled_up: bool,
+        on_batch: Callable[[], None],
+    ) -> None:
+        """`model` may be mirrored over several devices; the first one computes.
+
+        Args:
+            batch_examples: images at a time.
+            is_filled_up: whether the last batch is made as large as the others. That costs time, but the last bits of a
+                matrix product may depend on the number of its rows.
+            on_batch: is called after each batch.
+        """
         import tensorflow as tf
 
         def predict(images: Any) -> Any:
-            return model(preprocess(images, input_shape=input_shape), training=False)
+            probabilities = model(preprocess(images, input_shape=input_shape), training=False)
+            return tf.cast(probabilities, tf.float32)
 
-        self._predict = tf.function(predict)
+        self._predict = tf.function(predict, reduce_retracing=True)
+        self._batch_examples, self._is_filled_up, self._on_batch = batch_examples, is_filled_up, on_batch
 
     def __call__(self, images: Images) -> Probabilities:
-        """Probabilities float32 [N, C] of uint8 images [N, ...]."""
-        padded = np.zeros((_BATCH_EXAMPLES, *images.shape[1:]), np.uint8)
+        """Probabilities float32 [N, C] of images [N, ...]."""
         parts = []
-        for start in range(0, len(images), _BATCH_EXAMPLES):
-            batch = images[start : start + _BATCH_EXAMPLES]
-            padded[: len(batch)] = batch  # one shape, one trace
-            parts.append(self._predict(padded).numpy()[: len(batch)])
-        return np.concatenate(parts).astype(np.float32)
+        for batch in make_batches(images, batch_examples=self._batch_examples):
+            given = batch
+            if self._is_filled_up:
+                given = np.zeros((self._batch_examples, *images.shape[1:]), images.dtype)
+                given[: len(batch)] = batch
+            parts.append(self._predict(given).numpy()[: len(batch)])
+            self._on_batch()
+        return np.concatenate(parts)
+
+
+def make_batches(images: Images, *, batch_examples: int) -> Iterator[Images]:
+    """Consecutive images, `batch_examples` at a time; the last batch holds the rest."""
+    for start in range(0, len(images), batch_examples):
+        yield images[start : start + batch_examples]
 
 
 def preprocess(images: Any, *, input_shape: tuple[int, ...]) -> Any:
-    """uint8 [N, ...] in 0..255 -> float32 [N, *input_shape] in 0..1; the same arithmetic as the training pipeline."""
+    """Images [N, ...] -> float32 [N, *input_shape], by the same arithmetic as in training."""
     import tensorflow as tf
 
-    return tf.cast(tf.reshape(images, (-1, *input_shape)), tf.float32) / 255.0
+    return pipeline.preprocess(tf.reshape(images, (-1, *input_shape)))
 
 
 def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[float, float]:
@@ -95,8 +134,14 @@ def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[flo
     return float(loss), float((probabilities.argmax(1) == labels).mean())
 
 
-def score(probabilities: Probabilities, labels: Labels, *, class_names: tuple[str, ...]) -> Scores:
-    """All scores from probabilities [N, C] and labels [N]."""
+def score(
+    probabilities: Probabilities,
+    labels: Labels,
+    *,
+    class_names: tuple[str, ...],
+    metrics: Mapping[str, float] = MappingProxyType({}),
+) -> Scores:
+    """All scores from probabilities [N, C] and labels [N]; `metrics` are what was measured beside them."""
     loss, accuracy = loss_and_accuracy(probabilities, labels)
     predicted = probabilities.argmax(1)
     confusion = np.zeros((len(class_names), len(class_names)), np.int64)
@@ -108,6 +153,7 @@ def score(probabilities: Probabilities, labels: Labels, *, class_names: tuple[st
         classes=tuple(_class_score(confusion, index, name=name) for index, name in enumerate(class_names)),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         wrong=_wrong_examples(probabilities, labels, predicted),
+        metrics=dict(metrics),
     )
 
 

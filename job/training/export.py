@@ -14,18 +14,22 @@ from job.datasets.dataset import Images
 from job.digests import digest_of_arrays
 from job.errors import IntegrityError
 from job.texts import one_line
-from job.training.evaluation import Probabilities, preprocess
+from job.training.evaluation import SMALL_BATCH_EXAMPLES, Probabilities, make_batches, preprocess
 
 SIGNATURE = "serving_default"
 TOLERANCE = 1e-4
 """Largest difference of a probability between two programs on two kinds of CPU that is still the same model."""
-_BATCH_EXAMPLES = 1000
 
 
-def save_model(model: Any, folder: Path, *, image_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> None:
-    """Write a SavedModel: `image` uint8 [N, *image_shape] -> `probabilities` float32 [N, C], `digit` int64 [N].
+def save_model(
+    model: Any, folder: Path, *, image_shape: tuple[int, ...], image_dtype: np.dtype[Any], input_shape: tuple[int, ...]
+) -> None:
+    """Write a SavedModel: `image` [N, *image_shape] -> `probabilities` float32 [N, C], `digit` int64 [N].
+
+    The input is called `features` where it is a table, float32 [N, D].
 
     Args:
+        image_dtype: uint8 or float32, as the images are.
         model: a Keras model built outside any strategy scope; a mirrored one would be saved with its replicas.
     """
     import tensorflow as tf
@@ -36,15 +40,17 @@ def save_model(model: Any, folder: Path, *, image_shape: tuple[int, ...], input_
 
     def serve(image: Any) -> dict[str, Any]:
         probabilities = model(preprocess(image, input_shape=input_shape), training=False)
-        return {"probabilities": tf.cast(probabilities, tf.float32), "digit": tf.argmax(probabilities, 1)}
+        probabilities = tf.cast(probabilities, tf.float32)
+        return {"probabilities": probabilities, "digit": tf.argmax(probabilities, 1)}
 
-    signature = [tf.TensorSpec((None, *image_shape), tf.uint8, name="image")]
+    name = "features" if len(image_shape) == 1 else "image"
+    signature = [tf.TensorSpec((None, *image_shape), image_dtype, name=name)]
     module.serve = tf.function(serve, input_signature=signature)
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
 
 
-def predict_with_export(folder: Path, images: Images) -> Probabilities:
-    """Load a SavedModel as a server would and classify raw images.
+def predict_with_export(folder: Path, images: Images, *, batch_examples: int = SMALL_BATCH_EXAMPLES) -> Probabilities:
+    """Load a SavedModel as a server would and classify raw images, `batch_examples` at a time.
 
     Raises:
         IntegrityError: it cannot be loaded, or lacks the signature.
@@ -54,8 +60,9 @@ def predict_with_export(folder: Path, images: Images) -> Probabilities:
     try:
         loaded = tf.saved_model.load(str(folder))
         predict = loaded.signatures[SIGNATURE]
-        batches = [images[start : start + _BATCH_EXAMPLES] for start in range(0, len(images), _BATCH_EXAMPLES)]
-        parts = [predict(image=tf.constant(batch))["probabilities"].numpy() for batch in batches]
+        (name,) = predict.structured_input_signature[1]
+        batches = make_batches(images, batch_examples=batch_examples)
+        parts = [predict(**{name: tf.constant(batch)})["probabilities"].numpy() for batch in batches]
         return np.concatenate(parts).astype(np.float32)
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = one_line(error, limit=200)

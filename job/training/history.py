@@ -21,6 +21,7 @@ class EpochRecord:
         test_loss, test_accuracy: on the test split after the epoch; None when it was not evaluated, or a validation split was.
         val_loss, val_accuracy: on the validation split after the epoch; None when it was not evaluated, or there is none.
         metrics: more of the split that was evaluated, by name.
+        learning_rate: of the update that follows the epoch; None in records of older versions.
         seconds: wall time of the epoch's steps, evaluation not included.
     """
 
@@ -32,6 +33,7 @@ class EpochRecord:
     val_loss: float | None = None
     val_accuracy: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    learning_rate: float | None = None
     seconds: float
     examples_per_second: float
 
@@ -41,8 +43,8 @@ class EpochRecord:
         return {name: value for name, value in values.items() if value is not None and value != {}}
 
     def results(self) -> dict[str, Any]:
-        """What the epoch computed, without how long it took."""
-        left_out = ("epoch", "seconds", "examples_per_second")
+        """What the epoch computed, without how long it took. The learning rate follows from the settings and the step."""
+        left_out = ("epoch", "learning_rate", "seconds", "examples_per_second")
         return {name: value for name, value in self.to_json().items() if name not in left_out}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from job import plugins
 from job.config import Config
 from job.contract import Event
 from job.datasets.dataset import Dataset, Images, evaluation_digest_of
@@ -21,9 +22,10 @@ from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
 from job.store.open import folder_opener
-from job.training import agreement, devices, evaluation, export, pipeline
-from job.training.loop import Split, Training
-from job.training.model import build_model, build_optimizer, model_input_shape
+from job.training import devices, evaluation, export, own_model, own_recipe, pipeline
+from job.training.loop import Measure, Split, Training
+from job.training.model import build_model, model_input_shape
+from job.training.recipe import check_settings, make_measure, make_recipe
 from job.training.steps import StepRunner
 from job.training.workers import (
     Exchange,
@@ -45,29 +47,44 @@ class KerasWorkload:
     _config: Config
     _strategy: Any
     _workers: Workers
+    _phases: Phases
     _exchange: Exchange
     _data: LoadedDataset
     _seed: int
     _compile_with: str
+    _described: Mapping[str, Any]
+    """What the model in `_plain` is, as the run records it."""
+    _plain: Any
+    """The model outside the strategy's scope: for what is checked before training, and for the export."""
     _model: Any
+    _measure: Measure
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         """`environ` gets what TensorFlow has to find there before it starts."""
         self._environ = environ
 
     def prepare(
-        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        phases: Phases,
+        workers: Workers,
+        look: Callable[[], None],
+        recorded_compile: str | None = None,
     ) -> Prepared:
         """Bring workers, devices and data, and check that batch, replicas and examples fit.
 
         Raises:
             JobError: data or devices are absent, corrupt, or do not fit the settings; a worker did not come.
         """
-        self._config, self._workers = config, workers
+        self._config, self._workers, self._phases = config, workers, phases
         if not workers.are_several:
             self._environ.pop("TF_CONFIG", None)  # MirroredStrategy would read it
         # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
         with phases("start_up"):
+            if config.model.build:
+                plugins.check_exists(config.model.build, field="model.build")
             devices.prepare_process(self._environ)
             self._strategy = self._meet(phases, look=look)
         with phases("data"):
@@ -82,14 +99,23 @@ class KerasWorkload:
             num_replicas=num_replicas,
             num_examples=len(self._data.dataset.train_labels),
         )
+        check_settings(
+            config.train,
+            num_examples=len(self._data.dataset.train_labels),
+            num_classes=len(self._data.dataset.class_names),
+        )
+        self._seed = identity.resolve_seed(config, run_id=run_id)
+        with phases("build"):
+            self._plain, self._described = self._build_plain()
         self._compile_with = devices.resolve_compile(
             config.train,
-            dropout=config.model.dropout,
-            num_replicas=num_replicas,
+            model=self._plain,
+            is_own=config.model.build is not None,
+            device_names=device_names,
             intra_op_threads=threads["intra_op"],
+            recorded=recorded_compile,
         )
         self._exchange = self._make_exchange(phases)
-        self._seed = identity.resolve_seed(config, run_id=run_id)
         return Prepared(
             inputs=identity.result_inputs(
                 config,
@@ -97,6 +123,7 @@ class KerasWorkload:
                 compile_with=self._compile_with,
                 num_replicas=num_replicas,
                 dataset_digest=self._data.digest,
+                code=self._described,
             ),
             dataset=DatasetIdentity(
                 name=self._data.name,
@@ -128,6 +155,34 @@ class KerasWorkload:
         seconds = self._config.cluster.start_timeout_seconds
         return StrategyExchange(self._strategy, self._workers, timeout_seconds=seconds, phases=phases)
 
+    def _build_plain(self) -> tuple[Any, dict[str, Any]]:
+        """A model that is not trained: what it is, and that it works, is known before anything is written."""
+        model, config = self._build_model(), self._config
+        if config.model.build is None:
+            return model, {}
+        own_recipe.check_recipe(
+            model,
+            config.train,
+            name=config.model.build,
+            num_classes=len(self._data.dataset.class_names),
+            num_replicas=self._strategy.num_replicas_in_sync,
+        )
+        described = own_model.describe(model, config.model)
+        own_model.try_once(
+            model,
+            config.model,
+            examples=self._few_examples(),
+            num_classes=len(self._data.dataset.class_names),
+            precision=config.train.precision,
+        )
+        return model, described
+
+    def _few_examples(self) -> Any:
+        """Some training examples as the model gets them: float32 [n, *input_shape]."""
+        dataset = self._data.dataset
+        input_shape = model_input_shape(self._config.model, image_shape=dataset.image_shape)
+        return evaluation.preprocess(dataset.train_images[:SAMPLE_IMAGES], input_shape=input_shape).numpy()
+
     def build(self) -> Training:
         """Model, optimizer and data in the strategy's scope, ready to run from any step.
 
@@ -141,13 +196,22 @@ class KerasWorkload:
         config, dataset = self._config, self._data.dataset
         with self._strategy.scope():
             self._model = self._build_model()
-            optimizer = build_optimizer(config.train)
-        if self._workers.are_several:  # not before: a model that is built a second time has other names
-            agreement.compare_models(self._exchange, self._model)
+        if config.model.build:
+            own_model.check_same(self._model, self._described, config.model)
         num_examples = len(dataset.train_labels)
         input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
         total_steps = steps_per_epoch * config.train.epochs
+        self._measure = make_measure(config.train, self._plain, num_classes=len(dataset.class_names))
+        with self._strategy.scope():
+            recipe = make_recipe(
+                config.train,
+                self._model,
+                train_labels=dataset.train_labels,
+                num_classes=len(dataset.class_names),
+                steps_per_epoch=steps_per_epoch,
+                num_replicas=self._strategy.num_replicas_in_sync,
+            )
         steps_per_chunk = pipeline.choose_steps_per_chunk(
             steps_per_epoch,
             num_pixels=math.prod(dataset.image_shape),
@@ -172,19 +236,27 @@ class KerasWorkload:
         runner = StepRunner(
             self._strategy,
             model=self._model,
-            optimizer=optimizer,
+            recipe=recipe,
             compile_with=self._compile_with,
             make_chunks=make_chunks,
             steps_per_epoch=steps_per_epoch,
             workers=self._workers,
         )
-        predictor = evaluation.Predictor(self._model, input_shape=input_shape)
+        predictor = evaluation.Predictor(
+            self._model,
+            input_shape=input_shape,
+            batch_examples=self._batch_examples(),
+            is_filled_up=config.model.build is None,
+            on_batch=self._phases.beat,
+        )
         training = Training(
             runner,
             settings=config.train,
             num_examples=num_examples,
             test=Split(predict=lambda: predictor(dataset.test_images), labels=dataset.test_labels),
             validation=_validation_split(dataset, predictor),
+            measure=self._measure,
+            learning_rate=recipe.learning_rate,
             exchange=self._exchange,
         )
         self._emit_train_start(training)
@@ -196,8 +268,20 @@ class KerasWorkload:
         with phases("evaluate"):
             training.load_result()
             probabilities = training.predict()
-            scores = evaluation.score(probabilities, dataset.test_labels, class_names=dataset.class_names)
-            emit(Event.EVALUATE_END, test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
+            scores = evaluation.score(
+                probabilities,
+                dataset.test_labels,
+                class_names=dataset.class_names,
+                metrics=self._measure(probabilities, dataset.test_labels),
+            )
+            more: dict[str, Any] = {"metrics": scores.metrics} if scores.metrics else {}
+            emit(
+                Event.EVALUATE_END,
+                test_loss=scores.loss,
+                test_accuracy=scores.accuracy,
+                **more,
+                examples=scores.num_examples,
+            )
         with phases("export"):
             files, weights_digest = self._export(probabilities)
             files[PREDICTIONS_FILE] = _to_predictions_file(self._data, probabilities)
@@ -208,7 +292,16 @@ class KerasWorkload:
         with tempfile.TemporaryDirectory(prefix="mnist-champion-") as temporary:
             folder = Path(temporary)
             unpack_model(files, folder)
-            return export.predict_with_export(folder, self._data.dataset.test_images)
+            return export.predict_with_export(
+                folder, self._data.dataset.test_images, batch_examples=self._batch_examples()
+            )
+
+    def _batch_examples(self) -> int:
+        """Images that are evaluated at a time. The recorded losses of the reference model have the bits of the largest batch."""
+        if self._config.model.build is None:
+            return evaluation.MAX_BATCH_EXAMPLES
+        batch_size_per_replica = self._config.train.global_batch_size // self._strategy.num_replicas_in_sync
+        return evaluation.choose_batch_examples(batch_size_per_replica=batch_size_per_replica)
 
     def _build_model(self) -> Any:
         return build_model(
@@ -242,8 +335,7 @@ class KerasWorkload:
     def _export(self, probabilities: evaluation.Probabilities) -> tuple[dict[str, bytes], str]:
         """Write the SavedModel, check that it predicts what was evaluated, and return its files and weights digest."""
         dataset = self._data.dataset
-        # Built again outside the scope: a mirrored model would be saved with its replicas.
-        plain = self._build_model()
+        plain = self._plain  # a mirrored model would be saved with its replicas
         plain.set_weights(self._model.get_weights())
         with tempfile.TemporaryDirectory(prefix="mnist-export-") as temporary:
             folder = Path(temporary)
@@ -251,6 +343,7 @@ class KerasWorkload:
                 plain,
                 folder,
                 image_shape=dataset.image_shape,
+                image_dtype=dataset.image_dtype,
                 input_shape=model_input_shape(self._config.model, image_shape=dataset.image_shape),
             )
             received = export.predict_with_export(folder, dataset.test_images[:SAMPLE_IMAGES])

@@ -85,6 +85,7 @@ class Training:
         test: Split,
         validation: Split | None = None,
         measure: Measure = lambda probabilities, labels: {},
+        learning_rate: Callable[[], float | None] = lambda: None,
         exchange: Exchange = exchange_with_nobody,
     ) -> None:
         """Nothing is trained yet.
@@ -93,11 +94,12 @@ class Training:
             num_examples: in the training split.
             validation: scored in place of the test split after each evaluated epoch, when there is one.
             measure: more metrics of what is scored then.
+            learning_rate: of the update that follows.
             exchange: how the workers talk to each other.
         """
         self._steps, self._settings, self._num_examples = steps, settings, num_examples
         self._test, self._validation, self._measure, self._exchange = test, validation, measure, exchange
-        self.predict = test.predict
+        self.predict, self._learning_rate = test.predict, learning_rate
         self.steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=settings.global_batch_size)
         self._start_step = 0
         self._epoch_seconds = 0.0
@@ -275,6 +277,7 @@ class Training:
                 loss=result.loss,
                 accuracy=result.accuracy,
                 **scores,
+                learning_rate=self._learning_rate(),
                 seconds=round(self._epoch_seconds, 4),
                 examples_per_second=round(result.num_examples / self._epoch_seconds, 1),
             )
@@ -283,7 +286,9 @@ class Training:
             emit(Event.EPOCH_END, step=result.step, **record.to_json())
             if self._settings.keep == "best" and best_epoch(self.history, self._settings) == epoch:
                 self._best = self._steps.model_state()
-        view.epoch_ends(**{name: value for name, value in scores.items() if name != "metrics"})
+        view.epoch_ends(**scores)
+        if record.learning_rate is not None:
+            view.set(learning_rate=record.learning_rate)
         self._look_for_end()
         if self.stopped_epoch:
             self._say_stopped(result.step)

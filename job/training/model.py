@@ -1,16 +1,13 @@
-"""The Keras model and optimizer: the reference model, or the user's own.
+"""The Keras model: the reference model, or the user's own.
 
-Owns architecture and initial weights, which depend only on config and seed. Build both inside `strategy.scope()`.
+Owns architecture and initial weights, which depend only on config and seed. Build it inside `strategy.scope()`.
 """
 
 import math
 from typing import Any
 
-from job.config import ModelSection, TrainSection
-from job.errors import ConfigError
-from job.plugins import import_function
-
-MOMENTUM = 0.9
+from job.config import ModelSection
+from job.training import own_model
 
 
 def model_input_shape(config: ModelSection, *, image_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -23,38 +20,22 @@ def build_model(
 ) -> Any:
     """Build a Keras model: float32 [N, *input_shape] in 0..1 -> probabilities [N, num_classes].
 
-    Every call with the same arguments gives the same initial weights.
+    Every call with the same arguments gives the same initial weights and the same names of variables.
 
     Raises:
-        ConfigError: the user's function is missing or returns something else.
+        ConfigError: the user's function is missing, raises or returns something else.
     """
     import keras
+    from keras.src.utils.naming import reset_uids
+
+    reset_uids()  # else the second model of a process is called sequential_1, and its variables too
 
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     input_shape = model_input_shape(config, image_shape=image_shape)
     if config.build is None:
         return _reference_model(config, keras, input_shape=input_shape, num_classes=num_classes)
-    model = import_function(config.build, field="model.build")(input_shape, num_classes)
-    if not isinstance(model, keras.Model):
-        raise ConfigError(f"model.build: {config.build} must return a keras.Model, received {type(model).__name__}")
-    if not model.built:
-        model.build((None, *input_shape))
-    if tuple(model.output_shape) != (None, num_classes):
-        raise ConfigError(
-            f"model.build: {config.build} must end in {num_classes} probabilities for each image, its output shape is "
-            f"{model.output_shape}"
-        )
-    return model
-
-
-def build_optimizer(config: TrainSection) -> Any:
-    """The configured update rule, not yet built for any variables."""
-    import keras
-
-    if config.optimizer == "adam":
-        return keras.optimizers.Adam(config.learning_rate)
-    return keras.optimizers.SGD(config.learning_rate, momentum=MOMENTUM if config.optimizer == "momentum" else 0.0)
+    return own_model.build(config, input_shape=input_shape, num_classes=num_classes)
 
 
 def _reference_model(config: ModelSection, keras: Any, *, input_shape: tuple[int, ...], num_classes: int) -> Any:

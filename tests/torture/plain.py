@@ -145,7 +145,14 @@ class PlainWorkload:
         """Like `KerasWorkload`."""
 
     def prepare(
-        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        phases: Phases,
+        workers: Workers,
+        look: Callable[[], None],
+        recorded_compile: str | None = None,
     ) -> Prepared:
         seed = identity.resolve_seed(config, run_id=run_id)
         self._steps = PlainSteps(epochs=config.train.epochs, seed=seed)

@@ -57,7 +57,7 @@ class TestShareOfTraining:
         ]
         chosen = split_validation(dataset, 0.3).validation_images
         assert chosen is not None
-        np.testing.assert_array_equal(chosen, dataset.train_images[expected])
+        np.testing.assert_array_equal(chosen, dataset.train_images[np.array(expected)])
 
     def test_share_of_the_digits_is_the_recorded_one(self) -> None:
         dataset = load(DataSection(source="digits", validation_fraction=0.1)).dataset

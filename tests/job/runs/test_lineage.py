@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from job.config import Config
 from job.contract import Pod
 from job.errors import ConfigError, IntegrityError
 from job.runs import lineage
@@ -36,7 +37,7 @@ def describe(
 ) -> Lineage:
     device = Device(names=names, threads={"intra_op": threads, "inter_op": 2}, compile_with=compile_with)
     identity = AttemptIdentity(run="r", attempt=attempt_id)
-    return describe_attempt(pod, identity, device=device, environ=environ or {})
+    return describe_attempt(pod, identity, device=device, environ=environ or {}, config=Config())
 
 
 class TestDescription:
