@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from job.commands.summary import say_weights
 from job.errors import ConfigError
 from job.registry.rules import GateRecord
 from job.runs.read import CommittedRun, more_metrics
@@ -37,6 +38,7 @@ def make_report(committed: CommittedRun, metrics: Mapping[str, Any], gate: GateR
         gate: its gate.json; None when it was not asked.
     """
     test, history = metrics["test"], metrics["history"]
+    scored = "val" if any("val_loss" in epoch for epoch in history) else "test"
     page = _element(
         "html",
         _element(
@@ -52,8 +54,8 @@ def make_report(committed: CommittedRun, metrics: Mapping[str, Any], gate: GateR
             _element("h2", "Gate"),
             *_gate(gate),
             _element("h2", "Epochs"),
-            _chart("loss", history, ("loss", "test_loss")),
-            _chart("accuracy", history, ("accuracy", "test_accuracy")),
+            _chart("loss", history, ("loss", f"{scored}_loss")),
+            _chart("accuracy", history, ("accuracy", f"{scored}_accuracy")),
             _element("h2", "Classes"),
             _classes(test["classes"]),
             _element("h2", "Confusion: rows are true classes, columns predicted ones"),
@@ -91,7 +93,18 @@ def _summary(committed: CommittedRun) -> Iterable[tuple[str, str]]:
     yield "test examples", str(metrics["test_examples"])
     for name, value in more_metrics(metrics).items():
         yield f"test {name}", f"{value:.4f}"
+    yield from _validation(committed)
     yield "weights digest", committed.weights_digest
+
+
+def _validation(committed: CommittedRun) -> Iterable[tuple[str, str]]:
+    """What the validation split decided; nothing without one."""
+    metrics = committed.record["metrics"]
+    if "val_loss" in metrics:
+        yield "validation accuracy", f"{metrics['val_accuracy']:.4f}"
+        yield "validation loss", f"{metrics['val_loss']:.4f}"
+        yield "validation examples", str(metrics["val_examples"])
+        yield "weights", say_weights(committed.record)
 
 
 def _gate(gate: GateRecord | None) -> Iterable[ET.Element]:
@@ -125,9 +138,10 @@ def _origin(committed: CommittedRun) -> Iterable[tuple[str, str]]:
 
 
 def _chart(name: str, history: Sequence[Mapping[str, float]], series: Sequence[str]) -> ET.Element:
-    """A line for each series, epoch by epoch; the first is of the training examples, the second of the test split."""
-    values = [[float(epoch[key]) for epoch in history] for key in series]
-    low, high = min(map(min, values), default=0.0), max(map(max, values), default=1.0)
+    """A line for each series over the epochs that have it: the first of the training examples, the second of what was scored."""
+    known = [[(index, float(epoch[key])) for index, epoch in enumerate(history) if key in epoch] for key in series]
+    values = [value for line in known for _, value in line]
+    low, high = min(values, default=0.0), max(values, default=1.0)
     span, steps = (high - low) or 1.0, max(len(history) - 1, 1)
 
     def point(index: int, value: float) -> str:
@@ -135,11 +149,12 @@ def _chart(name: str, history: Sequence[Mapping[str, float]], series: Sequence[s
         return f"{x:.1f},{_HEIGHT - _MARGIN - (value - low) / span * (_HEIGHT - 2 * _MARGIN):.1f}"
 
     lines = []
-    for line, colour, key, place in zip(values, _COLOURS, series, (0, 1), strict=True):
-        points = [point(index, value) for index, value in enumerate(line)]
+    for line, colour, key, place in zip(known, _COLOURS, series, (0, 1), strict=True):
+        points = [point(index, value) for index, value in line]
         lines.append(_element("polyline", points=" ".join(points), fill="none", stroke=colour, stroke_width="2"))
         x = _MARGIN + place * 150
-        lines.append(_element("text", f"{key} {line[-1]:.4f}", x=str(x), y=str(_HEIGHT - 8), style=f"fill: {colour}"))
+        last = f"{key} {line[-1][1]:.4f}" if line else key
+        lines.append(_element("text", last, x=str(x), y=str(_HEIGHT - 8), style=f"fill: {colour}"))
     labels = [
         _element("text", name, x=str(_MARGIN), y="20"),
         _element("text", f"{high:.3g}", x="4", y=str(_MARGIN)),

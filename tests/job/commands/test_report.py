@@ -128,6 +128,38 @@ def test_one_epoch_and_equal_values_can_be_drawn() -> None:
     assert all(attributes["points"] == "44.0,176.0" for tag, attributes in page.tags if tag == "polyline")
 
 
+def test_epochs_that_were_not_evaluated_are_left_out_of_the_second_line() -> None:
+    record = {"loss": 1.0, "accuracy": 1.0}
+    history = [record, {**record, "test_loss": 2.0, "test_accuracy": 0.0}, record]
+    page = Page(page_of(_COMMIT, _METRICS | {"history": history}, None))
+    lines = [attributes["points"] for tag, attributes in page.tags if tag == "polyline"]
+    assert lines[:2] == ["44.0,176.0 230.0,176.0 416.0,176.0", "230.0,44.0"]
+    assert "test_loss 2.0000" in page.text
+
+
+@pytest.mark.parametrize(
+    ("keep", "stopped", "said"),
+    [
+        ("best", 3, "of epoch 1 of 3, the best; stopped early (train.epochs 9)"),
+        ("last", 3, "of epoch 3 of 3; the best was epoch 1; stopped early (train.epochs 9)"),
+        ("best", None, "of epoch 1 of 9, the best"),
+    ],
+)
+def test_run_with_a_validation_split_shows_it_and_says_which_epoch_was_kept(
+    keep: str, stopped: int | None, said: str
+) -> None:
+    scores = {"val_loss": 0.6, "val_accuracy": 0.65, "val_examples": 7}
+    commit = _COMMIT | {
+        "metrics": _COMMIT["metrics"] | scores,
+        "config": {"train": {"epochs": 9, "keep": keep}},
+        **{"best_epoch": 1, "stopped_epoch": stopped},
+    }
+    epoch = {"loss": 1.0, "accuracy": 1.0, "val_loss": 0.6, "val_accuracy": 0.65}
+    page = Page(page_of(commit, _METRICS | {"history": [epoch]}, None))
+    assert "val_loss 0.6000" in page.text and "val_accuracy 0.6500" in page.text and "test_loss" not in page.text
+    assert said in page.text and "0.6500" in page.text
+
+
 def test_report_that_cannot_be_made_costs_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     config = Config.model_validate({"store": {"uri": f"file:{tmp_path}"}})
     outcome = Outcome(committed=committed_of(_COMMIT), is_new=True, model_location="")
