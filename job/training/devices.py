@@ -32,6 +32,8 @@ _DENSE_LAYERS = (
     "Activation",
     "ReLU",
     "Softmax",
+    "BatchNormalization",
+    "LayerNormalization",
 )
 """Keras' classes with which XLA is faster than the graph on two or more cores (docs/benchmarks.md)."""
 
