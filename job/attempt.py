@@ -171,14 +171,18 @@ def _make_result(
     writer = _make_writer(config, surroundings)
     train(config, training, checkpoint, writer, surroundings=surroundings, ledger=ledger, result_digest=result_digest)
     agreement.compare_weights(prepared.exchange, training)
+    state_digest = training.state_digest()
     results = workload.finish(training, phases=phases)
-    surroundings.view.evaluated({of_class.name: of_class.recall for of_class in results.scores.classes})
+    surroundings.view.set(test_loss=results.scores.loss)
+    recalls = {of_class.name: of_class.recall for of_class in results.scores.classes}
+    surroundings.view.evaluated(recalls, results.scores.metrics)
     with phases("publish"):
         record = {
             "counters": training.counters(training.total_steps, ledger=ledger),
             "goodput": ledger.goodput(),
             "bit_identical": ledger.is_bit_identical,
             "chain": ledger.chain,
+            **training.decisions(),
         }
         files = {**results.files, read.METRICS_FILE: _to_metrics_file(results, training=training, record=record)}
         stored += write.upload(store, run_id, attempt_id=identity.attempt, files=files)
@@ -188,7 +192,8 @@ def _make_result(
             prepared=prepared,
             results=results,
             result_digest=result_digest,
-            state_digest=training.state_digest(),
+            state_digest=state_digest,
+            validation_scores=training.validation_scores(),
             stored=stored,
             lineage=lineage,
         )
@@ -236,6 +241,7 @@ def _to_commit(
     results: Results,
     result_digest: str,
     state_digest: str,
+    validation_scores: Mapping[str, float],
     stored: list[StoredFile],
     lineage: Lineage,
 ) -> dict[str, Any]:
@@ -254,6 +260,8 @@ def _to_commit(
             "test_loss": results.scores.loss,
             "test_accuracy": results.scores.accuracy,
             "test_examples": results.scores.num_examples,
+            **{f"test_{name}": value for name, value in results.scores.metrics.items()},
+            **validation_scores,
         },
         "files": [asdict(file) for file in stored],
         "inputs": prepared.inputs,
@@ -389,7 +397,7 @@ def train(
 
 
 def _to_metrics_file(results: Results, *, training: Training, record: Mapping[str, Any]) -> bytes:
-    history = [asdict(epoch) for epoch in training.history]
+    history = [epoch.to_json() for epoch in training.history]
     return canonical_json({"test": results.scores.to_json(), "history": history, **record})
 
 

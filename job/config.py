@@ -209,6 +209,10 @@ class ModelSection(Section):
         return self
 
 
+MAX_CUTS = 1000
+"""Of schedule=step: each is an operation in the graph of a step."""
+
+
 class TrainSection(Section):
     """How it is trained."""
 
@@ -263,7 +267,21 @@ class TrainSection(Section):
             raise ValueError("warmup_steps must be 0 with schedule=cosine; use schedule=warmup-cosine")
         if (self.schedule == "step") != (self.step_epochs is not None):
             raise ValueError("step_epochs and schedule=step go together; set both or neither")
+        if self.step_epochs is None and self.step_factor != type(self).model_fields["step_factor"].default:
+            raise ValueError(
+                f"step_factor is read only with schedule=step, received {self.schedule}; drop one of the two"
+            )
+        if self.step_epochs is not None:
+            self._check_cuts(self.step_epochs)
         return self
+
+    def _check_cuts(self, step_epochs: int) -> None:
+        num_cuts = (self.epochs - 1) // step_epochs
+        if not 1 <= num_cuts <= MAX_CUTS:
+            raise ValueError(
+                f"step_epochs must give 1 to {MAX_CUTS} cuts within the {self.epochs} epochs, received {step_epochs}: that is "
+                f"{num_cuts}; change step_epochs or epochs"
+            )
 
     @property
     def needs_validation(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from job.errors import ConfigError
 from job.registry.rules import GateRecord
-from job.runs.read import CommittedRun
+from job.runs.read import CommittedRun, more_metrics
 from job.texts import say_placement
 
 REPORT_FILE = "report.html"
@@ -89,6 +89,8 @@ def _summary(committed: CommittedRun) -> Iterable[tuple[str, str]]:
     yield "test accuracy", f"{committed.test_accuracy:.4f}"
     yield "test loss", f"{metrics['test_loss']:.4f}"
     yield "test examples", str(metrics["test_examples"])
+    for name, value in more_metrics(metrics).items():
+        yield f"test {name}", f"{value:.4f}"
     yield "weights digest", committed.weights_digest
 
 

@@ -1,7 +1,11 @@
 """The closing summary that a person reads on a terminal."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from job.attempt import Outcome
 from job.config import Config
+from job.runs.read import more_metrics
 from job.texts import say_placement
 
 
@@ -20,12 +24,18 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         f"  dataset   {outcome.committed.dataset.name}\n"
         f"  test      accuracy {metrics['test_accuracy']:.4f}, loss {metrics['test_loss']:.4f} "
         f"on {metrics['test_examples']} examples\n"
+        f"{_metrics_line(metrics)}"
         f"{_trained_line(outcome)}"
         f"  gate      {_gate_line(outcome)}\n"
         f"  model     {outcome.model_location}\n"
         f"  look      mnist-job show {run_id}{store}\n"
         f"  verify    mnist-job verify --run {run_id}{store}"
     )
+
+
+def _metrics_line(metrics: Mapping[str, Any]) -> str:
+    more = [f"{name} {value:.4f}" for name, value in more_metrics(metrics).items()]
+    return f"            {', '.join(more)}\n" if more else ""
 
 
 def _trained_line(outcome: Outcome) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from job.config import SOURCES, DataSection
-from job.datasets.dataset import Dataset, with_digest
+from job.datasets.dataset import Dataset, split_validation, with_digest
+from job.datasets.rows import as_rows
 from job.errors import ConfigError
 from job.plugins import import_function
 from job.store.store import Store
@@ -24,11 +25,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedDataset:
-    """A dataset ready for training: verified, in canonical order, cut to the configured limits."""
+    """A dataset ready for training: verified, in canonical order, split as configured, then cut to the configured limits."""
 
     name: str
     digest: str
-    """SHA-256 over both whole splits in canonical order, before the limits."""
+    """SHA-256 over the source's whole splits in canonical order, before `data.validation_fraction` and the limits."""
     dataset: Dataset
 
 
@@ -41,10 +42,12 @@ def load_dataset(config: DataSection, *, cache_dir: Path, open_folder: Callable[
     Raises:
         IntegrityError: corrupt, mis-shaped or mislabelled data.
         NotFoundError, UnavailableError, AccessDeniedError: the source could not be read.
-        ConfigError: limits above what the dataset has; an own source that cannot be imported.
+        ConfigError: limits above what the dataset has; an own source that cannot be imported; a validation split that is given
+            twice, or that cannot be taken.
     """
     canonical, digest = _from_source(config, cache_dir=cache_dir, open_folder=open_folder)
-    return LoadedDataset(name=config.name, digest=digest, dataset=_limit(canonical, config))
+    # The limits come after the split: an image is on the same side whatever `data.train_examples` is.
+    return LoadedDataset(name=config.name, digest=digest, dataset=_limit(_split(canonical, config), config))
 
 
 def _from_source(
@@ -62,6 +65,18 @@ def _from_source(
     return with_digest(made)
 
 
+def _split(dataset: Dataset, config: DataSection) -> Dataset:
+    """With the source's own validation split, or the configured one, or none."""
+    if not config.validation_fraction:
+        return dataset
+    if dataset.validation_labels is not None:
+        raise ConfigError(
+            f"data.validation_fraction: must be 0 with a source that has its own validation split, received "
+            f"{config.validation_fraction} and {len(dataset.validation_labels)} examples of {config.source}; drop one of the two"
+        )
+    return split_validation(dataset, config.validation_fraction)
+
+
 def _limit(dataset: Dataset, config: DataSection) -> Dataset:
     """Keep the first rows; canonical order is by hash, so they are a fair sample."""
     for field, limit, available in (
@@ -69,11 +84,14 @@ def _limit(dataset: Dataset, config: DataSection) -> Dataset:
         ("test_examples", config.test_examples, len(dataset.test_labels)),
     ):
         if limit is not None and limit > available:
-            raise ConfigError(f"data.{field}: must be at most the {available} that {config.name} has, received {limit}")
+            rest = " after data.validation_fraction" if field == "train_examples" and config.validation_fraction else ""
+            raise ConfigError(
+                f"data.{field}: must be at most the {available} that {config.name} has{rest}, received {limit}"
+            )
     return replace(
         dataset,
-        train_images=dataset.train_images[: config.train_examples],
+        train_images=as_rows(dataset.train_images).only(slice(config.train_examples)),
         train_labels=dataset.train_labels[: config.train_examples],
-        test_images=dataset.test_images[: config.test_examples],
+        test_images=as_rows(dataset.test_images).only(slice(config.test_examples)),
         test_labels=dataset.test_labels[: config.test_examples],
     )

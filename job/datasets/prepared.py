@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from job.config import DataSection
 from job.datasets.dataset import ARRAYS, Dataset, digest_of, with_digest
 from job.logs import warn
@@ -58,7 +60,9 @@ def _write_plain_copy(path: Path, dataset: Dataset, *, digest: str) -> None:
     from job.store.folder import FolderBackend
 
     meta = {"class_names": dataset.class_names, "digest": digest, "order": _ORDER}
-    data = save({name: getattr(dataset, name) for name in ARRAYS}, {"dataset": json.dumps(meta, sort_keys=True)})
+    data = save(
+        {name: np.asarray(getattr(dataset, name)) for name in ARRAYS}, {"dataset": json.dumps(meta, sort_keys=True)}
+    )
     try:
         FolderBackend(path.parent).put(path.name, data)
     except Exception as error:  # noqa: BLE001

@@ -161,8 +161,9 @@ def read_gate_json(store: Store, run_id: str) -> dict[str, Any] | None:
 
 
 def _are_alike(one: Predictions, other: Predictions) -> bool:
-    """Whether both have the same image shape and number of classes."""
+    """Whether both have the same image type and shape, and number of classes."""
     return (
-        one.sample_images.shape[1:] == other.sample_images.shape[1:]
+        one.sample_images.dtype == other.sample_images.dtype
+        and one.sample_images.shape[1:] == other.sample_images.shape[1:]
         and one.probabilities.shape[1] == other.probabilities.shape[1]
     )

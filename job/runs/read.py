@@ -117,12 +117,12 @@ class Predictions:
     Attributes:
         probabilities: float32 [N, C].
         labels: int64 [N].
-        sample_images: uint8 [up to 64, ...], the first test images.
+        sample_images: uint8 or float32 [up to 64, ...], the first test images.
     """
 
     probabilities: NDArray[np.float32]
     labels: NDArray[np.int64]
-    sample_images: NDArray[np.uint8]
+    sample_images: NDArray[Any]
 
 
 def read_commit(store: Store, run_id: str) -> CommittedRun | None:
@@ -194,6 +194,12 @@ def _parse_commit(record: Mapping[str, Any], run_id: str) -> CommittedRun:
         files={file.key.removeprefix(prefix): file for file in files},
         record=record,
     )
+
+
+def more_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Those of a COMMIT's `metrics` that not every run has, by name: of `train.metrics` and of a compiled model."""
+    more = {name.removeprefix("test_"): value for name, value in metrics.items() if name.startswith("test_")}
+    return {name: value for name, value in more.items() if name not in ("loss", "accuracy", "examples")}
 
 
 def _parse_files(record: Mapping[str, Any]) -> list[StoredFile]:

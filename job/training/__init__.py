@@ -3,6 +3,7 @@
 workload.py        what an attempt and the thing that is trained say to each other
 keras_workload.py  the Keras model: data, devices, evaluation, export
 loop.py            epochs, metrics, progress, checkpoints, stop
+history.py         what each epoch came to; which is the best, and when training ends early
 steps.py           many optimizer updates in one graph call
 pipeline.py        tf.data: reshape, cast, /255, one-hot; order from (seed, epoch, step)
 model.py           the reference model and the optimizers, or your own model

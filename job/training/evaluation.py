@@ -3,8 +3,9 @@
 The scores are numpy on stored probabilities, so that they can be made again without the model.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from job.datasets.dataset import Images, Labels
 from job.errors import TrainingError
+from job.training import pipeline
 
 Probabilities = NDArray[np.float32]
 
@@ -42,6 +44,7 @@ class Scores:
         accuracy: share of examples classified correctly, 0..1.
         confusion: rows are true classes, columns predicted ones; counts.
         wrong: the confidently wrong examples first, at most 200: position, label, prediction, its probability.
+        metrics: more of them, by name.
     """
 
     loss: float
@@ -50,10 +53,12 @@ class Scores:
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
     wrong: tuple[dict[str, Any], ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary for metrics.json."""
-        return asdict(self)
+        """A plain dictionary for metrics.json; without `metrics` when there are none."""
+        content = asdict(self)
+        return content if self.metrics else {name: content[name] for name in content if name != "metrics"}
 
 
 def choose_batch_examples(*, batch_size_per_replica: int) -> int:
@@ -91,12 +96,12 @@ class Predictor:
         self._batch_examples, self._is_filled_up, self._on_batch = batch_examples, is_filled_up, on_batch
 
     def __call__(self, images: Images) -> Probabilities:
-        """Probabilities float32 [N, C] of uint8 images [N, ...]."""
+        """Probabilities float32 [N, C] of images [N, ...]."""
         parts = []
         for batch in make_batches(images, batch_examples=self._batch_examples):
             given = batch
             if self._is_filled_up:
-                given = np.zeros((self._batch_examples, *images.shape[1:]), np.uint8)
+                given = np.zeros((self._batch_examples, *images.shape[1:]), images.dtype)
                 given[: len(batch)] = batch
             parts.append(self._predict(given).numpy()[: len(batch)])
             self._on_batch()
@@ -110,10 +115,10 @@ def make_batches(images: Images, *, batch_examples: int) -> Iterator[Images]:
 
 
 def preprocess(images: Any, *, input_shape: tuple[int, ...]) -> Any:
-    """uint8 [N, ...] in 0..255 -> float32 [N, *input_shape] in 0..1; the same arithmetic as the training pipeline."""
+    """Images [N, ...] -> float32 [N, *input_shape], by the same arithmetic as in training."""
     import tensorflow as tf
 
-    return tf.cast(tf.reshape(images, (-1, *input_shape)), tf.float32) / 255.0
+    return pipeline.preprocess(tf.reshape(images, (-1, *input_shape)))
 
 
 def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[float, float]:
@@ -129,8 +134,14 @@ def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[flo
     return float(loss), float((probabilities.argmax(1) == labels).mean())
 
 
-def score(probabilities: Probabilities, labels: Labels, *, class_names: tuple[str, ...]) -> Scores:
-    """All scores from probabilities [N, C] and labels [N]."""
+def score(
+    probabilities: Probabilities,
+    labels: Labels,
+    *,
+    class_names: tuple[str, ...],
+    metrics: Mapping[str, float] = MappingProxyType({}),
+) -> Scores:
+    """All scores from probabilities [N, C] and labels [N]; `metrics` are what was measured beside them."""
     loss, accuracy = loss_and_accuracy(probabilities, labels)
     predicted = probabilities.argmax(1)
     confusion = np.zeros((len(class_names), len(class_names)), np.int64)
@@ -142,6 +153,7 @@ def score(probabilities: Probabilities, labels: Labels, *, class_names: tuple[st
         classes=tuple(_class_score(confusion, index, name=name) for index, name in enumerate(class_names)),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         wrong=_wrong_examples(probabilities, labels, predicted),
+        metrics=dict(metrics),
     )
 
 

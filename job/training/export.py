@@ -21,10 +21,15 @@ TOLERANCE = 1e-4
 """Largest difference of a probability between two programs on two kinds of CPU that is still the same model."""
 
 
-def save_model(model: Any, folder: Path, *, image_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> None:
-    """Write a SavedModel: `image` uint8 [N, *image_shape] -> `probabilities` float32 [N, C], `digit` int64 [N].
+def save_model(
+    model: Any, folder: Path, *, image_shape: tuple[int, ...], image_dtype: np.dtype[Any], input_shape: tuple[int, ...]
+) -> None:
+    """Write a SavedModel: `image` [N, *image_shape] -> `probabilities` float32 [N, C], `digit` int64 [N].
+
+    The input is called `features` where it is a table, float32 [N, D].
 
     Args:
+        image_dtype: uint8 or float32, as the images are.
         model: a Keras model built outside any strategy scope; a mirrored one would be saved with its replicas.
     """
     import tensorflow as tf
@@ -38,7 +43,8 @@ def save_model(model: Any, folder: Path, *, image_shape: tuple[int, ...], input_
         probabilities = tf.cast(probabilities, tf.float32)
         return {"probabilities": probabilities, "digit": tf.argmax(probabilities, 1)}
 
-    signature = [tf.TensorSpec((None, *image_shape), tf.uint8, name="image")]
+    name = "features" if len(image_shape) == 1 else "image"
+    signature = [tf.TensorSpec((None, *image_shape), image_dtype, name=name)]
     module.serve = tf.function(serve, input_signature=signature)
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
 
@@ -54,8 +60,9 @@ def predict_with_export(folder: Path, images: Images, *, batch_examples: int = S
     try:
         loaded = tf.saved_model.load(str(folder))
         predict = loaded.signatures[SIGNATURE]
+        (name,) = predict.structured_input_signature[1]
         batches = make_batches(images, batch_examples=batch_examples)
-        parts = [predict(image=tf.constant(batch))["probabilities"].numpy() for batch in batches]
+        parts = [predict(**{name: tf.constant(batch)})["probabilities"].numpy() for batch in batches]
         return np.concatenate(parts).astype(np.float32)
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         reason = one_line(error, limit=200)

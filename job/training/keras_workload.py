@@ -12,18 +12,20 @@ import numpy as np
 from job import plugins
 from job.config import Config
 from job.contract import Event
-from job.datasets.dataset import evaluation_digest_of
+from job.datasets.dataset import Dataset, Images, evaluation_digest_of
 from job.datasets.load import LoadedDataset, load_dataset
 from job.datasets.prepared import choose_cache_dir
+from job.errors import ConfigError
 from job.logs import emit, warn
 from job.observe.phases import WAIT_FOR_WORKERS, Phases
 from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
 from job.store.open import folder_opener
-from job.training import devices, evaluation, export, own_model, pipeline
-from job.training.loop import Training
-from job.training.model import build_model, build_optimizer, model_input_shape
+from job.training import devices, evaluation, export, own_model, own_recipe, pipeline
+from job.training.loop import Measure, Split, Training
+from job.training.model import build_model, model_input_shape
+from job.training.recipe import check_settings, make_measure, make_recipe
 from job.training.steps import StepRunner
 from job.training.workers import (
     Exchange,
@@ -55,6 +57,7 @@ class KerasWorkload:
     _plain: Any
     """The model outside the strategy's scope: for what is checked before training, and for the export."""
     _model: Any
+    _measure: Measure
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         """`environ` gets what TensorFlow has to find there before it starts."""
@@ -95,6 +98,11 @@ class KerasWorkload:
             config.train.global_batch_size,
             num_replicas=num_replicas,
             num_examples=len(self._data.dataset.train_labels),
+        )
+        check_settings(
+            config.train,
+            num_examples=len(self._data.dataset.train_labels),
+            num_classes=len(self._data.dataset.class_names),
         )
         self._seed = identity.resolve_seed(config, run_id=run_id)
         with phases("build"):
@@ -152,6 +160,13 @@ class KerasWorkload:
         model, config = self._build_model(), self._config
         if config.model.build is None:
             return model, {}
+        own_recipe.check_recipe(
+            model,
+            config.train,
+            name=config.model.build,
+            num_classes=len(self._data.dataset.class_names),
+            num_replicas=self._strategy.num_replicas_in_sync,
+        )
         described = own_model.describe(model, config.model)
         own_model.try_once(
             model,
@@ -181,13 +196,22 @@ class KerasWorkload:
         config, dataset = self._config, self._data.dataset
         with self._strategy.scope():
             self._model = self._build_model()
-            optimizer = build_optimizer(config.train)
         if config.model.build:
             own_model.check_same(self._model, self._described, config.model)
         num_examples = len(dataset.train_labels)
         input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
         total_steps = steps_per_epoch * config.train.epochs
+        self._measure = make_measure(config.train, self._plain, num_classes=len(dataset.class_names))
+        with self._strategy.scope():
+            recipe = make_recipe(
+                config.train,
+                self._model,
+                train_labels=dataset.train_labels,
+                num_classes=len(dataset.class_names),
+                steps_per_epoch=steps_per_epoch,
+                num_replicas=self._strategy.num_replicas_in_sync,
+            )
         steps_per_chunk = pipeline.choose_steps_per_chunk(
             steps_per_epoch,
             num_pixels=math.prod(dataset.image_shape),
@@ -212,7 +236,7 @@ class KerasWorkload:
         runner = StepRunner(
             self._strategy,
             model=self._model,
-            optimizer=optimizer,
+            recipe=recipe,
             compile_with=self._compile_with,
             make_chunks=make_chunks,
             steps_per_epoch=steps_per_epoch,
@@ -227,11 +251,13 @@ class KerasWorkload:
         )
         training = Training(
             runner,
-            predict=lambda: predictor(dataset.test_images),
-            test_labels=dataset.test_labels,
+            settings=config.train,
             num_examples=num_examples,
-            global_batch_size=config.train.global_batch_size,
-            epochs=config.train.epochs,
+            test=Split(predict=lambda: predictor(dataset.test_images), labels=dataset.test_labels),
+            validation=_validation_split(dataset, predictor),
+            measure=self._measure,
+            learning_rate=recipe.learning_rate,
+            exchange=self._exchange,
         )
         self._emit_train_start(training)
         return training
@@ -240,9 +266,22 @@ class KerasWorkload:
         """Score the test split, and write the SavedModel that predicts what was scored."""
         dataset = self._data.dataset
         with phases("evaluate"):
+            training.load_result()
             probabilities = training.predict()
-            scores = evaluation.score(probabilities, dataset.test_labels, class_names=dataset.class_names)
-            emit(Event.EVALUATE_END, test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
+            scores = evaluation.score(
+                probabilities,
+                dataset.test_labels,
+                class_names=dataset.class_names,
+                metrics=self._measure(probabilities, dataset.test_labels),
+            )
+            more: dict[str, Any] = {"metrics": scores.metrics} if scores.metrics else {}
+            emit(
+                Event.EVALUATE_END,
+                test_loss=scores.loss,
+                test_accuracy=scores.accuracy,
+                **more,
+                examples=scores.num_examples,
+            )
         with phases("export"):
             files, weights_digest = self._export(probabilities)
             files[PREDICTIONS_FILE] = _to_predictions_file(self._data, probabilities)
@@ -304,6 +343,7 @@ class KerasWorkload:
                 plain,
                 folder,
                 image_shape=dataset.image_shape,
+                image_dtype=dataset.image_dtype,
                 input_shape=model_input_shape(self._config.model, image_shape=dataset.image_shape),
             )
             received = export.predict_with_export(folder, dataset.test_images[:SAMPLE_IMAGES])
@@ -318,18 +358,38 @@ class KerasWorkload:
         return files, digest
 
 
+def _validation_split(dataset: Dataset, predict: Callable[[Images], evaluation.Probabilities]) -> Split | None:
+    images, labels = dataset.validation_images, dataset.validation_labels
+    if images is None or labels is None:
+        return None
+    return Split(predict=lambda: predict(images), labels=labels)
+
+
 def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDataset:
+    """The three splits, or two.
+
+    Raises:
+        JobError: as from `load_dataset`; no validation split where the settings need one.
+    """
     data = load_dataset(
         config.data,
         cache_dir=choose_cache_dir(config.data, environ=environ),
         open_folder=folder_opener(config.store, environ=environ),
     )
+    validation_labels = data.dataset.validation_labels
+    if config.train.needs_validation and validation_labels is None:
+        raise ConfigError(
+            "train.early_stopping_patience and train.keep=best look at a validation split; "
+            f"{config.data.source} returned none: return validation_images and validation_labels, or set data.validation_fraction"
+        )
+    more = {"validation_examples": len(validation_labels)} if validation_labels is not None else {}
     emit(
         Event.DATA_READY,
         dataset=data.name,
         digest=data.digest,
         train_examples=len(data.dataset.train_labels),
         test_examples=len(data.dataset.test_labels),
+        **more,
         image_shape=list(data.dataset.image_shape),
     )
     if config.data.source == "digits":

@@ -45,7 +45,7 @@ def canonical_order(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDA
         )
     )
     position = {row: index for index, row in enumerate(_rows(images, labels))}
-    return np.array([position[row] for row in _rows(sorted_rows.train_images, sorted_rows.train_labels)])
+    return np.array([position[row] for row in _rows(np.asarray(sorted_rows.train_images), sorted_rows.train_labels)])
 
 
 def _rows(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> list[bytes]:

@@ -83,6 +83,7 @@ COMPANY = {
     "data.args": ("--data.source=a:b",),
     "model.args": ("--model.build=a:b",),
     "train.step_epochs": ("--train.schedule=step",),
+    "train.step_factor": ("--train.schedule=step", "--train.step_epochs=1"),
     "train.early_stopping_patience": ("--data.validation_fraction=0.1",),
     "train.keep": ("--data.validation_fraction=0.1",),
 }

@@ -19,7 +19,7 @@ from job.runs import checkpoint, read, write
 from job.store import folder
 from job.store.backend import AlreadyExists, point
 from job.store.store import Store
-from job.training import devices, pipeline, steps
+from job.training import devices, history, loop, pipeline, steps
 
 ENVIRONMENT = "TORTURE_PLANT"
 
@@ -218,6 +218,29 @@ def _vote_ignored() -> None:
     type.__setattr__(steps.StepRunner, "run", run_on)
 
 
+def _patience_starts_again() -> None:
+    """Early stopping counts the evaluations of this attempt only."""
+    restore, stops_at = loop.Training.restore, history.stops_at
+    num_before = [0]
+
+    def restore_and_count(self: loop.Training, checkpoint: checkpoint.Checkpoint) -> None:
+        num_before[0] = len(checkpoint.meta["history"])
+        restore(self, checkpoint)
+
+    type.__setattr__(loop.Training, "restore", restore_and_count)
+    vars(loop)["stops_at"] = lambda records, settings: stops_at(records[num_before[0] :], settings)
+
+
+def _best_weights_not_saved() -> None:
+    """The weights of the best epoch are kept in memory only."""
+
+    def state(self: loop.Training) -> dict[str, NDArray[Any]]:
+        return self._steps.state()
+
+    type.__setattr__(loop.Training, "_state", state)
+    type.__setattr__(loop.Training, "_check_best", lambda self: None)
+
+
 PLANTED: Mapping[str, Callable[[], None]] = {
     "commit-before-upload": _commit_before_upload,
     "checkpoint-without-hash-check": _checkpoint_without_hash_check,
@@ -238,6 +261,8 @@ PLANTED: Mapping[str, Callable[[], None]] = {
     "move-on-top-of-whatever": _move_on_top_of_whatever,
     "sigterm-handler-not-put-back": _sigterm_handler_not_put_back,
     "vote-ignored": _vote_ignored,
+    "patience-starts-again": _patience_starts_again,
+    "best-weights-not-saved": _best_weights_not_saved,
 }
 
 

@@ -64,7 +64,7 @@ class TestReading:
         assert mnist.train_images.dtype == np.uint8
         assert mnist.train_labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
         assert np.bincount(mnist.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-        assert round(float(mnist.train_images.mean()) / 255, 4) == 0.1307
+        assert round(float(np.asarray(mnist.train_images).mean()) / 255, 4) == 0.1307
 
     def test_other_data_are_read_with_a_warning(self, small_idx: Path, caplog: pytest.LogCaptureFixture) -> None:
         loaded = load(small_idx)
