@@ -18,7 +18,7 @@ MAX_STEPS_PER_CHUNK = 67
 """The grain at which signals are seen: tens of milliseconds of MNIST. Results do not depend on it."""
 
 MAX_SLOW_STEPS_PER_CHUNK = 8
-"""The same for an own model of other than dense layers, whose step may take a second: a signal has to be seen within the grace period."""
+"""The same for an own model that is not dense, whose step may take a second: a signal has to be seen within the grace period."""
 
 MAX_CHUNK_BYTES = 30_000_000
 """Above 32 MiB glibc maps every chunk anew, which costs more than training on it (`devices.py`)."""
