@@ -256,7 +256,7 @@ class TrainSection(Section):
     keep: Literal["last", "best"] = Field("last", description="weights of which epoch become the result")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="type of the arithmetic; weights: float32")
     compile: Literal["auto", "xla", "graph"] = Field(
-        "auto", description="auto: xla with one replica, two or more cores and no dropout; else graph"
+        "auto", description="auto: xla for dense layers with one replica and two or more cores; else graph"
     )
 
     @model_validator(mode="after")

@@ -32,6 +32,8 @@ _DENSE_LAYERS = (
     "Activation",
     "ReLU",
     "Softmax",
+    "BatchNormalization",
+    "LayerNormalization",
 )
 """Keras' classes with which XLA is faster than the graph on two or more cores (docs/benchmarks.md)."""
 
@@ -216,7 +218,7 @@ def resolve_compile(
     if recorded == "graph" or why_not:
         return "graph"
     is_on_gpu = any("GPU" in name for name in device_names)
-    is_faster = (is_own and is_on_gpu) or (intra_op_threads >= 2 and _is_dense(model))
+    is_faster = (is_own and is_on_gpu) or (intra_op_threads >= 2 and is_dense(model))
     return "xla" if recorded == "xla" or is_faster else "graph"
 
 
@@ -228,7 +230,7 @@ def _why_not_xla(model: Any, *, num_replicas: int) -> str:
     return f"does not support layer {odd.name} ({type(odd).__name__}) of the model" if odd is not None else ""
 
 
-def _is_dense(model: Any) -> bool:
+def is_dense(model: Any) -> bool:
     """Whether a model consists of layers with which XLA is faster on CPUs. A class of the user's own is none of them."""
     kinds = [type(layer) for layer in _layers_of(model)]
     return all(kind.__module__.startswith("keras.") and kind.__name__ in _DENSE_LAYERS for kind in kinds)

@@ -208,10 +208,12 @@ class KerasWorkload:
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
         total_steps = steps_per_epoch * config.train.epochs
         recipe = self._make_recipe(steps_per_epoch)
+        is_fast = config.model.build is None or devices.is_dense(self._plain)
         steps_per_chunk = pipeline.choose_steps_per_chunk(
             steps_per_epoch,
             num_pixels=math.prod(dataset.image_shape),
             global_batch_size=config.train.global_batch_size,
+            most_steps=pipeline.MAX_STEPS_PER_CHUNK if is_fast else pipeline.MAX_SLOW_STEPS_PER_CHUNK,
         )
 
         def make_chunks(start_step: int) -> Any:
