@@ -5,16 +5,18 @@ champion and decide again. Owns the records and their order, not which run deser
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from job import clock, contract
 from job.config import Config
 from job.digests import canonical_json
 from job.errors import ConflictError, IntegrityError, NotFoundError
 from job.logs import warn
+from job.measures import ACCURACY
+from job.registry.comparison import key_of
 from job.registry.rules import GateRecord
 from job.runs import read
 from job.runs.read import CommittedModel, CommittedRun
@@ -22,7 +24,7 @@ from job.store.store import Store
 
 FORMAT = 1
 _MAX_BEST = 20
-"""Each record carries the best accuracies of so many test splits: a nightly schedule on new data adds one a night."""
+"""Each record carries the best values of so many test splits and metrics: a nightly schedule on new data adds one a night."""
 _MAX_LISTINGS, _LISTING_SECONDS = 20, 0.05
 _NAME = re.compile(r"(\d{9,})\.json")
 _CLAIM = re.compile(r"(.+)\.(\d{9,})")
@@ -32,13 +34,29 @@ By = Literal["gate", "promote", "rollback"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The best of all champions so far on one test split, by one metric.
+
+    Attributes:
+        run: None where a record of an older version does not say it.
+        num_champions: champions that were scored on the split; for an older record all that there were.
+    """
+
+    evaluation_digest: str
+    metric: str
+    value: float
+    run: str | None
+    num_champions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
     """One champion record: it makes `to` the champion of the name `model` until the next move.
 
     Attributes:
         version: the record's number, and the folder's in the serving layout.
         when: ISO 8601 in UTC.
-        best: pairs (digest of a test split, best accuracy of all champions on it); the split used last is at the end.
+        best: of each test split and metric; the split used last is at the end.
         gate: the gate's decision; None for a move by hand that was forced, and for a rollback.
     """
 
@@ -52,7 +70,7 @@ class Move:
     by: By
     why: str
     forced: bool
-    best: tuple[tuple[str, float], ...]
+    best: tuple[Best, ...]
     gate: GateRecord | None
 
     @property
@@ -60,15 +78,28 @@ class Move:
         """The run whose model is served."""
         return self.to.run
 
-    def best_accuracy(self, evaluation_digest: str) -> float | None:
-        """Of all champions up to this one, on that test split; None when none was scored on it lately."""
-        return dict(self.best).get(evaluation_digest)
+    def best_on(self, evaluation_digest: str, *, metric: str) -> Best | None:
+        """Of all champions up to this one; None when none was scored on that split lately."""
+        found = (best for best in self.best if (best.evaluation_digest, best.metric) == (evaluation_digest, metric))
+        return next(found, None)
+
+    def runs_to_compare_with(self) -> set[str]:
+        """The champion's run, and the best ones on its test split: a candidate is compared with their predictions."""
+        best = (best.run for best in self.best if best.evaluation_digest == self.to.evaluation_digest)
+        return {self.run, *(run for run in best if run)}
 
     def to_bytes(self) -> bytes:
-        """As it is stored: the fields of `to` stand beside the others."""
-        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("to", "gate")}
+        """As it is stored: the fields of `to` stand beside the others. Older versions of the program read `best`."""
+        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_STORED}
         gate = self.gate.to_json() if self.gate else None
-        return canonical_json({"format": FORMAT, **record, **asdict(self.to), "gate": gate})
+        pairs = [(best.evaluation_digest, best.value) for best in self.best if best.metric == ACCURACY]
+        anchors = [asdict(best) for best in self.best]
+        return canonical_json(
+            {"format": FORMAT, **record, **asdict(self.to), "gate": gate, "best": pairs, "anchors": anchors}
+        )
+
+
+_NOT_STORED = ("to", "gate", "best")
 
 
 def read_newest(store: Store, model: str) -> Move | None:
@@ -213,8 +244,16 @@ def _describe(made: Move) -> str:
 
 def model_name(config: Config, *, dataset: str) -> str:
     """The name that champions go by: as configured, or made of the dataset's."""
-    if config.promotion.model_name:
-        return config.promotion.model_name
+    return config.promotion.model_name or _name_of_dataset(dataset)
+
+
+def model_of(committed: CommittedRun) -> str:
+    """The name that the run's champion would go by, as its COMMIT records the settings."""
+    promotion = committed.record.get("config", {}).get("promotion", {})
+    return str(promotion.get("model_name") or _name_of_dataset(committed.dataset.name))
+
+
+def _name_of_dataset(dataset: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", dataset.lower()).strip("-._") or "model"
 
 
@@ -239,13 +278,28 @@ def list_versions(store: Store, model: str) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
-def _carry_best(before: Move | None, *, to: CommittedModel, gate: GateRecord | None) -> tuple[tuple[str, float], ...]:
-    """The best accuracies so far with the new champion's; a score of the old champion on this split counts too."""
-    best = dict(before.best) if before else {}
-    measured = [best.pop(to.evaluation_digest, 0.0), to.accuracy]
-    if gate:
-        measured.append(gate.numbers.get("champion_accuracy", 0.0))
-    return (*list(best.items())[1 - _MAX_BEST :], (to.evaluation_digest, max(measured)))
+def _carry_best(before: Move | None, *, to: CommittedModel, gate: GateRecord | None) -> tuple[Best, ...]:
+    """The best values so far with the new champion's; a score of the old champion on this split counts too."""
+    carried = list(before.best) if before else []
+    numbers = gate.numbers if gate else {}
+    for metric in {ACCURACY, numbers.get("metric", ACCURACY)}:
+        value = to.accuracy if metric == ACCURACY else numbers.get(key_of(metric))
+        if value is None:
+            continue
+        standing = before.best_on(to.evaluation_digest, metric=metric) if before else None
+        scored = [(standing.value, standing.run)] if standing else []
+        theirs = numbers.get(f"champion_{key_of(metric)}")
+        if theirs is not None and before:
+            scored.append((theirs, before.run))
+        num_champions = (standing.num_champions if standing else len(scored)) + 1
+        best, run = max([*scored, (value, to.run)], key=lambda pair: pair[0])
+        carried = [best for best in carried if best != standing]
+        carried.append(
+            Best(
+                evaluation_digest=to.evaluation_digest, metric=metric, value=best, run=run, num_champions=num_champions
+            )
+        )
+    return tuple(carried[-_MAX_BEST:])
 
 
 def _parse(data: bytes, *, model: str, version: int) -> Move:
@@ -260,12 +314,27 @@ def _parse(data: bytes, *, model: str, version: int) -> Move:
         raise _not_a_move(key, "its model, version or run is another")
     try:
         datetime.fromisoformat(record["when"])
-        best = tuple((str(digest), float(accuracy)) for digest, accuracy in record["best"])
-    except (TypeError, ValueError) as error:
+        best = _parse_best(record)
+    except (KeyError, TypeError, ValueError) as error:
         raise _not_a_move(key, str(error)) from error
     parsed = {"best": best, "gate": _parse_gate(record["gate"], key=key)}
     to = CommittedModel(**{name: record[name] for name in of_model})
     return Move(**({name: record[name] for name in of_move} | parsed), to=to)
+
+
+def _parse_best(record: Mapping[str, Any]) -> tuple[Best, ...]:
+    """Records of older versions have pairs of a digest and an accuracy."""
+    pairs = [(str(digest), float(accuracy)) for digest, accuracy in record["best"]]
+    if "anchors" not in record:
+        num_moves = int(record["version"])
+        return tuple(
+            Best(evaluation_digest=digest, metric=ACCURACY, value=accuracy, run=None, num_champions=num_moves)
+            for digest, accuracy in pairs
+        )
+    found = tuple(Best(**entry) for entry in record["anchors"])
+    if any(not isinstance(best.value, float | int) or not isinstance(best.num_champions, int) for best in found):
+        raise ValueError("an anchor has no value")
+    return found
 
 
 def _parse_gate(record: object, *, key: str) -> GateRecord | None:
