@@ -348,8 +348,8 @@ class PromotionSection(Section):
 class RetentionSection(Section):
     """What is kept in the store after a committed run."""
 
-    keep_runs: int = Field(30, ge=1, description="newest committed runs that stay")
-    keep_versions: int = Field(10, ge=1, description="newest serving versions that stay")
+    keep_runs: int = Field(30, ge=1, description="newest committed runs of the model that stay")
+    keep_versions: int = Field(10, ge=1, description="newest serving versions of the model that stay")
 
 
 class ObserveSection(Section):

@@ -16,15 +16,15 @@ from job.digests import canonical_json
 from job.errors import ConflictError, IntegrityError, NotFoundError
 from job.logs import warn
 from job.measures import ACCURACY
-from job.registry.comparison import key_of
+from job.registry.comparison import Anchor, key_of
 from job.registry.rules import GateRecord
 from job.runs import read
 from job.runs.read import CommittedModel, CommittedRun
 from job.store.store import Store
 
 FORMAT = 1
-_MAX_BEST = 20
-"""Each record carries the best values of so many test splits and metrics: a nightly schedule on new data adds one a night."""
+_MAX_ANCHORS = 20
+"""Each record carries the anchors of so many test splits and metrics: a nightly schedule on new data adds one a night."""
 _MAX_LISTINGS, _LISTING_SECONDS = 20, 0.05
 _NAME = re.compile(r"(\d{9,})\.json")
 _CLAIM = re.compile(r"(.+)\.(\d{9,})")
@@ -34,29 +34,13 @@ By = Literal["gate", "promote", "rollback"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Best:
-    """The best of all champions so far on one test split, by one metric.
-
-    Attributes:
-        run: None where a record of an older version does not say it.
-        num_champions: champions that were scored on the split; for an older record all that there were.
-    """
-
-    evaluation_digest: str
-    metric: str
-    value: float
-    run: str | None
-    num_champions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
     """One champion record: it makes `to` the champion of the name `model` until the next move.
 
     Attributes:
         version: the record's number, and the folder's in the serving layout.
         when: ISO 8601 in UTC.
-        best: of each test split and metric; the split used last is at the end.
+        anchors: of each test split and metric; the split used last is at the end.
         gate: the gate's decision; None for a move by hand that was forced, and for a rollback.
     """
 
@@ -70,7 +54,7 @@ class Move:
     by: By
     why: str
     forced: bool
-    best: tuple[Best, ...]
+    anchors: tuple[Anchor, ...]
     gate: GateRecord | None
 
     @property
@@ -78,28 +62,22 @@ class Move:
         """The run whose model is served."""
         return self.to.run
 
-    def best_on(self, evaluation_digest: str, *, metric: str) -> Best | None:
-        """Of all champions up to this one; None when none was scored on that split lately."""
-        found = (best for best in self.best if (best.evaluation_digest, best.metric) == (evaluation_digest, metric))
-        return next(found, None)
+    def anchor_on(self, evaluation_digest: str, *, metric: str) -> Anchor | None:
+        """What a candidate is measured by; None when no champion was scored on that split lately."""
+        wanted = (evaluation_digest, metric)
+        return next((each for each in self.anchors if (each.evaluation_digest, each.metric) == wanted), None)
 
     def runs_to_compare_with(self) -> set[str]:
-        """The champion's run, and the best ones on its test split: a candidate is compared with their predictions."""
-        best = (best.run for best in self.best if best.evaluation_digest == self.to.evaluation_digest)
-        return {self.run, *(run for run in best if run)}
+        """The champion's run, and the anchors' on its test split: a candidate is compared with their predictions."""
+        anchors = (each.run for each in self.anchors if each.evaluation_digest == self.to.evaluation_digest)
+        return {self.run, *(run for run in anchors if run)}
 
     def to_bytes(self) -> bytes:
         """As it is stored: the fields of `to` stand beside the others. Older versions of the program read `best`."""
-        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_STORED}
-        gate = self.gate.to_json() if self.gate else None
-        pairs = [(best.evaluation_digest, best.value) for best in self.best if best.metric == ACCURACY]
-        anchors = [asdict(best) for best in self.best]
-        return canonical_json(
-            {"format": FORMAT, **record, **asdict(self.to), "gate": gate, "best": pairs, "anchors": anchors}
-        )
-
-
-_NOT_STORED = ("to", "gate", "best")
+        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("to", "gate")}
+        best = [(each.evaluation_digest, each.value) for each in self.anchors if each.metric == ACCURACY]
+        own = {"anchors": [asdict(each) for each in self.anchors], "gate": self.gate.to_json() if self.gate else None}
+        return canonical_json({"format": FORMAT, **record, **asdict(self.to), **own, "best": best})
 
 
 def read_newest(store: Store, model: str) -> Move | None:
@@ -191,7 +169,7 @@ def move(
         by=by,
         why=why,
         forced=forced,
-        best=_carry_best(before, to=to, gate=gate),
+        anchors=_carry_anchors(before, to=to, gate=gate),
         to=to,
         gate=gate,
     )
@@ -278,63 +256,52 @@ def list_versions(store: Store, model: str) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
-def _carry_best(before: Move | None, *, to: CommittedModel, gate: GateRecord | None) -> tuple[Best, ...]:
-    """The best values so far with the new champion's; a score of the old champion on this split counts too."""
-    carried = list(before.best) if before else []
-    numbers = gate.numbers if gate else {}
-    for metric in {ACCURACY, numbers.get("metric", ACCURACY)}:
+def _carry_anchors(before: Move | None, *, to: CommittedModel, gate: GateRecord | None) -> tuple[Anchor, ...]:
+    """Those of the move before; the new champion becomes one where there was none, and where the gate says so."""
+    carried, numbers = list(before.anchors) if before else [], gate.numbers if gate else {}
+    compared = numbers.get("metric", ACCURACY)
+    for metric in dict.fromkeys((ACCURACY, compared)):
+        anchor = standing = before.anchor_on(to.evaluation_digest, metric=metric) if before else None
         value = to.accuracy if metric == ACCURACY else numbers.get(key_of(metric))
-        if value is None:
-            continue
-        standing = before.best_on(to.evaluation_digest, metric=metric) if before else None
-        scored = [(standing.value, standing.run)] if standing else []
-        theirs = numbers.get(f"champion_{key_of(metric)}")
-        if theirs is not None and before:
-            scored.append((theirs, before.run))
-        num_champions = (standing.num_champions if standing else len(scored)) + 1
-        best, run = max([*scored, (value, to.run)], key=lambda pair: pair[0])
-        carried = [best for best in carried if best != standing]
-        carried.append(
-            Best(
-                evaluation_digest=to.evaluation_digest, metric=metric, value=best, run=run, num_champions=num_champions
-            )
-        )
-    return tuple(carried[-_MAX_BEST:])
+        is_new = standing is None or (metric == compared and numbers.get("is_new_anchor"))
+        if is_new and value is not None:
+            anchor = Anchor(evaluation_digest=to.evaluation_digest, metric=metric, value=value, run=to.run)
+        if anchor:
+            carried = [*(each for each in carried if each != standing), anchor]
+    return tuple(carried[-_MAX_ANCHORS:])
 
 
 def _parse(data: bytes, *, model: str, version: int) -> Move:
     key = contract.champion_key(model, version=version)
     record = read.parse_object(data, key=key)
-    of_move = [field.name for field in fields(Move) if field.name != "to"]
+    of_move = [field.name for field in fields(Move) if field.name not in ("to", "anchors")]
     of_model = [field.name for field in fields(CommittedModel)]
-    missing = {*of_move, *of_model} - record.keys()
+    missing = {*of_move, *of_model, "best"} - record.keys()
     if missing:
         raise _not_a_move(key, f"it lacks {', '.join(sorted(missing))}")
     if (record["model"], record["version"]) != (model, version) or not contract.is_run_id(str(record["run"])):
         raise _not_a_move(key, "its model, version or run is another")
     try:
         datetime.fromisoformat(record["when"])
-        best = _parse_best(record)
+        anchors = _parse_anchors(record)
     except (KeyError, TypeError, ValueError) as error:
         raise _not_a_move(key, str(error)) from error
-    parsed = {"best": best, "gate": _parse_gate(record["gate"], key=key)}
+    parsed = {"anchors": anchors, "gate": _parse_gate(record["gate"], key=key)}
     to = CommittedModel(**{name: record[name] for name in of_model})
     return Move(**({name: record[name] for name in of_move} | parsed), to=to)
 
 
-def _parse_best(record: Mapping[str, Any]) -> tuple[Best, ...]:
-    """Records of older versions have pairs of a digest and an accuracy."""
-    pairs = [(str(digest), float(accuracy)) for digest, accuracy in record["best"]]
+def _parse_anchors(record: Mapping[str, Any]) -> tuple[Anchor, ...]:
+    """Records of older versions have `best` alone: pairs of a digest and the best accuracy on that split."""
+    best = [(str(digest), float(accuracy)) for digest, accuracy in record["best"]]
     if "anchors" not in record:
-        num_moves = int(record["version"])
         return tuple(
-            Best(evaluation_digest=digest, metric=ACCURACY, value=accuracy, run=None, num_champions=num_moves)
-            for digest, accuracy in pairs
+            Anchor(evaluation_digest=digest, metric=ACCURACY, value=accuracy, run=None) for digest, accuracy in best
         )
-    found = tuple(Best(**entry) for entry in record["anchors"])
-    if any(not isinstance(best.value, float | int) or not isinstance(best.num_champions, int) for best in found):
+    anchors = tuple(Anchor(**entry) for entry in record["anchors"])
+    if not all(isinstance(each.value, float | int) for each in anchors):
         raise ValueError("an anchor has no value")
-    return found
+    return anchors
 
 
 def _parse_gate(record: object, *, key: str) -> GateRecord | None:

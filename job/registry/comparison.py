@@ -1,4 +1,4 @@
-"""What the gate measures: a candidate by itself, and beside the champion, the best champion so far, and a constant answer.
+"""What the gate measures: a candidate by itself, and beside the champion, the anchor, and a constant answer.
 
 Pure functions of plain values. Owns the numbers that gate.json records, not what follows from them (`rules.py`) nor the
 arithmetic of the tests (`significance.py`).
@@ -34,17 +34,21 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """The best champion so far on the candidate's test split, by the metric that is compared.
+    """The champion that all later ones on a test split are measured by, so that small losses do not add up night after night.
+
+    It is the first champion on the split. One that is better beyond doubt takes its place (`rules.py`). So it is not the best of
+    many: that one has had luck, and an equally good candidate would seldom reach it.
 
     Attributes:
-        value: of the metric.
-        num_champions: so many champions were scored on this split; it is the best of them.
-        probabilities: float32 [N, C] on the split; None when its predictions are not in the store any more.
+        evaluation_digest: of the test split.
+        metric: that `value` is of.
+        run: None in a record of an older version, whose value is that of the best champion so far.
     """
 
+    evaluation_digest: str
+    metric: str
     value: float
-    num_champions: int
-    probabilities: Probabilities | None
+    run: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,7 @@ class Champion:
         probabilities: float32 [N, C] on the *candidate's* test split; None when it cannot be scored there.
         recorded: the metrics that its COMMIT records; empty when they are of another test split.
         anchor: None when no champion was scored on this test split so far.
+        anchor_probabilities: float32 [N, C]; None when its predictions are not in the store any more.
     """
 
     model: CommittedModel
@@ -66,6 +71,12 @@ class Champion:
     probabilities: Probabilities | None
     recorded: Mapping[str, Any]
     anchor: Anchor | None
+    anchor_probabilities: Probabilities | None
+
+    @property
+    def is_anchor(self) -> bool:
+        """Whether the champion is measured by itself: then one test says all."""
+        return self.anchor is None or self.anchor.run == self.model.run
 
 
 def key_of(metric: str) -> str:
@@ -105,25 +116,21 @@ def beside_constant(candidate: Candidate, metric: str) -> dict[str, Any]:
 
 
 def beside_champion(candidate: Candidate, champion: Champion, metric: str) -> dict[str, Any]:
-    """The metric of the champion and of the best champion so far on the candidate's examples, and the tests against both.
+    """The metric of the champion and of the anchor on the candidate's examples, and the tests against both.
 
-    `p_value` and `best_p_value` are left out where there is no test; the metric, where the champion does not record it.
+    `p_value` and `anchor_p_value`: how probable such a loss is between equals; `anchor_gain_p_value`: such a gain. A p is left
+    out where there is no test, the metric of the champion where its run did not record it.
     """
     assert champion.probabilities is not None
     labels, key = candidate.predictions.labels, key_of(metric)
-    accuracy = {"champion_accuracy": measure(ACCURACY, champion.probabilities, labels)}
+    numbers: dict[str, Any] = {"champion_accuracy": measure(ACCURACY, champion.probabilities, labels)}
     theirs = _value_of(metric, champion.probabilities, labels, champion.recorded).get(key)
     if theirs is None:
-        return accuracy
-    numbers = accuracy | {f"champion_{key}": theirs}
-    anchor = champion.anchor
-    numbers["num_champions"] = anchor.num_champions if anchor else 1
+        return numbers
+    numbers |= {f"champion_{key}": theirs}
     if is_measure(metric):
         numbers |= _compare(candidate, champion.probabilities, metric)
-    if anchor is None or anchor.value <= theirs or (anchor.probabilities is None and not _needs_none(metric)):
-        best = {"best_p_value": numbers["p_value"]} if "p_value" in numbers else {}
-        return numbers | {f"best_{key}": theirs} | best
-    return numbers | {f"best_{key}": anchor.value} | _beside_anchor(candidate, anchor, metric)
+    return numbers | _beside_anchor(candidate, champion, numbers, metric)
 
 
 def _value_of(
@@ -136,34 +143,42 @@ def _value_of(
     return {key: float(value)} if isinstance(value, int | float) else {}
 
 
-def _needs_none(metric: str) -> bool:
-    """Whether the recorded value is enough to compare with: a share of examples, or a metric that is compared without a test."""
-    return is_share(metric) or not is_measure(metric)
-
-
 def _compare(candidate: Candidate, probabilities: Probabilities, metric: str) -> dict[str, Any]:
-    """The paired test of the candidate against what another model predicts for the same examples."""
+    """The paired tests of the candidate against what another model predicts for the same examples."""
     labels = candidate.predictions.labels
     ours = contributions(metric, candidate.predictions.probabilities, labels)
     theirs = contributions(metric, probabilities, labels)
     if not is_share(metric):
-        return {"p_value": sign_flip(theirs - ours)}
-    only = {
-        "only_champion_right": int((theirs > ours).sum()),
-        "only_candidate_right": int((ours > theirs).sum()),
+        return {"p_value": sign_flip(theirs - ours), "gain_p_value": sign_flip(ours - theirs)}
+    lost, won = int((theirs > ours).sum()), int((ours > theirs).sum())
+    return {
+        "only_champion_right": lost,
+        "only_candidate_right": won,
+        "p_value": mcnemar(only_champion_right=lost, only_candidate_right=won),
+        "gain_p_value": mcnemar(only_champion_right=won, only_candidate_right=lost),
     }
-    return only | {"p_value": mcnemar(**only)}
 
 
-def _beside_anchor(candidate: Candidate, anchor: Anchor, metric: str) -> dict[str, Any]:
-    """`best_p_value`: by the paired test, or, of a share whose predictions are gone, by Fisher's exact test."""
-    if not is_measure(metric):
+def _beside_anchor(candidate: Candidate, champion: Champion, numbers: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    anchor, key = champion.anchor, key_of(metric)
+    if anchor is None or champion.is_anchor:
+        value, tested = numbers[f"champion_{key}"], numbers
+    elif champion.anchor_probabilities is not None and is_measure(metric):
+        value, tested = anchor.value, _compare(candidate, champion.anchor_probabilities, metric)
+    else:
+        value, tested = anchor.value, _compare_shares(candidate, anchor.value, metric)
+    p_values = {f"anchor_{name}": tested[name] for name in ("p_value", "gain_p_value") if name in tested}
+    return {f"anchor_{key}": value, **p_values}
+
+
+def _compare_shares(candidate: Candidate, before: float, metric: str) -> dict[str, float]:
+    """Of a model whose predictions are gone only the share of right ones is known. Other measures have no test then."""
+    if not is_share(metric):
         return {}
-    if anchor.probabilities is not None:
-        return {"best_p_value": _compare(candidate, anchor.probabilities, metric)["p_value"]}
     labels = candidate.predictions.labels
-    value = measure(metric, candidate.predictions.probabilities, labels)
-    wrong, wrong_before = (round((1 - share) * len(labels)) for share in (value, anchor.value))
-    if wrong <= wrong_before:
-        return {"best_p_value": 1.0}
-    return {"best_p_value": fisher(wrong=wrong, wrong_before=wrong_before, num_examples=len(labels))}
+    ours = measure(metric, candidate.predictions.probabilities, labels)
+    wrong, wrong_before = (round((1 - share) * len(labels)) for share in (ours, before))
+    return {
+        "p_value": fisher(wrong=wrong, wrong_before=wrong_before, num_examples=len(labels)),
+        "gain_p_value": fisher(wrong=wrong_before, wrong_before=wrong, num_examples=len(labels)),
+    }

@@ -114,6 +114,8 @@ class Gate:
         if newest.to.dataset == committed.dataset.name:  # else that decides, whatever they predict
             of = champion.commit_of(self.store, newest)
             of_champion = read.read_predictions(self.store, of)
+        digest = str(committed.dataset.evaluation_digest)
+        anchor = newest.anchor_on(digest, metric=self.rules.metric)
         is_same_split = of and of.dataset.evaluation_digest == committed.dataset.evaluation_digest
         return Champion(
             model=newest.to,
@@ -122,7 +124,8 @@ class Gate:
             class_names=of_champion.class_names if of_champion else None,
             probabilities=self._score(of, of_champion, committed, predictions) if of and of_champion else None,
             recorded=of.record["metrics"] if of and is_same_split else {},
-            anchor=self._anchor(newest, committed),
+            anchor=anchor,
+            anchor_probabilities=self._read_anchor(anchor, newest, committed),
         )
 
     def _score(
@@ -139,19 +142,17 @@ class Gate:
         emit("gate.reevaluate", champion=of.run, reason="it was scored on another test split")
         return np.asarray(self.reevaluate(read.read_model(self.store, of)), np.float32)
 
-    def _anchor(self, newest: Move, committed: CommittedRun) -> Anchor | None:
-        """The best champion so far on this test split, with its predictions as long as they are in the store."""
-        best = newest.best_on(str(committed.dataset.evaluation_digest), metric=self.rules.metric)
-        if best is None:
+    def _read_anchor(self, anchor: Anchor | None, newest: Move, committed: CommittedRun) -> Probabilities | None:
+        """Its predictions, as long as they are in the store; None when the champion is the anchor itself."""
+        if anchor is None or anchor.run in (None, newest.run):
             return None
-        probabilities = None
         try:
-            run = read.read_commit(self.store, best.run) if best.run else None
+            run = read.read_commit(self.store, str(anchor.run))
             if run and run.dataset.evaluation_digest == committed.dataset.evaluation_digest:
-                probabilities = read.read_predictions(self.store, run).probabilities
+                return read.read_predictions(self.store, run).probabilities
         except (ConflictError, IntegrityError) as error:
-            warn("gate.best_unreadable", run_of_best=best.run, reason=str(error))
-        return Anchor(value=best.value, num_champions=best.num_champions, probabilities=probabilities)
+            warn("gate.anchor_unreadable", run_of_anchor=anchor.run, reason=str(error))
+        return None
 
     def _to_record(self, decision: Decision, *, run: str, newest: Move | None) -> GateRecord:
         return GateRecord(

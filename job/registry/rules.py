@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from job.config import PromotionSection
 from job.errors import IntegrityError
+from job.measures import is_measure
 from job.registry.comparison import Candidate, Champion, beside_champion, beside_constant, key_of, measure_alone
 from job.runs.read import Predictions
 
@@ -20,8 +21,8 @@ Verdict = Literal["promoted", "same", "refused"]
 
 _ROUNDING = 1e-12
 """Accuracies are quotients: 0.98 - 0.978 is a little more than 0.002."""
-_MAX_COUNTED = 500
-"""The level of the drift guard is divided by at most so many champions: Monte Carlo says no p below 1 / 20,000."""
+_BEYOND_DOUBT = 500
+"""An anchor is replaced at promotion.significance over this: one that was replaced by luck would refuse its equals for long."""
 _MAX_NAMES = 5
 """Class names that a reason shows."""
 
@@ -96,6 +97,8 @@ def decide(candidate: Candidate, champion: Champion | None, *, rules: PromotionS
         or (_worse(numbers, champion, rules) if champion else _not_above_constant(numbers, rules))
     )
     verdict, rule, reason = refusal or _promoted(numbers, champion, rules)
+    if champion and verdict == "promoted":
+        numbers["is_new_anchor"] = _replaces_anchor(numbers, champion, rules)
     return Decision(verdict=verdict, rule=rule, reason=reason, numbers=numbers)
 
 
@@ -182,28 +185,44 @@ def _without_metric(
 
 
 def _worse(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection) -> _Row | None:
-    return _drifted(numbers, rules) or _beaten(numbers, champion, rules)
+    """Worse than the anchor or the champion. Two tests share the level: an equal model is refused no more often than by one."""
+    level = rules.significance if champion.is_anchor else rules.significance / 2
+    return _drifted(numbers, rules, level=level) or _beaten(numbers, champion, rules, level=level)
 
 
-def _drifted(numbers: Mapping[str, Any], rules: PromotionSection) -> _Row | None:
-    """Lower than the best of all champions so far, which is a maximum: so the level is shared among them (Bonferroni)."""
-    key, p_value = key_of(rules.metric), numbers.get("best_p_value")
-    value, best = numbers[key], numbers[f"best_{key}"]
-    level = rules.significance / min(numbers["num_champions"], _MAX_COUNTED)
-    if best - value <= rules.max_accuracy_drop + _ROUNDING or (p_value is not None and p_value >= level):
+def _drifted(numbers: Mapping[str, Any], rules: PromotionSection, *, level: float) -> _Row | None:
+    key, p_value = key_of(rules.metric), numbers.get("anchor_p_value")
+    value, anchor = numbers[key], numbers[f"anchor_{key}"]
+    is_chance = p_value >= level if p_value is not None else is_measure(rules.metric)
+    if anchor - value <= rules.max_accuracy_drop + _ROUNDING or is_chance:
         return None
-    tested = "without a test" if p_value is None else f"p = {p_value:.2g} is below {level:.2g}"
+    tested = "without a test" if p_value is None else f"p = {p_value:.2g} is below {level:g}"
     reason = (
-        f"{rules.metric} {value:.4f} is {best - value:.4f} below the best champion so far ({best:.4f}), {tested}; "
-        f"promotion.max_accuracy_drop is {rules.max_accuracy_drop:g}"
+        f"{rules.metric} {value:.4f} is {anchor - value:.4f} below the champion that all are measured by ({anchor:.4f}), "
+        f"{tested}; promotion.max_accuracy_drop is {rules.max_accuracy_drop:g}"
     )
     return "refused", "max_accuracy_drop", reason
 
 
-def _beaten(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection) -> _Row | None:
+def _replaces_anchor(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection) -> bool:
+    """Whether it is better than the anchor beyond doubt; where there is no test, by more than is allowed to be lost."""
+    key, p_value = key_of(rules.metric), numbers.get("anchor_gain_p_value")
+    gain = numbers[key] - numbers[f"anchor_{key}"]
+    if champion.anchor is None or (is_measure(rules.metric) and not _has_predictions(champion)):
+        return bool(gain >= 0)  # this one's predictions stay in the store
+    if p_value is None:
+        return bool(gain > rules.max_accuracy_drop + _ROUNDING)
+    return bool(p_value < rules.significance / _BEYOND_DOUBT)
+
+
+def _has_predictions(champion: Champion) -> bool:
+    return champion.is_anchor or champion.anchor_probabilities is not None
+
+
+def _beaten(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection, *, level: float) -> _Row | None:
     key, p_value = key_of(rules.metric), numbers.get("p_value", 1.0)
     value, theirs = numbers[key], numbers[f"champion_{key}"]
-    if p_value >= rules.significance or value >= theirs:
+    if p_value >= level or value >= theirs:
         return None
     lost = f"{rules.metric} {value:.4f}, the champion's {theirs:.4f}"
     if "only_champion_right" in numbers:
@@ -212,8 +231,8 @@ def _beaten(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSect
             f"{numbers['only_candidate_right']} only this run"
         )
     reason = (
-        f"worse than version {champion.version}: {lost}; p = {p_value:.2g} is below promotion.significance "
-        f"{rules.significance:g}"
+        f"worse than version {champion.version}: {lost}; p = {p_value:.2g} is below {level:g} "
+        f"(promotion.significance {rules.significance:g})"
     )
     return "refused", "significance", reason
 

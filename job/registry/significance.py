@@ -48,8 +48,10 @@ def fisher(*, wrong: int, wrong_before: int, num_examples: int) -> float:
     Where both were asked the same examples it says less than McNemar's test, and never too much: their errors go together.
 
     Returns:
-        The probability that of all the errors at least `wrong` fall to the one model; needs wrong >= wrong_before.
+        The probability that of all the errors at least `wrong` fall to the one model; 1 when it has fewer than the other.
     """
+    if wrong < wrong_before:
+        return 1.0
     errors, right = wrong + wrong_before, 2 * num_examples - wrong - wrong_before
     log_first = (
         _log_choose(errors, wrong)

@@ -191,7 +191,7 @@ class Simulation:
 
     def _retain(self) -> None:
         keep = self._config.retention.model_dump()
-        apply_retention(self.world.connect(), **keep)
+        apply_retention(self.world.connect(), MODEL, **keep)
 
     def _read(self) -> None:
         """A server that follows the champion, and one that takes the highest version of the layout."""

@@ -69,20 +69,21 @@ class TestDecision:
             "who": "test",
             "verdict": "refused",
             "rule": "max_accuracy_drop",
-            "reason": "accuracy 0.7800 is 0.1200 below the best champion so far (0.9000), p = 0.016 is below 0.05; "
+            "reason": "accuracy 0.7800 is 0.1200 below the champion that all are measured by (0.9000), p = 0.016 is below 0.05; "
             "promotion.max_accuracy_drop is 0.002",
             "numbers": {
                 "accuracy": 0.78,
                 "examples": 50,
                 "lowest_recall": 0.75,
-                "lowest_recall_class": 3,
+                "lowest_recall_class": 2,
                 "champion_accuracy": 0.9,
-                "best_accuracy": 0.9,
-                "num_champions": 1,
+                "anchor_accuracy": 0.9,
                 "only_champion_right": 6,
                 "only_candidate_right": 0,
                 "p_value": pytest.approx(2**-6),
-                "best_p_value": pytest.approx(2**-6),
+                "gain_p_value": pytest.approx(1.0),
+                "anchor_p_value": pytest.approx(2**-6),
+                "anchor_gain_p_value": pytest.approx(1.0),
             },
             "compared_with": {"version": 1, "run": "a"},
             "version": None,
@@ -114,19 +115,15 @@ class TestDecision:
         assert settle(store, "old", **old) == ("refused", "older_run")
         assert champion_run(store) == "new"
 
-    def test_drop_is_counted_from_the_best_champion_of_the_past(self, store: Store) -> None:
+    def test_drop_is_counted_from_the_champion_that_all_are_measured_by(self, store: Store) -> None:
         settle(store, "a", num_wrong=2)
         force(store, "b", num_wrong=10)
         record = gate(store, max_accuracy_drop=0.03).settle(commit_run(store, "c", num_wrong=10))
         assert (record.verdict, record.rule) == ("refused", "max_accuracy_drop")
-        assert {name: record.numbers[name] for name in ("best_accuracy", "p_value", "num_champions")} == {
-            "best_accuracy": 0.96,
-            "p_value": 1.0,
-            "num_champions": 2,
-        }
-        assert record.numbers["best_p_value"] == pytest.approx(2**-8)  # by the pairs: the predictions of run a are in the store
+        assert (record.numbers["anchor_accuracy"], record.numbers["p_value"]) == (0.96, 1.0)
+        assert record.numbers["anchor_p_value"] == pytest.approx(2**-8)  # by the pairs: the predictions of a are there
 
-    def test_best_champion_that_is_gone_is_compared_by_its_accuracy(
+    def test_anchor_that_is_gone_is_compared_by_its_accuracy(
         self, store: Store, caplog: pytest.LogCaptureFixture
     ) -> None:
         settle(store, "a", num_wrong=2)
@@ -134,9 +131,9 @@ class TestDecision:
         store.delete("runs/a/attempts/a/predictions.safetensors")
         record = gate(store).settle(commit_run(store, "c", num_wrong=10))
         assert record.verdict == "refused"
-        assert record.numbers["best_p_value"] == pytest.approx(0.0139, abs=1e-4)
-        [warning] = [record for record in caplog.records if record.getMessage() == "gate.best_unreadable"]
-        assert vars(warning)["fields"]["run_of_best"] == "a"
+        assert record.numbers["anchor_p_value"] == pytest.approx(0.0139, abs=1e-4)
+        [warning] = [record for record in caplog.records if record.getMessage() == "gate.anchor_unreadable"]
+        assert vars(warning)["fields"]["run_of_anchor"] == "a"
 
     def test_one_example_is_no_reason(self, store: Store) -> None:
         settle(store, "a", num_wrong=5)
@@ -152,11 +149,11 @@ class TestDecision:
             assert by_auc.settle(commit_run(store, run, num_wrong=num_wrong)).verdict == "promoted"
         newest = champion.read_newest(store, MODEL)
         assert newest
-        best = {entry.metric: entry for entry in newest.best}
-        assert (best["auc"].run, best["auc"].num_champions, best["accuracy"].value) == ("a", 2, 0.96)
+        anchors = {each.metric: each for each in newest.anchors}
+        assert (anchors["auc"].run, anchors["accuracy"].run) == ("a", "a")
         record = by_auc.settle(commit_run(store, "c", num_wrong=9))
         assert (record.verdict, record.rule) == ("refused", "max_accuracy_drop")
-        assert record.numbers["best_auc"] == best["auc"].value
+        assert record.numbers["anchor_auc"] == anchors["auc"].value
 
     def test_metric_of_the_users_own_comes_from_the_commits(self, store: Store) -> None:
         own = gate(store, metric="mine", max_accuracy_drop=0.01)
@@ -167,7 +164,7 @@ class TestDecision:
         worse = own.settle(commit_run(store, "b", metrics={"test_mine": 0.6}))
         assert (worse.verdict, worse.rule) == ("refused", "max_accuracy_drop")
         better = own.settle(commit_run(store, "c", metrics={"test_mine": 0.695}))
-        assert (better.verdict, better.numbers["best_test_mine"]) == ("promoted", 0.7)
+        assert (better.verdict, better.numbers["anchor_test_mine"]) == ("promoted", 0.7)
         assert own.settle(commit_run(store, "d")).rule == "no_metric"
 
 

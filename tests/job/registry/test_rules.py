@@ -57,8 +57,15 @@ CHAMPION = Champion(
     class_names=NAMES,
     probabilities=first(50),
     recorded={"test_accuracy": 0.95, "test_mine": 0.7},
-    anchor=Anchor(value=0.95, num_champions=1, probabilities=first(50)),
+    anchor=Anchor(evaluation_digest="e", metric="accuracy", value=0.95, run="old"),
+    anchor_probabilities=None,
 )
+
+
+def measured_by(probabilities: NDArray[np.float32] | None, *, value: float, metric: str = "accuracy") -> Champion:
+    """The champion, where another one is what all are measured by."""
+    anchor = Anchor(evaluation_digest="e", metric=metric, value=value, run="older")
+    return replace(CHAMPION, anchor=anchor, anchor_probabilities=probabilities)
 
 
 def rule_of(candidate: Candidate, champion: Champion | None, rules: PromotionSection = RULES) -> tuple[str, str]:
@@ -131,36 +138,42 @@ class TestRows:
         assert rule_of(candidate_of(first(55)), CHAMPION, rules)[1] == "significance"
 
     def test_small_drops_do_not_add_up(self) -> None:
-        """Not worse than the champion, but than the best one before it."""
-        champion = replace(CHAMPION, anchor=Anchor(value=0.96, num_champions=3, probabilities=first(40)))
-        decision = decide(CANDIDATE, champion, rules=RULES)
+        """Not worse than the champion, but than the one that all are measured by."""
+        decision = decide(CANDIDATE, measured_by(first(40), value=0.96), rules=RULES)
         assert (decision.rule, decision.numbers["p_value"]) == ("max_accuracy_drop", 1.0)
         assert decision.reason == (
-            "accuracy 0.9500 is 0.0100 below the best champion so far (0.9600), p = 0.00098 is below 0.017; "
+            "accuracy 0.9500 is 0.0100 below the champion that all are measured by (0.9600), p = 0.00098 is below 0.025; "
             "promotion.max_accuracy_drop is 0.002"
         )
 
-    @pytest.mark.parametrize(("num_champions", "verdict"), [(1, "refused"), (51, "refused"), (52, "promoted")])
-    def test_best_of_many_is_a_maximum_and_each_champion_lowers_the_level(
-        self, num_champions: int, verdict: str
-    ) -> None:
-        """p = 1 / 1,024 of significance 0.05 shared among them."""
-        anchor = Anchor(value=0.96, num_champions=num_champions, probabilities=first(40))
-        assert rule_of(CANDIDATE, replace(CHAMPION, anchor=anchor))[0] == verdict
+    @pytest.mark.parametrize(("num_worse", "verdict"), [(5, "promoted"), (6, "refused")])
+    def test_two_tests_share_the_level(self, num_worse: int, verdict: str) -> None:
+        """Five lost and none won: p = 1 / 32 is below 0.05 and not below its half."""
+        assert rule_of(candidate_of(first(50 + num_worse)), measured_by(first(50), value=0.95))[0] == verdict
+        assert rule_of(candidate_of(first(50 + num_worse)), measured_by(first(100), value=0.9))[0] == verdict
 
     @pytest.mark.parametrize(("value", "verdict"), [(0.96, "promoted"), (0.97, "refused")])
-    def test_best_champion_whose_predictions_are_gone_is_compared_by_its_accuracy(
-        self, value: float, verdict: str
-    ) -> None:
-        champion = replace(CHAMPION, anchor=Anchor(value=value, num_champions=1, probabilities=None))
-        decision = decide(CANDIDATE, champion, rules=RULES)
-        assert (decision.verdict, decision.numbers["best_accuracy"]) == (verdict, value)
-        assert decision.numbers["best_p_value"] == pytest.approx({0.96: 0.17, 0.97: 0.015}[value], rel=0.05)
+    def test_anchor_whose_predictions_are_gone_is_compared_by_its_accuracy(self, value: float, verdict: str) -> None:
+        decision = decide(CANDIDATE, measured_by(None, value=value), rules=RULES)
+        assert (decision.verdict, decision.numbers["anchor_accuracy"]) == (verdict, value)
+        assert decision.numbers["anchor_p_value"] == pytest.approx({0.96: 0.17, 0.97: 0.015}[value], rel=0.05)
 
-    def test_champion_scored_again_counts_as_the_best_of_its_test_split(self) -> None:
+    @pytest.mark.parametrize(("num_better", "is_new"), [(0, False), (13, False), (14, True)])
+    def test_anchor_is_replaced_by_what_is_better_beyond_doubt(self, num_better: int, is_new: bool) -> None:
+        """1 / 2^13 is not below 0.05 / 500, and 1 / 2^14 is. A lucky anchor would refuse its equals for long."""
+        for champion in (CHAMPION, measured_by(first(50), value=0.95)):
+            decision = decide(candidate_of(first(50 - num_better)), champion, rules=RULES)
+            assert (decision.verdict, decision.numbers["is_new_anchor"]) == ("promoted", is_new)
+
+    @pytest.mark.parametrize(("num_wrong", "is_new"), [(39, True), (40, True), (41, False)])
+    def test_anchor_whose_predictions_are_gone_is_replaced_by_its_equal(self, num_wrong: int, is_new: bool) -> None:
+        decision = decide(candidate_of(first(num_wrong)), measured_by(None, value=0.96), rules=RULES)
+        assert (decision.verdict, decision.numbers["is_new_anchor"]) == ("promoted", is_new)
+
+    def test_champion_scored_again_is_what_its_test_split_is_measured_by(self) -> None:
         champion = replace(CHAMPION, probabilities=first(40), anchor=None)
         decision = decide(CANDIDATE, champion, rules=RULES)
-        assert (decision.rule, decision.numbers["best_accuracy"]) == ("max_accuracy_drop", 0.96)
+        assert (decision.rule, decision.numbers["anchor_accuracy"]) == ("max_accuracy_drop", 0.96)
 
     def test_worse_by_mcnemar_is_refused(self) -> None:
         """Within the allowed drop, but hardly by chance."""
@@ -168,7 +181,7 @@ class TestRows:
         decision = decide(candidate, CHAMPION, rules=PromotionSection(max_accuracy_drop=0.1))
         assert (decision.verdict, decision.rule) == ("refused", "significance")
         assert decision.numbers["p_value"] == pytest.approx(2**-10)
-        assert "10 examples only the champion gets right, 0 only this run; p = 0.00098 is below" in decision.reason
+        assert "10 examples only the champion gets right, 0 only this run; p = 0.00098 is below 0.05" in decision.reason
         assert (
             rule_of(candidate, CHAMPION, PromotionSection(max_accuracy_drop=0.1, significance=2**-10))[1] == "not_worse"
         )
@@ -271,21 +284,30 @@ class TestMetric:
         once, again = (decide(candidate_of(first(53, after=3)), CHAMPION, rules=rules) for _ in range(2))
         assert once == again
 
-    def test_best_champion_by_another_metric_without_predictions_is_left_out(self) -> None:
-        champion = replace(CHAMPION, anchor=Anchor(value=0.999, num_champions=4, probabilities=None))
-        decision = decide(CANDIDATE, champion, rules=PromotionSection(metric="f1_macro"))
-        assert decision.verdict == "promoted"
-        assert decision.numbers["best_f1_macro"] == decision.numbers["champion_f1_macro"]
+    def test_anchor_by_another_metric_is_compared_by_pairs_or_not_at_all(self) -> None:
+        rules, candidate = PromotionSection(metric="f1_macro"), candidate_of(first(80))
+        champion = replace(measured_by(first(50), value=0.95, metric="f1_macro"), probabilities=first(80))
+        assert rule_of(candidate, champion, rules) == ("refused", "max_accuracy_drop")
+        decision = decide(candidate, replace(champion, anchor_probabilities=None), rules=rules)
+        assert (decision.verdict, "anchor_p_value" in decision.numbers) == ("promoted", False)
 
     @pytest.mark.parametrize(
-        ("ours", "best", "rule"),
-        [(0.7, 0.7, "not_worse"), (0.697, 0.7, "max_accuracy_drop"), (0.7, 0.71, "max_accuracy_drop")],
+        ("ours", "anchor", "rule", "is_new"),
+        [
+            (0.7, 0.7, "not_worse", False),
+            (0.703, 0.7, "not_worse", True),
+            (0.697, 0.7, "max_accuracy_drop", None),
+            (0.7, 0.71, "max_accuracy_drop", None),
+        ],
     )
-    def test_metric_of_the_users_own_is_compared_as_recorded(self, ours: float, best: float, rule: str) -> None:
+    def test_metric_of_the_users_own_is_compared_as_recorded(
+        self, ours: float, anchor: float, rule: str, is_new: bool | None
+    ) -> None:
         candidate = replace(CANDIDATE, recorded={"test_mine": ours})
-        champion = replace(CHAMPION, anchor=Anchor(value=best, num_champions=2, probabilities=None))
+        champion = measured_by(first(50), value=anchor, metric="mine")
         decision = decide(candidate, champion, rules=PromotionSection(metric="mine"))
         assert (decision.rule, decision.numbers["test_mine"]) == (rule, ours)
+        assert decision.numbers.get("is_new_anchor") == is_new
         assert "without a test" in decision.reason
 
     def test_metric_that_a_run_lacks_is_refused_by_name(self) -> None:
