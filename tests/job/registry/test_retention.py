@@ -55,7 +55,7 @@ class TestRuns:
     def test_what_a_kept_pointer_reaches_stays(self, store: Store, folder: Path) -> None:
         for run in ("first", "a", "b", "c"):
             promote(store, run)
-        commit_in_order(store, folder, "a", "b", "c", "x", "y", "z")
+        commit_in_order(store, folder, "first", "a", "b", "c", "x", "y", "z")
         assert reachable_runs(store, keep_versions=2) == {"b", "c", "first"}
         apply_retention(store, MODEL, keep_runs=1, keep_versions=2)
         assert [run for run in "abcxyz" if is_removed(store, run)] == ["a", "x", "y"]
