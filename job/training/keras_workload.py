@@ -171,7 +171,6 @@ class KerasWorkload:
             config.train,
             name=config.model.build,
             num_classes=len(self._data.dataset.class_names),
-            num_replicas=self._strategy.num_replicas_in_sync,
         )
         described = own_model.describe(model, config.model)
         own_model.try_once(

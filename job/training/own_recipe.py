@@ -37,7 +37,7 @@ def is_compiled(model: Any) -> bool:
     return bool(getattr(model, "compiled", False))
 
 
-def check_recipe(model: Any, config: TrainSection, *, name: str, num_classes: int, num_replicas: int) -> None:
+def check_recipe(model: Any, config: TrainSection, *, name: str, num_classes: int) -> None:
     """Refuse what a model of the user's own asks of its training and would not get.
 
     Args:
@@ -64,7 +64,7 @@ def check_recipe(model: Any, config: TrainSection, *, name: str, num_classes: in
         raise _refused(
             name, f"its model is compiled: its own optimizer and loss are used; drop {', '.join(beside)}, or compile"
         )
-    _check_optimizer(model.optimizer, name, num_replicas=num_replicas)
+    _check_optimizer(model.optimizer, name)
     _check_loss(model, name, num_classes=num_classes)
     _check_metrics(model, name, num_classes=num_classes, more=config.metrics)
     _warn_of_speed(model)
@@ -108,7 +108,7 @@ def _refused(name: str, reason: str) -> ConfigError:
     return ConfigError(f"model.build: {name}: {reason}")
 
 
-def _check_optimizer(optimizer: Any, name: str, *, num_replicas: int) -> None:
+def _check_optimizer(optimizer: Any, name: str) -> None:
     import keras
 
     if optimizer is None:
@@ -128,10 +128,10 @@ def _check_optimizer(optimizer: Any, name: str, *, num_replicas: int) -> None:
         raise _refused(
             name, f"its {kind} has use_ema=True: the averages would be needed in the result, and are not used; drop it"
         )
-    if optimizer.gradient_accumulation_steps and num_replicas > 1:
+    if optimizer.gradient_accumulation_steps:
         raise _refused(
             name,
-            f"its {kind} has gradient_accumulation_steps, which Keras cannot do over {num_replicas} replicas; raise "
+            f"its {kind} has gradient_accumulation_steps, which Keras cannot do under the job's tf.distribute strategy; raise "
             "train.global_batch_size in its place",
         )
     rate = optimizer._learning_rate

@@ -52,8 +52,8 @@ def mean(labels, probabilities):
 def broken(labels, probabilities):
     raise RuntimeError("mine")
 
-def check(made, settings=None, num_replicas=1):
-    check_recipe(made, TrainSection(**(settings or {})), name="my:model", num_classes=3, num_replicas=num_replicas)
+def check(made, settings=None):
+    check_recipe(made, TrainSection(**(settings or {})), name="my:model", num_classes=3)
 
 def refused(message, made, **more):
     try:
@@ -81,9 +81,9 @@ refused("drop train.schedule, train.step_epochs, train.step_factor, or", model("
 refused("is in use already", used())
 refused("is a LossScaleOptimizer, which wraps", model(keras.optimizers.LossScaleOptimizer(sgd()), crossentropy))
 refused("has use_ema=True", model(sgd(use_ema=True), crossentropy))
-accumulating = lambda: model(sgd(gradient_accumulation_steps=2), crossentropy)
-refused("which Keras cannot do over 2 replicas", accumulating(), num_replicas=2)
-check(accumulating())
+refused("which Keras cannot do under", model(sgd(gradient_accumulation_steps=2), crossentropy))
+both = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(sgd()))
+refused("is a MultiOptimizer, which wraps", model(both, crossentropy))
 refused("has a function as learning rate", model(sgd(lambda: 0.1), crossentropy))
 
 refused("compiled without a loss", model("sgd"))
@@ -130,7 +130,7 @@ def test_the_example_of_the_document_is_taken() -> None:
 from job.config import TrainSection
 from job.training.own_recipe import check_recipe, metric_names
 model = small_net((8, 8), 10, rate=0.02)
-check_recipe(model, TrainSection(), name="mine:small_net", num_classes=10, num_replicas=2)
+check_recipe(model, TrainSection(), name="mine:small_net", num_classes=10)
 print(type(model.optimizer).__name__, metric_names(model))
 """
     assert run_script(script).endswith("AdamW ['f1']\n")
