@@ -26,7 +26,7 @@ from job.store.open import folder_opener
 from job.training import devices, evaluation, export, own_model, own_recipe, pipeline
 from job.training.loop import Measure, Split, Training
 from job.training.model import build_model, model_input_shape
-from job.training.recipe import Recipe, check_settings, make_measure, make_recipe
+from job.training.recipe import Recipe, check_gate_metric, check_settings, make_measure, make_recipe
 from job.training.steps import StepRunner
 from job.training.workers import (
     Exchange,
@@ -164,20 +164,23 @@ class KerasWorkload:
     def _build_plain(self) -> tuple[Any, dict[str, Any]]:
         """A model that is not trained: what it is, and that it works, is known before anything is written."""
         model, config = self._build_model(), self._config
+        num_classes = len(self._data.dataset.class_names)
+        if config.promotion.enabled:
+            check_gate_metric(config.promotion.metric, model, num_classes=num_classes)
         if config.model.build is None:
             return model, {}
         own_recipe.check_recipe(
             model,
             config.train,
             name=config.model.build,
-            num_classes=len(self._data.dataset.class_names),
+            num_classes=num_classes,
         )
         described = own_model.describe(model, config.model)
         own_model.try_once(
             model,
             config.model,
             examples=self._few_examples(),
-            num_classes=len(self._data.dataset.class_names),
+            num_classes=num_classes,
             precision=config.train.precision,
         )
         return model, described

@@ -3,6 +3,7 @@
 What a compiled model says is used; what would be ignored beside it is refused. Knows nothing about steps and epochs.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +69,27 @@ def check_settings(config: TrainSection, *, num_examples: int, num_classes: int)
             "or raise train.epochs"
         )
     for name in config.metrics:
-        if name.startswith("top_") and int(name.split("_")[1]) >= num_classes:
-            raise ConfigError(f"train.metrics: {name} is always 1 with {num_classes} classes; use a smaller number")
+        _check_top_k(name, setting="train.metrics", num_classes=num_classes)
+
+
+def check_gate_metric(name: str, model: Any, *, num_classes: int) -> None:
+    """Refuse a `promotion.metric` that the gate would not find after the training.
+
+    Raises:
+        ConfigError: neither the predictions nor the compiled model give it, or it is always 1.
+    """
+    _check_top_k(name, setting="promotion.metric", num_classes=num_classes)
+    own = metric_names(model) if is_compiled(model) else []
+    if name not in own and not measures.is_measure(name):
+        raise ConfigError(
+            "promotion.metric: must be accuracy, top_K_accuracy, auc, f1_macro or a metric that model.build compiles its model "
+            f"with ({', '.join(own) or 'it has none'}), received {name!r}"
+        )
+
+
+def _check_top_k(name: str, *, setting: str, num_classes: int) -> None:
+    if re.fullmatch(r"top_\d+_accuracy", name) and int(name.split("_")[1]) >= num_classes:
+        raise ConfigError(f"{setting}: {name} is always 1 with {num_classes} classes; use a smaller number")
 
 
 def make_recipe(

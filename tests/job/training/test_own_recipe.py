@@ -247,6 +247,9 @@ def test_optimizer_beside_the_settings_and_one_of_the_module_are_refused(run_job
     assert beside.code == 64
     assert "drop train.optimizer, train.learning_rate, or compile" in beside.error
     assert not (mine / "out").exists() or not list((mine / "out").rglob("run.json"))
+    unknown = run_job("run", *QUICK, *OWN, "--promotion.metric=f2")
+    assert unknown.code == 64
+    assert "a metric that model.build compiles its model with (auc, f1), received 'f2'" in unknown.error
     shared = run_job("run", *QUICK, *OWN, "--model.args={optimizer: shared}")
     assert shared.code == 64
     assert "make the optimizer inside the function" in shared.error

@@ -10,7 +10,7 @@ import pytest
 
 from job.config import TrainSection
 from job.errors import ConfigError
-from job.training.recipe import balanced_weights, check_settings
+from job.training.recipe import balanced_weights, check_gate_metric, check_settings
 from tests.conftest import REPOSITORY, job_environment
 
 
@@ -53,6 +53,16 @@ def test_what_does_not_fit_the_data_is_refused(settings: dict[str, Any], message
     with pytest.raises(ConfigError) as refused:
         check_settings(config, num_examples=50, num_classes=3)
     assert message in str(refused.value)
+
+
+def test_metric_of_the_gate_that_nothing_gives_is_refused_before_the_training() -> None:
+    check_gate_metric("top_2_accuracy", None, num_classes=3)
+    with pytest.raises(ConfigError, match=r"promotion\.metric: top_3_accuracy is always 1 with 3 classes"):
+        check_gate_metric("top_3_accuracy", None, num_classes=3)
+    with pytest.raises(
+        ConfigError, match=r"promotion\.metric: .* compiles its model with \(it has none\), received 'mine'"
+    ):
+        check_gate_metric("mine", None, num_classes=3)
 
 
 def test_what_fits_the_data_is_taken() -> None:
