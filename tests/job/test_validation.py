@@ -100,29 +100,32 @@ def test_epochs_between_evaluations_have_no_scores(run_job: RunJob, tmp_path: Pa
     assert run_job("report", "r").code == 0
 
 
+def start(cluster: Cluster, *indexes: int) -> list[Process]:
+    """Start workers that train `OWN_MODEL`."""
+    (cluster.folder / "own.py").write_text(OWN_MODEL)
+    path = os.pathsep.join([str(REPOSITORY), str(cluster.folder)])
+    environ = {"PYTHONPATH": path} | ({"TF_CONFIG": ""} if cluster.count == 1 else {})
+    return [cluster.start(index, **environ) for index in indexes]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The COMMIT of one process with two replicas."""
+    with making_clusters(tmp_path_factory.mktemp("alone")) as make:
+        cluster = make(1, *STOPPING, "--model.build=own:build", "--cluster.cpu_replicas=2")
+        [process] = start(cluster, 0)
+        assert process.wait(200) == 0, process.stderr[-3000:]
+        commit: dict[str, Any] = cluster.commit
+    assert commit["stopped_epoch"] > commit["best_epoch"] > 1
+    return commit
+
+
 class TestWorkers:
     """Two workers and a model whose BatchNormalization averages differ between replicas."""
 
-    def start(self, cluster: Cluster, *indexes: int) -> list[Process]:
-        (cluster.folder / "own.py").write_text(OWN_MODEL)
-        path = os.pathsep.join([str(REPOSITORY), str(cluster.folder)])
-        environ = {"PYTHONPATH": path} | ({"TF_CONFIG": ""} if cluster.count == 1 else {})
-        return [cluster.start(index, **environ) for index in indexes]
-
-    @pytest.fixture(scope="class")
-    def alone(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-        """The COMMIT of one process with two replicas."""
-        with making_clusters(tmp_path_factory.mktemp("alone")) as make:
-            cluster = make(1, *STOPPING, "--model.build=own:build", "--cluster.cpu_replicas=2")
-            [process] = self.start(cluster, 0)
-            assert process.wait(200) == 0, process.stderr[-3000:]
-            commit: dict[str, Any] = cluster.commit
-        assert commit["stopped_epoch"] > commit["best_epoch"] > 1
-        return commit
-
     def test_all_stop_at_one_step_and_keep_one_epoch(self, clusters: Any, alone: dict[str, Any]) -> None:
         cluster = clusters(2, *STOPPING, "--model.build=own:build")
-        chief, other = self.start(cluster, 0, 1)
+        chief, other = start(cluster, 0, 1)
         assert [chief.wait(200), other.wait(200)] == [0, 0], chief.stderr[-3000:] + other.stderr[-3000:]
         told = [process.event("train.stopped_early") for process in (chief, other)]
         assert [(event["step"], event["best_epoch"]) for event in told] == [
@@ -139,13 +142,13 @@ class TestWorkers:
         self, moment: str, victim: int, number: int, clusters: Any, alone: dict[str, Any]
     ) -> None:
         cluster = clusters(2, *STOPPING, "--model.build=own:build")
-        processes = self.start(cluster, 0, 1)
+        processes = start(cluster, 0, 1)
         processes[0 if moment == "checkpoint.saved" else victim].until(moment)
         processes[victim].kill(number)
         codes = [process.wait(60) for process in processes]
         assert set(codes) <= {0, 75, 76, -number}, codes  # 0: it was too late
         if 0 not in codes:
-            processes = self.start(cluster, 0, 1)
+            processes = start(cluster, 0, 1)
             assert [process.wait(200) for process in processes] == [0, 0], processes[0].stderr[-3000:]
         assert digests(cluster.commit) == digests(alone)
         assert cluster.commit["best_epoch"] == alone["best_epoch"]
