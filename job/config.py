@@ -251,7 +251,7 @@ class TrainSection(Section):
         None, description="stop after so many evaluations without a better one; default: never"
     )
     early_stopping_min_delta: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="what is at least better counts as better"
+        0.0, ge=0, allow_inf_nan=False, description="only what is better by more than this counts as better"
     )
     keep: Literal["last", "best"] = Field("last", description="weights of which epoch become the result")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="type of the arithmetic; weights: float32")
@@ -282,6 +282,12 @@ class TrainSection(Section):
                 f"step_epochs must give 1 to {MAX_CUTS} cuts within the {self.epochs} epochs, received {step_epochs}: that is "
                 f"{num_cuts}; change step_epochs or epochs"
             )
+
+    @model_validator(mode="after")
+    def _check_early_stopping(self) -> Self:
+        if self.early_stopping_min_delta and self.early_stopping_patience is None:
+            raise ValueError("early_stopping_min_delta is read only with early_stopping_patience; set both or neither")
+        return self
 
     @property
     def needs_validation(self) -> bool:

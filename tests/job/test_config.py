@@ -86,6 +86,7 @@ COMPANY = {
     "train.step_epochs": ("--train.schedule=step",),
     "train.step_factor": ("--train.schedule=step", "--train.step_epochs=1"),
     "train.early_stopping_patience": ("--data.validation_fraction=0.1",),
+    "train.early_stopping_min_delta": ("--data.validation_fraction=0.1", "--train.early_stopping_patience=1"),
     "train.keep": ("--data.validation_fraction=0.1",),
 }
 """Settings that are refused alone -> what has to come with them."""

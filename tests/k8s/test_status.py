@@ -9,7 +9,7 @@ import pytest
 
 from job.contract import ExitCode
 from k8s.causes import Object
-from k8s.status import RunStatus, judge
+from k8s.status import RunStatus, _facts, judge
 from k8s.tables import describe, to_table
 
 _RECORDED = Path(__file__).parent / "recorded"
@@ -282,3 +282,10 @@ def test_a_worker_whose_node_does_not_answer_is_named_and_does_not_count_as_runn
     status = judged(content)
     assert (status.reason, status.message) == ("NodeLost", "worker 1 is Running: its node does not answer")
     assert status.num_running == 1
+
+
+def test_accuracy_of_a_running_run_is_that_of_the_split_that_it_scores() -> None:
+    epoch: Object = {"event": "epoch.end", "step": 5, "epoch": 1, "val_accuracy": 0.5}
+    assert _facts([], [epoch])["accuracy"] == 0.5
+    assert _facts([], [epoch, {"event": "epoch.end", "step": 10, "epoch": 2}])["accuracy"] == 0.5, "not evaluated"
+    assert _facts([], [epoch, {"event": "evaluate.end", "test_accuracy": 0.4}])["accuracy"] == 0.4

@@ -48,7 +48,7 @@ FLAGS = (
 FILE_STORE = ("--store.uri=file:./store",)
 STOPPING = (
     *FILE_STORE,
-    "--run.seed=49",
+    "--run.seed=32",
     "--data.validation_fraction=0.3",
     "--train.epochs=40",
     "--train.evaluate_every=2",
