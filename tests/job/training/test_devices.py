@@ -72,7 +72,7 @@ def own_layer() -> Any:
     """A layer of the user's own that is called like one of Keras'."""
     import keras
 
-    class Dense(keras.layers.Dense):
+    class Dense(keras.layers.Dense):  # type: ignore[misc]
         pass
 
     return keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), Dense(3)])
@@ -81,7 +81,7 @@ def own_layer() -> Any:
 def subclassed() -> Any:
     import keras
 
-    class Mine(keras.Model):
+    class Mine(keras.Model):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.flatten, self.last = keras.layers.Flatten(), keras.layers.Dense(3)

@@ -143,4 +143,4 @@ def test_an_own_model_is_evaluated_in_batches_that_training_has_room_for(per_rep
 
 def test_batches_are_consecutive_and_the_last_one_is_the_rest() -> None:
     batches = list(make_batches(np.arange(7, dtype=np.uint8), batch_examples=3))
-    assert [batch.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [np.asarray(batch).tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
