@@ -313,7 +313,7 @@ def finish(
             view.champion_is(newest.to.accuracy)
     with surroundings.phases("clean_up"):
         write.clean_up(store, committed)
-        apply_retention(store, **config.retention.model_dump())
+        apply_retention(store, model, **config.retention.model_dump())
     return replace(outcome, gate=gate)
 
 

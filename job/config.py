@@ -349,18 +349,25 @@ class PromotionSection(Section):
         None, pattern=r"^[a-z0-9]([-a-z0-9._]*[a-z0-9])?$", description="default: the dataset"
     )
     enabled: bool = Field(True, description="whether this run may become the champion")
+    metric: str = Field(
+        "accuracy",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$",
+        description="what is compared: accuracy, top_K_accuracy, auc, f1_macro, or one of your compiled model",
+    )
     min_accuracy: Fraction = Field(0.0, description="refuse below this test accuracy")
-    max_accuracy_drop: Fraction = Field(0.002, description="refuse below the best past champion by more than this")
+    max_accuracy_drop: Fraction = Field(
+        0.002, description="refuse below the best past champion by more than this, when it is no chance"
+    )
     min_class_recall: Fraction = Field(0.0, description="refuse when any class is recalled less often")
-    significance: Fraction = Field(0.05, description="level of the McNemar test against the champion")
+    significance: Fraction = Field(0.05, description="level of the tests against the champion and the best one")
     refused_is_failure: bool = Field(False, description="exit 78 instead of 0 when the gate refuses")
 
 
 class RetentionSection(Section):
     """What is kept in the store after a committed run."""
 
-    keep_runs: int = Field(30, ge=1, description="newest committed runs that stay")
-    keep_versions: int = Field(10, ge=1, description="newest serving versions that stay")
+    keep_runs: int = Field(30, ge=1, description="newest committed runs of the model that stay")
+    keep_versions: int = Field(10, ge=1, description="newest serving versions of the model that stay")
 
 
 class ObserveSection(Section):

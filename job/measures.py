@@ -1,6 +1,7 @@
 """How good stored predictions are, beyond accuracy: pure functions of probabilities and labels, in numpy.
 
-Training asks for them epoch by epoch, the gate when it compares two runs; so both give the same number. Never imports TensorFlow.
+Training asks for them epoch by epoch, the gate when it compares two runs; so both give the same number. For the gate's tests
+`contributions` says what each example adds to a measure. Never imports TensorFlow.
 """
 
 import re
@@ -35,10 +36,37 @@ def measure(name: str, probabilities: "NDArray[np.float32]", labels: "NDArray[np
         return auc_macro_ovr(probabilities, labels)
     if name == "f1_macro":
         return f1_macro(probabilities, labels)
+    return top_k_accuracy(probabilities, labels, k=_k_of(name))
+
+
+def is_share(name: str) -> bool:
+    """Whether the measure is a share of examples, each of which is right or wrong: accuracy and top_K_accuracy."""
+    return name == ACCURACY or _TOP_K.fullmatch(name) is not None
+
+
+def contributions(
+    name: str, probabilities: "NDArray[np.float32]", labels: "NDArray[np.int64]"
+) -> "NDArray[np.float64]":
+    """What each example contributes: float64 [N], whose mean is the measure.
+
+    For a share of examples 1 or 0. For auc (DeLong et al. 1988) and f1_macro (delta method) the measure is no mean of anything
+    that one example has by itself: the contribution is the measure and how far this example pulls it up or down.
+
+    Raises:
+        ValueError: as from `measure`.
+    """
+    if name == "auc":
+        return _auc_contributions(probabilities, labels)
+    if name == "f1_macro":
+        return _f1_contributions(probabilities, labels)
+    return is_in_top_k(probabilities, labels, k=_k_of(name)).astype(np.float64)
+
+
+def _k_of(name: str) -> int:
     top = _TOP_K.fullmatch(name)
     if top is None and name != ACCURACY:
         raise ValueError(f"must be accuracy, top_K_accuracy, auc or f1_macro, received {name!r}")
-    return top_k_accuracy(probabilities, labels, k=int(top[1]) if top else 1)
+    return int(top[1]) if top else 1
 
 
 def top_k_accuracy(probabilities: "NDArray[np.float32]", labels: "NDArray[np.int64]", *, k: int) -> float:
@@ -71,12 +99,28 @@ def auc_macro_ovr(probabilities: "NDArray[np.float32]", labels: "NDArray[np.int6
 
 
 def _area(scores: "NDArray[np.float32]", is_positive: "NDArray[np.bool_]") -> float | None:
-    positives, negatives = scores[is_positive], np.sort(scores[~is_positive])
-    if not len(negatives):
-        return None
-    below = np.searchsorted(negatives, positives, side="left").mean()
-    not_above = np.searchsorted(negatives, positives, side="right").mean()
-    return float((below + not_above) / 2 / len(negatives))
+    return None if is_positive.all() else float(_share_below(scores[is_positive], scores[~is_positive]).mean())
+
+
+def _auc_contributions(probabilities: "NDArray[np.float32]", labels: "NDArray[np.int64]") -> "NDArray[np.float64]":
+    total, num_classes = np.zeros(len(labels)), 0
+    for label in np.unique(labels):
+        is_positive = labels == label
+        share = is_positive.mean()
+        if share == 1:
+            continue
+        scores, num_classes = probabilities[:, label], num_classes + 1
+        above = _share_below(scores[is_positive], scores[~is_positive])
+        total[is_positive] += above.mean() + (above - above.mean()) / share
+        below = 1 - _share_below(scores[~is_positive], scores[is_positive])
+        total[~is_positive] += below.mean() + (below - below.mean()) / (1 - share)
+    return total / num_classes if num_classes else np.full(len(labels), 0.5)
+
+
+def _share_below(scores: "NDArray[np.float32]", others: "NDArray[np.float32]") -> "NDArray[np.float64]":
+    """For each score the share of the others that are below it; equal ones count half."""
+    others = np.sort(others)
+    return (np.searchsorted(others, scores) + np.searchsorted(others, scores, side="right")) / 2 / len(others)
 
 
 def f1_macro(probabilities: "NDArray[np.float32]", labels: "NDArray[np.int64]") -> float:
@@ -86,3 +130,16 @@ def f1_macro(probabilities: "NDArray[np.float32]", labels: "NDArray[np.int64]") 
     num_true, num_predicted = (np.bincount(of, minlength=num_classes) for of in (labels, predicted))
     present = num_true > 0
     return float((2 * num_right[present] / (num_true + num_predicted)[present]).mean())
+
+
+def _f1_contributions(probabilities: "NDArray[np.float32]", labels: "NDArray[np.int64]") -> "NDArray[np.float64]":
+    num_classes, predicted = probabilities.shape[1], probabilities.argmax(1)
+    is_right = predicted == labels
+    num_right = np.bincount(labels[is_right], minlength=num_classes)
+    num_true, num_predicted = (np.bincount(of, minlength=num_classes) for of in (labels, predicted))
+    present = num_true > 0
+    size = np.maximum(num_true + num_predicted, 1) / len(labels)
+    of_class = 2 * num_right / np.maximum(num_true + num_predicted, 1)
+    pull = np.where(is_right, 2 / size[labels], 0) - (of_class / size)[labels]
+    pull -= np.where(present[predicted], (of_class / size)[predicted], 0)
+    return np.asarray(of_class[present].mean() + pull / present.sum(), np.float64)

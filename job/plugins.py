@@ -37,11 +37,14 @@ _NOT_THE_USERS = tuple(
 )
 
 
-def check_exists(name: str, *, field: str) -> None:
+def check_exists(name: str, *, field: str, keywords: Mapping[str, Any] | None = None) -> None:
     """Find a typo in `package.module:function` without importing anything: the import may take TensorFlow's seconds.
 
+    Args:
+        keywords: what the function is called with, where that is all.
+
     Raises:
-        ConfigError: no such module, a syntax error in it, or no such function in it.
+        ConfigError: no such module, a syntax error in it, or no such function in it, or one that takes other arguments.
     """
     module, _, function = name.partition(":")
     path = _find_module(module)
@@ -52,12 +55,43 @@ def check_exists(name: str, *, field: str) -> None:
     if path.suffix != ".py":
         return
     try:
-        names = _defined_names(ast.parse(path.read_bytes(), filename=str(path)))
+        tree = ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
         raise ConfigError(f"{field}: {path.name}:{error.lineno} cannot be read as Python: {error.msg}") from error
+    names = _defined_names(tree)
     if names and function not in names:
         known = ", ".join(sorted(names)[:10])
         raise ConfigError(f"{field}: {name}: {path.name} has no function {function}; it has {known}")
+    for node in tree.body if keywords is not None else ():
+        if isinstance(node, ast.FunctionDef) and node.name == function and not node.decorator_list:
+            _check_call(_signature_of(node), name, (), field=field, keywords=keywords or {})
+
+
+def _signature_of(node: ast.FunctionDef) -> inspect.Signature:
+    """What a function takes, read from its source; defaults stand for themselves."""
+    given, kind = node.args, inspect.Parameter
+    by_position: list[tuple[str, Any]] = [(one.arg, kind.POSITIONAL_ONLY) for one in given.posonlyargs]
+    by_position += [(one.arg, kind.POSITIONAL_OR_KEYWORD) for one in given.args]
+    first_default = len(by_position) - len(given.defaults)
+    parameters = [
+        kind(name, how, default=... if position >= first_default else kind.empty)
+        for position, (name, how) in enumerate(by_position)
+    ]
+    parameters += [kind(given.vararg.arg, kind.VAR_POSITIONAL)] if given.vararg else []
+    for one, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+        parameters.append(kind(one.arg, kind.KEYWORD_ONLY, default=... if default else kind.empty))
+    parameters += [kind(given.kwarg.arg, kind.VAR_KEYWORD)] if given.kwarg else []
+    return inspect.Signature(parameters)
+
+
+def _check_call(
+    signature: inspect.Signature, name: str, args: tuple[object, ...], *, field: str, keywords: Mapping[str, Any]
+) -> None:
+    try:
+        signature.bind(*args, **keywords)
+    except TypeError as error:
+        given = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in keywords.items())])
+        raise ConfigError(f"{field}: {name} is called as {name.rpartition(':')[2]}({given}): {error}") from error
 
 
 def import_function(name: str, *, field: str) -> Callable[..., Any]:
@@ -81,13 +115,8 @@ def call_function(name: str, /, *args: object, field: str, keywords: Mapping[str
         ConfigError: it takes other arguments, or it raises.
     """
     function = import_function(name, field=field)
-    try:
-        inspect.signature(function).bind(*args, **keywords)
-    except TypeError as error:
-        given = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in keywords.items())])
-        raise ConfigError(f"{field}: {name} is called as {name.rpartition(':')[2]}({given}): {error}") from error
-    except ValueError:  # a callable that does not say what it takes
-        pass
+    with contextlib.suppress(ValueError):  # a callable that does not say what it takes
+        _check_call(inspect.signature(function), name, args, field=field, keywords=keywords)
     with user_code(name, field=field):
         return function(*args, **keywords)
 

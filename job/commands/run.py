@@ -14,6 +14,7 @@ from job.config import Config
 from job.config_sources import LoadedConfig
 from job.contract import Event
 from job.errors import ConfigError, GateRefusedError
+from job.measures import is_measure
 from job.observe import exposition
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
@@ -44,6 +45,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
     pod, phases = contract.pod_from_environment(os.environ), Phases()
     status.path = choose_path(config.observe.termination_log)
+    _check_metric(config)
     identity = AttemptIdentity(run=make_run_id(config), attempt=make_attempt_id(pod))
     status.run, status.attempt = identity.run, identity.attempt
     workers = _find_workers(config)
@@ -94,6 +96,20 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     if config.observe.report and not outcome.is_skipped:
         report |= _make_report(config, outcome)
     return _end_well(config, outcome, status=status, log_format=log_format)
+
+
+def _check_metric(config: Config) -> None:
+    """Only a model of the user's own can have metrics that stored predictions do not give.
+
+    Raises:
+        ConfigError: no run could be compared by that metric: said before training instead of by the gate after it.
+    """
+    metric = config.promotion.metric
+    if config.model.build is None and not is_measure(metric):
+        raise ConfigError(
+            f"promotion.metric: must be accuracy, top_K_accuracy, auc or f1_macro without model.build, received {metric!r}; "
+            "metrics of your own come with a compiled model"
+        )
 
 
 def _find_workers(config: Config) -> Workers:

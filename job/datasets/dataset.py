@@ -67,6 +67,13 @@ class Dataset:
         """uint8 or float32."""
         return self.train_images.dtype
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """Of the arrays that hold the images; those that stay in a mapped file do not count."""
+        images = (as_rows(getattr(self, f"{split}_images")) for split in self.splits())
+        arrays = {id(rows.array): rows.array.nbytes for rows in images if rows.is_in_memory}
+        return sum(arrays.values())
+
     def splits(self) -> tuple[str, ...]:
         """Which splits there are: train, test, validation."""
         return ("train", "test") if self.validation_images is None else ("train", "test", "validation")

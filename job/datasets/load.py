@@ -1,6 +1,8 @@
 """Brings the configured dataset: from its source, in canonical order with its digest, cut to the configured limits."""
 
 import importlib
+import socket
+import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import Protocol
 from job.config import SOURCES, DataSection
 from job.datasets.dataset import Dataset, split_validation, with_digest
 from job.datasets.rows import as_rows
-from job.errors import ConfigError
-from job.plugins import import_function
+from job.errors import ConfigError, IntegrityError, UnavailableError
+from job.plugins import call_function, check_exists
 from job.store.store import Store
 
 
@@ -33,6 +35,16 @@ class LoadedDataset:
     dataset: Dataset
 
 
+def check_source(config: DataSection) -> None:
+    """Find a typo in the name or the arguments of an own source, without importing it.
+
+    Raises:
+        ConfigError: there is no such function, or it does not take `data.args`.
+    """
+    if config.source not in SOURCES:
+        check_exists(config.source, field="data.source", keywords=config.args)
+
+
 def load_dataset(config: DataSection, *, cache_dir: Path, open_folder: Callable[[str], Store | Path]) -> LoadedDataset:
     """Bring the configured dataset.
 
@@ -40,10 +52,10 @@ def load_dataset(config: DataSection, *, cache_dir: Path, open_folder: Callable[
         open_folder: opens `data.uri`, as a local folder or a store.
 
     Raises:
-        IntegrityError: corrupt, mis-shaped or mislabelled data.
+        IntegrityError: corrupt, mis-shaped or mislabelled data of a built-in source.
         NotFoundError, UnavailableError, AccessDeniedError: the source could not be read.
-        ConfigError: limits above what the dataset has; an own source that cannot be imported; a validation split that is given
-            twice, or that cannot be taken.
+        ConfigError: limits above what the dataset has; an own source that cannot be imported, raises, or returns something wrong;
+            a validation split that is given twice, or that cannot be taken.
     """
     canonical, digest = _from_source(config, cache_dir=cache_dir, open_folder=open_folder)
     # The limits come after the split: an image is on the same side whatever `data.train_examples` is.
@@ -57,12 +69,33 @@ def _from_source(
     if config.source in SOURCES:
         source: Source = importlib.import_module(SOURCES[config.source])
         return source.load(config, cache_dir=cache_dir, open_folder=open_folder)
-    made = import_function(config.source, field="data.source")()
+    return _from_own_source(config)
+
+
+def _from_own_source(config: DataSection) -> tuple[Dataset, str]:
+    """What the user's function returns. What is wrong with it is a bug in that function, unless the network failed it."""
+    try:
+        made = call_function(config.source, field="data.source", keywords=config.args)
+    except ConfigError as error:
+        if _is_network_failure(error.__cause__):
+            raise UnavailableError(str(error)) from error
+        raise
     if not isinstance(made, Dataset):
         raise ConfigError(
             f"data.source: {config.source} must return job.datasets.Dataset, received {type(made).__name__}"
         )
-    return with_digest(made)
+    try:
+        return with_digest(made)
+    except IntegrityError as error:
+        raise ConfigError(f"data.source: {config.source} returned a {error}") from error
+
+
+def _is_network_failure(error: BaseException | None) -> bool:
+    import requests
+
+    return isinstance(
+        error, (ConnectionError, TimeoutError, socket.gaierror, urllib.error.URLError, requests.RequestException)
+    )
 
 
 def _split(dataset: Dataset, config: DataSection) -> Dataset:

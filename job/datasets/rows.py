@@ -10,7 +10,11 @@ from numpy.typing import DTypeLike, NDArray
 _BLOCK_BYTES = 8_000_000
 """Of a walk over all rows; large enough that the walk costs nothing beside what is done with a block."""
 
-_KEEP_MAPPED_BYTES = 64_000_000
+_MAPPED_BYTES = 16_000_000
+"""Of a mapped file that may count as memory of this process at a time."""
+
+_BYTES_AROUND = 65_536
+"""What Linux maps around one byte that is read."""
 
 
 class Rows:
@@ -21,26 +25,27 @@ class Rows:
     Attributes:
         shape: of these rows, such as (60000, 28, 28).
         dtype: in which they are read; that of the array may be another.
+        array: that holds them, and maybe others.
     """
 
     def __init__(
         self, array: NDArray[Any], order: NDArray[np.intp] | None = None, *, dtype: DTypeLike | None = None
     ) -> None:
-        self._array = array
+        self.array = array
         self._order = np.arange(len(array)) if order is None else order
         self.shape = (len(self._order), *array.shape[1:])
         self.dtype: np.dtype[Any] = np.dtype(array.dtype if dtype is None else dtype)
         self._file = _mapped_file(array)
-        self._mapped_bytes = 0
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, rows: slice | int | NDArray[Any]) -> NDArray[Any]:
         """A copy of some rows, in C order: `rows` are positions, a mask, or a slice."""
-        read: NDArray[Any] = np.take(self._array, self._order[rows], axis=0).astype(self.dtype, copy=False)
-        self._give_pages_back(read.nbytes)
-        return read
+        chosen = self._order[rows]
+        read = np.take(self.array, chosen, axis=0) if self._file is None else self._read_file(self._file, chosen)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused by its row
+            return read.astype(self.dtype, copy=False)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """All rows, for tests and small sets."""
@@ -58,7 +63,7 @@ class Rows:
 
     def only(self, rows: slice | NDArray[Any]) -> "Rows":
         """These rows without the others; nothing is read."""
-        return Rows(self._array, self._order[rows], dtype=self.dtype)
+        return Rows(self.array, self._order[rows], dtype=self.dtype)
 
     def blocks(self) -> Iterator[NDArray[Any]]:
         """All rows in order, a few megabytes at a time."""
@@ -73,12 +78,15 @@ class Rows:
             for start in range(0, len(view), self.row_bytes):
                 yield view[start : start + self.row_bytes]
 
-    def _give_pages_back(self, num_bytes: int) -> None:
-        """Pages of a mapped file that were read count as memory of this process until they are given back."""
-        self._mapped_bytes += num_bytes
-        if self._file is not None and self._mapped_bytes >= _KEEP_MAPPED_BYTES:
-            self._file.madvise(mmap.MADV_DONTNEED)
-            self._mapped_bytes = 0
+    def _read_file(self, file: mmap.mmap, chosen: NDArray[np.intp]) -> NDArray[Any]:
+        """Rows of a mapped file. Pages that were read would stay memory of this process, so they are given back now and then."""
+        read = np.empty((chosen.size, *self.shape[1:]), self.array.dtype)
+        flat, num_rows = chosen.reshape(-1), max(1, _MAPPED_BYTES // max(self.row_bytes, _BYTES_AROUND))
+        for start in range(0, chosen.size, num_rows):
+            piece = slice(start, start + num_rows)
+            np.take(self.array, flat[piece], axis=0, out=read[piece], mode="clip")
+            file.madvise(mmap.MADV_DONTNEED)
+        return read.reshape(*chosen.shape, *self.shape[1:])
 
 
 def as_rows(array: "NDArray[Any] | Rows") -> Rows:

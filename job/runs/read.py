@@ -118,11 +118,13 @@ class Predictions:
         probabilities: float32 [N, C].
         labels: int64 [N].
         sample_images: uint8 or float32 [up to 64, ...], the first test images.
+        class_names: C names, in label order; None where the file does not say them.
     """
 
     probabilities: NDArray[np.float32]
     labels: NDArray[np.int64]
     sample_images: NDArray[Any]
+    class_names: tuple[str, ...] | None = None
 
 
 def read_commit(store: Store, run_id: str) -> CommittedRun | None:
@@ -345,11 +347,28 @@ def parse_predictions(data: bytes) -> Predictions:
 
     try:
         arrays = load(data)
+        probabilities = arrays["probabilities"]
         return Predictions(
-            probabilities=arrays["probabilities"], labels=arrays["labels"], sample_images=arrays["sample_images"]
+            probabilities=probabilities,
+            labels=arrays["labels"],
+            sample_images=arrays["sample_images"],
+            class_names=_parse_class_names(data, num_classes=probabilities.shape[1]),
         )
     except (KeyError, SafetensorError) as error:
         raise IntegrityError(f"{PREDICTIONS_FILE} cannot be read: {error}") from error
+
+
+def _parse_class_names(data: bytes, *, num_classes: int) -> tuple[str, ...] | None:
+    """The names in the header of a predictions file, which safetensors' own `load` leaves out; None when it says none.
+
+    The format: 8 bytes with the header's length, then the header as JSON (github.com/huggingface/safetensors).
+    """
+    length = int.from_bytes(data[:8], "little")
+    meta = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("predictions")
+    names = json.loads(meta).get("class_names") if meta else None
+    if not isinstance(names, list) or len(names) != num_classes:
+        return None
+    return tuple(str(name) for name in names)
 
 
 def parse_object(data: bytes, *, key: str) -> dict[str, Any]:

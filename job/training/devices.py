@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import re
+import resource
 import signal
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
@@ -36,6 +37,12 @@ _DENSE_LAYERS = (
     "LayerNormalization",
 )
 """Keras' classes with which XLA is faster than the graph on two or more cores (docs/benchmarks.md)."""
+
+_NO_LIMIT_BYTES = 2**60
+"""cgroup v1 writes a huge number where there is no limit."""
+
+_UNUSED_BYTES = 2**29
+"""What a source may ask for and never use, such as the stacks of 64 threads."""
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -256,3 +263,44 @@ def _cgroup_limit() -> float | None:
         return quota_microseconds / period_microseconds if quota_microseconds > 0 else None
     except (OSError, ValueError):
         return None
+
+
+def memory_limit() -> int | None:
+    """Memory limit of the container in bytes, from cgroup v2 or v1; None when there is none."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = int(Path(path).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # not there, or `max`
+            continue
+        return limit if limit < _NO_LIMIT_BYTES else None
+    return None
+
+
+def memory_in_use() -> dict[str, int]:
+    """Bytes of this process: `RssAnon`, which it cannot give back, and `VmData`, which it asked for; {} but on Linux."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    fields = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    return {name: int(fields[name][0]) * 1024 for name in ("RssAnon", "VmData") if name in fields}
+
+
+@contextlib.contextmanager
+def held_to_memory(limit: int | None) -> Iterator[None]:
+    """Have an array that the pod's limit cannot hold raise MemoryError inside this block: the kernel would kill the pod.
+
+    Linux counts what is asked for, used or not. So there is some room above the limit, and smaller excesses are not noticed.
+    """
+    before = memory_in_use()
+    if limit is None or len(before) < 2:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = before["VmData"] + max(0, limit - before["RssAnon"]) + _UNUSED_BYTES
+    lower = most if soft == resource.RLIM_INFINITY else min(soft, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (lower, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

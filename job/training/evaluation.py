@@ -23,6 +23,8 @@ SMALL_BATCH_EXAMPLES = 32
 """Without gradients so many take less memory than a training step of a fraction of them."""
 _SMALLEST_PROBABILITY = 1e-7  # as in Keras
 _MAX_WRONG_EXAMPLES = 200
+_MAX_CONFUSION_CLASSES = 100
+"""Of more classes metrics.json holds the counts of those with the most mistakes; predictions.safetensors has everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,9 @@ class Scores:
     Attributes:
         loss: mean categorical crossentropy in nats.
         accuracy: share of examples classified correctly, 0..1.
-        confusion: rows are true classes, columns predicted ones; counts.
+        confusion: rows are true classes, columns predicted ones; counts. Of more than 100 classes the 100 with the most mistakes.
         wrong: the confidently wrong examples first, at most 200: position, label, prediction, its probability.
+        confusion_classes: labels of the rows of `confusion`; None when it has all classes.
         metrics: more of them, by name.
     """
 
@@ -54,11 +57,11 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...]
     wrong: tuple[dict[str, Any], ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    confusion_classes: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary for metrics.json; without `metrics` when there are none."""
-        content = asdict(self)
-        return content if self.metrics else {name: content[name] for name in content if name != "metrics"}
+        """A plain dictionary for metrics.json; without `metrics` and `confusion_classes` when there are none."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != {}}
 
 
 def choose_batch_examples(*, batch_size_per_replica: int) -> int:
@@ -146,15 +149,23 @@ def score(
     predicted = probabilities.argmax(1)
     confusion = np.zeros((len(class_names), len(class_names)), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
+    shown = _most_confused(confusion)
     return Scores(
         loss=loss,
         accuracy=accuracy,
         num_examples=len(labels),
         classes=tuple(_class_score(confusion, index, name=name) for index, name in enumerate(class_names)),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        confusion=tuple(tuple(row) for row in confusion[np.ix_(shown, shown)].tolist()),
         wrong=_wrong_examples(probabilities, labels, predicted),
         metrics=dict(metrics),
+        confusion_classes=tuple(shown.tolist()) if len(shown) < len(class_names) else None,
     )
+
+
+def _most_confused(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of all classes, or of those with the most mistakes in their row and column, ascending."""
+    mistakes = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
+    return np.sort(np.argsort(-mistakes, kind="stable")[:_MAX_CONFUSION_CLASSES])
 
 
 def _class_score(confusion: NDArray[np.int64], index: int, *, name: str) -> ClassScore:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from job import plugins
-from job.config import Config
+from job.config import SOURCES, Config
 from job.contract import Event
 from job.datasets.dataset import Dataset, Images, evaluation_digest_of
-from job.datasets.load import LoadedDataset, load_dataset
+from job.datasets.load import LoadedDataset, check_source, load_dataset
 from job.datasets.prepared import choose_cache_dir
-from job.errors import ConfigError
+from job.digests import canonical_json, sha256_hex
+from job.errors import ConfigError, IntegrityError, JobError
 from job.logs import emit, warn
 from job.observe.phases import WAIT_FOR_WORKERS, Phases
 from job.runs import identity
@@ -25,7 +26,7 @@ from job.store.open import folder_opener
 from job.training import devices, evaluation, export, own_model, own_recipe, pipeline
 from job.training.loop import Measure, Split, Training
 from job.training.model import build_model, model_input_shape
-from job.training.recipe import check_settings, make_measure, make_recipe
+from job.training.recipe import Recipe, check_settings, make_measure, make_recipe
 from job.training.steps import StepRunner
 from job.training.workers import (
     Exchange,
@@ -39,6 +40,12 @@ from job.training.workload import Prepared, Results
 
 SAMPLE_IMAGES = 64
 """Test images kept beside the predictions, so that a model can be verified without its dataset."""
+
+_TRAINING_BYTES = 100_000_000
+"""What the smallest model takes after the data are there; a large one takes more, which is not estimated."""
+
+_SMALL_DATA_BYTES = 64_000_000
+"""Examples below it are not what fills a pod."""
 
 
 class KerasWorkload:
@@ -85,6 +92,7 @@ class KerasWorkload:
         with phases("start_up"):
             if config.model.build:
                 plugins.check_exists(config.model.build, field="model.build")
+            check_source(config.data)
             devices.prepare_process(self._environ)
             self._strategy = self._meet(phases, look=look)
         with phases("data"):
@@ -94,16 +102,7 @@ class KerasWorkload:
             tuple(self._strategy.extended.worker_devices), num_workers=config.cluster.workers
         )
         num_replicas = len(device_names)
-        devices.check_batch(
-            config.train.global_batch_size,
-            num_replicas=num_replicas,
-            num_examples=len(self._data.dataset.train_labels),
-        )
-        check_settings(
-            config.train,
-            num_examples=len(self._data.dataset.train_labels),
-            num_classes=len(self._data.dataset.class_names),
-        )
+        self._check_fit(num_replicas)
         self._seed = identity.resolve_seed(config, run_id=run_id)
         with phases("build"):
             self._plain, self._described = self._build_plain()
@@ -123,7 +122,7 @@ class KerasWorkload:
                 compile_with=self._compile_with,
                 num_replicas=num_replicas,
                 dataset_digest=self._data.digest,
-                code=self._described,
+                code={**self._described, **self._describe_classes()},
             ),
             dataset=DatasetIdentity(
                 name=self._data.name,
@@ -138,6 +137,13 @@ class KerasWorkload:
             ),
             exchange=self._exchange,
         )
+
+    def _check_fit(self, num_replicas: int) -> None:
+        """Refuse settings that do not fit data and replicas."""
+        train, dataset = self._config.train, self._data.dataset
+        num_examples = len(dataset.train_labels)
+        devices.check_batch(train.global_batch_size, num_replicas=num_replicas, num_examples=num_examples)
+        check_settings(train, num_examples=num_examples, num_classes=len(dataset.class_names))
 
     def _meet(self, phases: Phases, *, look: Callable[[], None]) -> Any:
         """The strategy, once all workers are there."""
@@ -177,6 +183,12 @@ class KerasWorkload:
         )
         return model, described
 
+    def _describe_classes(self) -> dict[str, str]:
+        """Names of an own source's classes: the digest of its data knows their numbers only."""
+        if self._config.data.source in SOURCES:
+            return {}
+        return {"class_names": sha256_hex(canonical_json(self._data.dataset.class_names))}
+
     def _few_examples(self) -> Any:
         """Some training examples as the model gets them: float32 [n, *input_shape]."""
         dataset = self._data.dataset
@@ -202,16 +214,7 @@ class KerasWorkload:
         input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
         total_steps = steps_per_epoch * config.train.epochs
-        self._measure = make_measure(config.train, self._plain, num_classes=len(dataset.class_names))
-        with self._strategy.scope():
-            recipe = make_recipe(
-                config.train,
-                self._model,
-                train_labels=dataset.train_labels,
-                num_classes=len(dataset.class_names),
-                steps_per_epoch=steps_per_epoch,
-                num_replicas=self._strategy.num_replicas_in_sync,
-            )
+        recipe = self._make_recipe(steps_per_epoch)
         is_fast = config.model.build is None or devices.is_dense(self._plain)
         steps_per_chunk = pipeline.choose_steps_per_chunk(
             steps_per_epoch,
@@ -263,6 +266,20 @@ class KerasWorkload:
         )
         self._emit_train_start(training)
         return training
+
+    def _make_recipe(self, steps_per_epoch: int) -> Recipe:
+        train, dataset = self._config.train, self._data.dataset
+        num_classes = len(dataset.class_names)
+        self._measure = make_measure(train, self._plain, num_classes=num_classes)
+        with self._strategy.scope():
+            return make_recipe(
+                train,
+                self._model,
+                train_labels=dataset.train_labels,
+                num_classes=num_classes,
+                steps_per_epoch=steps_per_epoch,
+                num_replicas=self._strategy.num_replicas_in_sync,
+            )
 
     def finish(self, training: Training, *, phases: Phases) -> Results:
         """Score the test split, and write the SavedModel that predicts what was scored."""
@@ -316,11 +333,12 @@ class KerasWorkload:
 
     def _emit_train_start(self, training: Training) -> None:
         train, num_replicas = self._config.train, self._strategy.num_replicas_in_sync
+        is_own = "recipe" in self._described
         emit(
             Event.MODEL_BUILT,
             parameters=self._model.count_params(),
             precision=train.precision,
-            optimizer=train.optimizer,
+            optimizer=self._described["recipe"]["optimizer"]["class_name"] if is_own else train.optimizer,
         )
         emit(
             Event.TRAIN_START,
@@ -373,11 +391,17 @@ def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDa
     Raises:
         JobError: as from `load_dataset`; no validation split where the settings need one.
     """
-    data = load_dataset(
-        config.data,
-        cache_dir=choose_cache_dir(config.data, environ=environ),
-        open_folder=folder_opener(config.store, environ=environ),
-    )
+    limit = devices.memory_limit()
+    try:
+        with devices.held_to_memory(limit):
+            data = load_dataset(
+                config.data,
+                cache_dir=choose_cache_dir(config.data, environ=environ),
+                open_folder=folder_opener(config.store, environ=environ),
+            )
+    except MemoryError as error:
+        raise _does_not_fit(config, f"loading them asked for more: {error}", limit=limit) from error
+    _check_memory(config, data.dataset, limit=limit)
     validation_labels = data.dataset.validation_labels
     if config.train.needs_validation and validation_labels is None:
         raise ConfigError(
@@ -397,6 +421,33 @@ def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDa
     if config.data.source == "digits":
         warn("data.not_mnist", reason="these are 1,797 small digits that come with the package, not MNIST")
     return data
+
+
+def _check_memory(config: Config, dataset: Dataset, *, limit: int | None) -> None:
+    """Refuse examples beside which training cannot have what it takes at the least.
+
+    Raises:
+        ConfigError, IntegrityError: as from `_does_not_fit`.
+    """
+    in_use, num_bytes = devices.memory_in_use().get("RssAnon", 0), dataset.bytes_in_memory
+    if limit is None or num_bytes < _SMALL_DATA_BYTES or in_use + _TRAINING_BYTES <= limit:
+        return
+    parts = (_megabytes(size) for size in (num_bytes, in_use, _TRAINING_BYTES))
+    said = "they take {}, this process {}, and training at least {} more".format(*parts)
+    raise _does_not_fit(config, said, limit=limit)
+
+
+def _does_not_fit(config: Config, reason: str, *, limit: int | None) -> JobError:
+    """64 where the user's own source made the examples, 65 where a built-in source did."""
+    of_pod = f"the pod's memory limit of {_megabytes(limit)}" if limit is not None else "memory"
+    message = f"data.source: the examples of {config.data.name} do not fit into {of_pod}: {reason}; raise the limit"
+    if config.data.source in SOURCES:
+        return IntegrityError(message)
+    return ConfigError(f"{message}, or return a numpy.memmap, which stays in its file")
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.0f} MB"
 
 
 def _to_predictions_file(data: LoadedDataset, probabilities: evaluation.Probabilities) -> bytes:

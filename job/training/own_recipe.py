@@ -86,7 +86,7 @@ def describe_recipe(model: Any) -> dict[str, Any]:
     try:
         parts = {part: keras.saving.serialize_keras_object(getattr(model, part)) for part in ("optimizer", "loss")}
         described: dict[str, Any] = json.loads(json.dumps(parts, allow_nan=False))
-    except (TypeError, ValueError, NotImplementedError) as error:
+    except (OSError, TypeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"model.build: optimizer and loss of the compiled model must say in get_config what they are made of: {error}"
         ) from error
@@ -134,10 +134,8 @@ def _check_optimizer(optimizer: Any, name: str, *, num_replicas: int) -> None:
             f"its {kind} has gradient_accumulation_steps, which Keras cannot do over {num_replicas} replicas; raise "
             "train.global_batch_size in its place",
         )
-    rate = optimizer.get_config()["learning_rate"]
-    if isinstance(rate, dict) and not isinstance(
-        optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule
-    ):
+    rate = optimizer._learning_rate
+    if callable(rate) and not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         raise _refused(
             name,
             f"its {kind} has a function as learning rate, whose value no checkpoint holds; use a "
@@ -148,7 +146,8 @@ def _check_optimizer(optimizer: Any, name: str, *, num_replicas: int) -> None:
 def _check_loss(model: Any, name: str, *, num_classes: int) -> None:
     if model.loss is None:
         raise _refused(name, "its model is compiled without a loss; give compile one, such as categorical_crossentropy")
-    weights = model.get_compile_config().get("loss_weights")
+    with user_code(name, field="model.build", doing="what the model is compiled with cannot be read"):
+        weights = model.get_compile_config().get("loss_weights")
     if isinstance(model.loss, list | tuple | dict) or weights is not None:
         raise _refused(name, "its model is compiled with several losses or with loss_weights; the job takes one loss")
     with user_code(name, field="model.build", doing="the model's loss cannot be made or called"):
@@ -210,18 +209,17 @@ def _takes_numbers(loss: Any, *, num_classes: int) -> bool | None:
     """
     call, labels = _per_example(loss), np.arange(num_classes + 1) % num_classes
     probabilities = np.full((num_classes + 1, num_classes), 1 / num_classes, np.float32)
-    raised: Exception | None = None
+    raised: list[Exception] = []
     for is_number, given in ((False, np.eye(num_classes, dtype=np.float32)[labels]), (True, labels)):
         try:
             result = call(given, probabilities)
         except Exception as error:  # noqa: BLE001 - of the user's loss, in any form
-            raised = raised or error
+            raised.append(error)
             continue
         if tuple(result.shape) == labels.shape:
             return is_number
-        raised = None
-    if raised:
-        raise raised
+    if len(raised) == 2:
+        raise raised[0]
     return None
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from job.config import TrainSection
-from job.measures import is_measure, measure
+from job.measures import contributions, is_measure, is_share, measure
 
 _NAMES = ("accuracy", "top_2_accuracy", "top_5_accuracy", "auc", "f1_macro")
 _RANDOM = np.random.default_rng(7)
@@ -74,3 +74,26 @@ def test_names_are_those_of_train_metrics() -> None:
             measure(name, np.eye(2, dtype=np.float32), np.arange(2))
         with pytest.raises(ValueError, match="should match pattern"):
             TrainSection(metrics=(name,))
+
+
+@pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.parametrize("digits", [1, 7])
+def test_contributions_have_the_measure_as_their_mean(name: str, digits: int) -> None:
+    probabilities, labels = _predictions(200, 6, digits=digits)
+    probabilities[:, 5] = 0
+    labels[labels == 4] = 3  # a class without examples that is predicted, and one that is not
+    received = contributions(name, probabilities, labels)
+    assert received.shape == (200,)
+    assert received.mean() == pytest.approx(measure(name, probabilities, labels), abs=1e-12)
+    assert is_share(name) == (set(received.tolist()) <= {0.0, 1.0})
+
+
+@pytest.mark.parametrize("name", ["auc", "f1_macro"])
+def test_spread_of_contributions_is_that_of_the_measure_over_samples(name: str) -> None:
+    """Against the bootstrap: what the gate's test rests on."""
+    probabilities, labels = _predictions(400, 3)
+    probabilities[np.arange(400), labels] += 0.3
+    spread = contributions(name, probabilities, labels).std() / 20
+    samples = [_RANDOM.integers(0, 400, 400) for _ in range(400)]
+    bootstrap = np.std([measure(name, probabilities[rows], labels[rows]) for rows in samples])
+    assert spread == pytest.approx(bootstrap, rel=0.15)

@@ -24,6 +24,15 @@ FLAGS = (
     "--checkpoint.interval_seconds=0.2",
     "--observe.metrics_port=0",
 )
+RECIPE = (
+    *(
+        "--train.optimizer=adamw",
+        "--train.learning_rate=0.01",
+        "--train.schedule=warmup-cosine",
+        "--train.warmup_steps=400",
+    ),
+    *("--train.label_smoothing=0.1", "--train.class_weights=balanced", "--train.clip_norm=0.5", "--train.metrics=auc"),
+)
 Event = dict[str, Any]
 
 
@@ -107,6 +116,7 @@ def test_auto_goes_on_as_the_run_began_under_another_cpu_limit(
     "undisturbed",
     [
         pytest.param((), id="one replica"),
+        pytest.param(RECIPE, id="recipe"),
         pytest.param(("--cluster.cpu_replicas=2",), id="two replicas", marks=pytest.mark.full),
     ],
     indirect=True,

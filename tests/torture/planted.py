@@ -182,6 +182,16 @@ def _layouts_counted_by_pointers() -> None:
     vars(retention)["_remove_old_versions"] = remove_below_pointer
 
 
+def _retention_of_all_models() -> None:
+    """A model counts the runs of another as its own."""
+    vars(champion)["model_of"] = lambda committed: committed.dataset.name
+
+
+def _anchor_not_kept() -> None:
+    """Retention keeps what the newest moves name, and not what candidates are compared with."""
+    type.__setattr__(champion.Move, "runs_to_compare_with", lambda self: {self.run})
+
+
 def _prune_keeps_oldest() -> None:
     """The wrong end of the list."""
 
@@ -257,6 +267,8 @@ PLANTED: Mapping[str, Callable[[], None]] = {
     "gate-forgets-own-move": _gate_forgets_own_move,
     "graph-first": _graph_first,
     "layouts-counted-by-pointers": _layouts_counted_by_pointers,
+    "retention-of-all-models": _retention_of_all_models,
+    "anchor-not-kept": _anchor_not_kept,
     "prune-keeps-oldest": _prune_keeps_oldest,
     "move-on-top-of-whatever": _move_on_top_of_whatever,
     "sigterm-handler-not-put-back": _sigterm_handler_not_put_back,

@@ -101,6 +101,8 @@ _MORE_BUGS = {
     "gate-forgets-own-move": "R21",
     "graph-first": "R21",
     "layouts-counted-by-pointers": "R21",
+    "retention-of-all-models": "R21",
+    "anchor-not-kept": "R21",
     "prune-keeps-oldest": "R21",
     "move-on-top-of-whatever": "R21",
     "vote-ignored": "R14",

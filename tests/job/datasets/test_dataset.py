@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from job.config import DataSection
 from job.datasets.dataset import Dataset, digest_of, to_canonical
-from job.datasets.load import LoadedDataset, load_dataset
+from job.datasets.load import LoadedDataset, check_source, load_dataset
 from job.datasets.prepared import plain_copy_path
-from job.errors import ConfigError, IntegrityError
+from job.errors import ConfigError, IntegrityError, UnavailableError
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 NAMES = tuple("0123456789")
@@ -211,6 +212,31 @@ def load():
 def nothing():
     return None
 
+def sized(size, *, classes=2, **more):
+    images = np.full((size, 2, 3), 7, np.uint8)
+    labels = np.arange(size) % classes
+    return Dataset(train_images=images, train_labels=labels, test_images=images, test_labels=labels,
+                   class_names=tuple("abcdefgh"[:classes]))
+
+def raises():
+    return [1, 2][2]
+
+def unreachable():
+    raise ConnectionRefusedError(111, "Connection refused")
+
+def of_wrong_labels():
+    images = np.zeros((4, 2, 3), np.uint8)
+    return Dataset(train_images=images, train_labels=[0, 1, 2, 0], test_images=images, test_labels=[0, 1, 1, 0],
+                   class_names=("no", "yes"))
+
+def of_ragged():
+    images = [np.zeros((2, 3)), np.zeros((3, 2))]
+    return Dataset(train_images=images, train_labels=[0, 1], test_images=images, test_labels=[0, 1], class_names=("no", "yes"))
+
+def of_named_by_text():
+    images = np.zeros((2, 2, 3), np.uint8)
+    return Dataset(train_images=images, train_labels=[0, 1], test_images=images, test_labels=[0, 1], class_names="ab")
+
 NUMBER = 3
 """
 
@@ -233,16 +259,60 @@ class TestOwnSource:
     @pytest.mark.parametrize(
         ("source", "message"),
         [
-            ("own_pakage.data:load", r"cannot be imported: No module named 'own_pakage'; is its package in the image"),
-            ("own_package.absent:load", r"cannot be imported: No module named 'own_package\.absent'"),
-            ("own_package.data:absent", r"cannot be imported: module .* has no attribute 'absent'"),
+            ("own_pakage.data:load", r"cannot be imported: ModuleNotFoundError: No module named 'own_pakage'"),
+            (
+                "own_package.absent:load",
+                r"cannot be imported: ModuleNotFoundError: No module named 'own_package\.absent'",
+            ),
+            ("own_package.data:absent", r"cannot be imported: AttributeError: module .* has no attribute 'absent'"),
             ("own_package.data:NUMBER", r"must be a function, received int"),
             ("own_package.data:nothing", r"must return job\.datasets\.Dataset, received NoneType"),
+            ("own_package.data:sized", r"is called as sized\(\): missing a required argument: 'size'"),
+            ("own_package.data:raises", r"raised IndexError: list index out of range\n  data.py:\d+ in raises: return"),
+            (
+                "own_package.data:of_wrong_labels",
+                r"returned a dataset: train labels must be 0\.\.1, received 2 at position 2",
+            ),
+            (
+                "own_package.data:of_ragged",
+                r"returned a dataset: train images must be an array: setting an array element",
+            ),
+            (
+                "own_package.data:of_named_by_text",
+                r"returned a dataset: class_names must be a tuple of names, received str",
+            ),
         ],
     )
     def test_source_that_cannot_be_used_is_refused(self, source: str, message: str) -> None:
         with pytest.raises(ConfigError, match=rf"^data\.source: {source} {message}"):
             load(DataSection(source=source))
+
+    def test_arguments_reach_the_function(self) -> None:
+        loaded = load(DataSection(source="own_package.data:sized", args={"size": 9, "classes": 3}))
+        assert loaded.dataset.class_names == ("a", "b", "c")
+        assert len(loaded.dataset.train_labels) == 9
+
+    def test_network_that_fails_the_function_may_be_tried_again(self) -> None:
+        with pytest.raises(UnavailableError, match=r"^data\.source: .*raised ConnectionRefusedError"):
+            load(DataSection(source="own_package.data:unreachable"))
+
+    @pytest.mark.parametrize(
+        ("function", "args", "message"),
+        [
+            ("lode", {}, r"data\.py has no function lode; it has"),
+            ("load", {"size": 3}, r"is called as load\(size=3\): got an unexpected keyword argument 'size'"),
+            ("sized", {"classes": 3}, r"is called as sized\(classes=3\): missing a required argument: 'size'"),
+        ],
+    )
+    def test_typo_is_found_without_importing(self, function: str, args: dict[str, int], message: str) -> None:
+        sys.modules.pop("own_package.data", None)
+        with pytest.raises(ConfigError, match=rf"^data\.source: own_package\.data:{function}:? {message}"):
+            check_source(DataSection(source=f"own_package.data:{function}", args=args))
+        assert "own_package.data" not in sys.modules
+
+    @pytest.mark.parametrize("args", [{"size": 3}, {"size": 3, "classes": 2, "anything": None}])
+    def test_right_arguments_pass(self, args: dict[str, int]) -> None:
+        check_source(DataSection(source="own_package.data:sized", args=args))
 
 
 class TestPlainCopy:

@@ -231,7 +231,7 @@ def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
     with socket.create_server(("127.0.0.1", 0)) as chosen:
         port = chosen.getsockname()[1]
     arguments = [
-        "run", *QUICK, "--train.epochs=60", "--run.id=r", f"--observe.metrics_port={port}",
+        "run", *QUICK, "--train.epochs=60", "--train.metrics=auc", "--run.id=r", f"--observe.metrics_port={port}",
         f"--observe.pushgateway_url={gateway[0]}", "--checkpoint.interval_seconds=0.2",
     ]  # fmt: skip
     environment = job_environment({"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)})
