@@ -136,7 +136,7 @@ def _job_command(task: Task, program: str, folder: str) -> list[str]:
 
 
 def main() -> int:
-    """Measure in turns, print, and say 1 when a default is slower than the better `fit`."""
+    """Measure in turns, and print."""
     parser = argparse.ArgumentParser(prog="scripts/bench --own-models", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each program runs, in turns (3)")
     parser.add_argument(

@@ -35,7 +35,9 @@ def count():
     calls += 1
 
 def hang_at_once(x):
-    time.sleep(1000)
+    if len(x) > 8:  # so many are tried before training
+        time.sleep(1000)
+    return x
 
 def work(x):
     return x
