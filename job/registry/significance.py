@@ -82,7 +82,7 @@ def sign_flip(losses: NDArray[np.float64]) -> float:
     if not len(sizes):
         return 1.0
     wanted = float(losses.sum()) - _TOLERANCE * float(np.abs(sizes).sum())
-    random, num_reached, num_drawn = np.random.default_rng(_SEED), 0, 0
+    random, num_reached, num_drawn = np.random.Generator(np.random.PCG64(_SEED)), 0, 0
     rows_at_once = max(1, _ELEMENTS_AT_ONCE // len(sizes))
     while num_drawn < _NUM_FLIPS:
         num_rows = min(rows_at_once, _NUM_FLIPS - num_drawn)

@@ -30,7 +30,7 @@ def test_worse_candidate_is_refused_better_one_promoted_and_the_champion_is_serv
     assert (worse.code, worse.event("gate.decided")["verdict"]) == (0, "refused")
     message = message_of(tmp_path)
     assert (message["outcome"], message["promoted"]) == ("committed", False)
-    assert "below the best champion so far" in str(message["reason"])
+    assert "below the champion that all are measured by" in str(message["reason"])
     assert "champion_accuracy" not in message
 
     again = run_job("run", *SMALL, log, "--run.id=worse", "--train.epochs=1", "--promotion.refused_is_failure=true")

@@ -84,7 +84,7 @@ def test_champion_is_moved_and_taken_back(run_job: RunJob, store: str) -> None:
     assert "run old.first, version 3" in back.stdout, back.stderr
     refused = run_job("promote", "old.refused", store)
     assert refused.code == 78
-    assert "below the best champion so far" in refused.error
+    assert "below the champion that all are measured by" in refused.error
     forced = run_job("promote", "local.digits-c73f0e26", "--force", store)
     assert "version 4 (forced)" in forced.stdout, forced.stderr
 

@@ -64,8 +64,8 @@ class TestPromote:
         done = run_job("promote", "b")
         assert (done.code, done.stdout) == (78, "")
         assert re.fullmatch(
-            r"mnist-job: error 78: run b is not promoted: accuracy 0\.7800 is 0\.1200 below the best champion so far .*; "
-            r"--force moves the champion all the same, and says so for ever",
+            r"mnist-job: error 78: run b is not promoted: accuracy 0\.7800 is 0\.1200 below the champion that all are "
+            r"measured by .*; --force moves the champion all the same, and says so for ever",
             done.error,
         )
         assert champion_run(store) == "a"
