@@ -15,6 +15,7 @@ logs.py            log events: JSON or text
 signals.py         SIGTERM and SIGINT
 clock.py           time, sleep and random tokens: the one seam for the simulation
 digests.py         canonical JSON, and the hashes of bytes and arrays
+measures.py        top-k accuracy, AUC and F1 of stored predictions
 plugins.py         the user's own functions
 texts.py           one line of any error, and tables
 """

@@ -28,7 +28,7 @@ from job.runs import read, write
 from job.runs.checkpoint import Checkpoint
 from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
-from job.runs.identity import AttemptIdentity, is_result_of
+from job.runs.identity import AttemptIdentity, is_result_of, with_recorded_compile
 from job.runs.lineage import Device, Lineage, bits_depend_on, describe_attempt
 from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
@@ -69,7 +69,7 @@ class Surroundings:
         workers: those of the run, and which of them this process is.
         traffic: counts the requests to the store.
         stored_log: `run` attaches the store; then the checkpoint writer writes one log segment after each checkpoint.
-        on_stall: the watchdog calls it when training has stalled, with the stacks of all threads; it must end the process.
+        on_stall: the watchdog calls it when training has stalled, with a reason and all stacks; it must end the process.
     """
 
     identity: AttemptIdentity
@@ -81,7 +81,7 @@ class Surroundings:
     view: View
     traffic: Traffic
     stored_log: StoredLog
-    on_stall: Callable[[str], None]
+    on_stall: Callable[[str, str], None]
 
 
 def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outcome:
@@ -133,10 +133,17 @@ def _prepare(
         if read.read_commit(store, run_id) is not None:
             raise NothingToTrainError
 
+    def prepare(workers: Workers) -> Prepared:
+        with phases("store"):
+            recorded = read.recorded_compile(store, run_id, cpu_replicas=config.cluster.cpu_replicas)
+        return workload.prepare(
+            config, run_id=run_id, phases=phases, workers=workers, look=look, recorded_compile=recorded
+        )
+
     try:
-        return workload.prepare(config, run_id=run_id, phases=phases, workers=workers, look=look)
+        return prepare(workers)
     except NothingToTrainError:
-        return workload.prepare(config, run_id=run_id, phases=phases, workers=ALONE, look=look)
+        return prepare(ALONE)
 
 
 def _make_result(
@@ -164,14 +171,18 @@ def _make_result(
     writer = _make_writer(config, surroundings)
     train(config, training, checkpoint, writer, surroundings=surroundings, ledger=ledger, result_digest=result_digest)
     agreement.compare_weights(prepared.exchange, training)
+    state_digest = training.state_digest()
     results = workload.finish(training, phases=phases)
-    surroundings.view.evaluated({of_class.name: of_class.recall for of_class in results.scores.classes})
+    surroundings.view.set(test_loss=results.scores.loss)
+    recalls = {of_class.name: of_class.recall for of_class in results.scores.classes}
+    surroundings.view.evaluated(recalls, results.scores.metrics)
     with phases("publish"):
         record = {
             "counters": training.counters(training.total_steps, ledger=ledger),
             "goodput": ledger.goodput(),
             "bit_identical": ledger.is_bit_identical,
             "chain": ledger.chain,
+            **training.decisions(),
         }
         files = {**results.files, read.METRICS_FILE: _to_metrics_file(results, training=training, record=record)}
         stored += write.upload(store, run_id, attempt_id=identity.attempt, files=files)
@@ -181,7 +192,8 @@ def _make_result(
             prepared=prepared,
             results=results,
             result_digest=result_digest,
-            state_digest=training.state_digest(),
+            state_digest=state_digest,
+            validation_scores=training.validation_scores(),
             stored=stored,
             lineage=lineage,
         )
@@ -229,6 +241,7 @@ def _to_commit(
     results: Results,
     result_digest: str,
     state_digest: str,
+    validation_scores: Mapping[str, float],
     stored: list[StoredFile],
     lineage: Lineage,
 ) -> dict[str, Any]:
@@ -247,6 +260,8 @@ def _to_commit(
             "test_loss": results.scores.loss,
             "test_accuracy": results.scores.accuracy,
             "test_examples": results.scores.num_examples,
+            **{f"test_{name}": value for name, value in results.scores.metrics.items()},
+            **validation_scores,
         },
         "files": [asdict(file) for file in stored],
         "inputs": prepared.inputs,
@@ -264,7 +279,10 @@ def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings,
             return None
         committed = champion.commit_of(store, newest)
         is_same_image = committed.record.get("lineage", {}).get("image") == surroundings.pod.image
-        if not is_same_image or not is_result_of(prepared.inputs, committed.record):
+        inputs = prepared.inputs
+        if config.train.compile == "auto":  # another CPU limit may have chosen another way to the same model
+            inputs = with_recorded_compile(inputs, committed.record)
+        if not is_same_image or not is_result_of(inputs, committed.record):
             return None
         serving.finish_layout(store, newest)
         surroundings.view.champion_is(newest.to.accuracy)
@@ -295,7 +313,7 @@ def finish(
             view.champion_is(newest.to.accuracy)
     with surroundings.phases("clean_up"):
         write.clean_up(store, committed)
-        apply_retention(store, **config.retention.model_dump())
+        apply_retention(store, model, **config.retention.model_dump())
     return replace(outcome, gate=gate)
 
 
@@ -367,7 +385,11 @@ def train(
     training.run(
         result_digest=result_digest,
         writer=writer,
-        watchdog=Watchdog(timeout_seconds=config.observe.stall_timeout_seconds, on_stall=surroundings.on_stall),
+        watchdog=Watchdog(
+            timeout_seconds=config.observe.stall_timeout_seconds,
+            phases=surroundings.phases,
+            on_stall=surroundings.on_stall,
+        ),
         ledger=ledger,
         stop=surroundings.stop,
         view=surroundings.view,
@@ -375,7 +397,7 @@ def train(
 
 
 def _to_metrics_file(results: Results, *, training: Training, record: Mapping[str, Any]) -> bytes:
-    history = [asdict(epoch) for epoch in training.history]
+    history = [epoch.to_json() for epoch in training.history]
     return canonical_json({"test": results.scores.to_json(), "history": history, **record})
 
 

@@ -209,6 +209,10 @@ class ModelSection(Section):
         return self
 
 
+MAX_CUTS = 1000
+"""Of schedule=step: each is an operation in the graph of a step."""
+
+
 class TrainSection(Section):
     """How it is trained."""
 
@@ -252,7 +256,7 @@ class TrainSection(Section):
     keep: Literal["last", "best"] = Field("last", description="weights of which epoch become the result")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="type of the arithmetic; weights: float32")
     compile: Literal["auto", "xla", "graph"] = Field(
-        "auto", description="auto: xla with one replica, two or more cores and no dropout; else graph"
+        "auto", description="auto: xla for dense layers with one replica and two or more cores; else graph"
     )
 
     @model_validator(mode="after")
@@ -263,7 +267,21 @@ class TrainSection(Section):
             raise ValueError("warmup_steps must be 0 with schedule=cosine; use schedule=warmup-cosine")
         if (self.schedule == "step") != (self.step_epochs is not None):
             raise ValueError("step_epochs and schedule=step go together; set both or neither")
+        if self.step_epochs is None and self.step_factor != type(self).model_fields["step_factor"].default:
+            raise ValueError(
+                f"step_factor is read only with schedule=step, received {self.schedule}; drop one of the two"
+            )
+        if self.step_epochs is not None:
+            self._check_cuts(self.step_epochs)
         return self
+
+    def _check_cuts(self, step_epochs: int) -> None:
+        num_cuts = (self.epochs - 1) // step_epochs
+        if not 1 <= num_cuts <= MAX_CUTS:
+            raise ValueError(
+                f"step_epochs must give 1 to {MAX_CUTS} cuts within the {self.epochs} epochs, received {step_epochs}: that is "
+                f"{num_cuts}; change step_epochs or epochs"
+            )
 
     @property
     def needs_validation(self) -> bool:
@@ -331,18 +349,25 @@ class PromotionSection(Section):
         None, pattern=r"^[a-z0-9]([-a-z0-9._]*[a-z0-9])?$", description="default: the dataset"
     )
     enabled: bool = Field(True, description="whether this run may become the champion")
+    metric: str = Field(
+        "accuracy",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$",
+        description="what is compared: accuracy, top_K_accuracy, auc, f1_macro, or one of your compiled model",
+    )
     min_accuracy: Fraction = Field(0.0, description="refuse below this test accuracy")
-    max_accuracy_drop: Fraction = Field(0.002, description="refuse below the best past champion by more than this")
+    max_accuracy_drop: Fraction = Field(
+        0.002, description="refuse below the best past champion by more than this, when it is no chance"
+    )
     min_class_recall: Fraction = Field(0.0, description="refuse when any class is recalled less often")
-    significance: Fraction = Field(0.05, description="level of the McNemar test against the champion")
+    significance: Fraction = Field(0.05, description="level of the tests against the champion and the best one")
     refused_is_failure: bool = Field(False, description="exit 78 instead of 0 when the gate refuses")
 
 
 class RetentionSection(Section):
     """What is kept in the store after a committed run."""
 
-    keep_runs: int = Field(30, ge=1, description="newest committed runs that stay")
-    keep_versions: int = Field(10, ge=1, description="newest serving versions that stay")
+    keep_runs: int = Field(30, ge=1, description="newest committed runs of the model that stay")
+    keep_versions: int = Field(10, ge=1, description="newest serving versions of the model that stay")
 
 
 class ObserveSection(Section):
@@ -351,7 +376,10 @@ class ObserveSection(Section):
     metrics_port: int = Field(9090, ge=0, le=65_535, description="port of /metrics; 0 = off")
     pushgateway_url: str | None = Field(None, description="where the outcome is pushed at exit")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else json")
-    stall_timeout_seconds: Seconds = Field(300.0, description="no step for so long: stacks to the log, exit 74")
+    stall_timeout_seconds: Seconds = Field(
+        300.0,
+        description="no step or evaluated batch for so long: stacks to the log, exit 74; compiling: 4 times as long",
+    )
     report: bool = Field(True, description="write report.html")
     termination_log: Path | None = Field(
         None, description="where the termination message goes; default /dev/termination-log where that exists"

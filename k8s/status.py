@@ -268,8 +268,9 @@ def _facts(pods: list[Object], log: list[Object]) -> dict[str, Any]:
     for event in log:
         if event.get(Field.EVENT) in _PROGRESS_EVENTS:
             facts |= {str(key): event[key] for key in _PROGRESS_FIELDS if event.get(key) is not None}
-        if event.get(Field.TEST_ACCURACY) is not None:
-            facts["accuracy"] = event[Field.TEST_ACCURACY]
+        for name in (Field.VAL_ACCURACY, Field.TEST_ACCURACY):  # an epoch has one of them
+            if event.get(name) is not None:
+                facts["accuracy"] = event[name]
     if log and "exit_code" not in facts:
         facts.setdefault("outcome", "running")
     return facts

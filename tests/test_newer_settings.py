@@ -14,7 +14,7 @@ from tests.charts.helm import render, run_id
 
 
 class _NewTrain(TrainSection):
-    warmup_steps: int = Field(0, ge=0, description="steps with a growing learning rate")
+    lookahead_steps: int = Field(0, ge=0, description="steps with a growing learning rate")
 
 
 class _NewData(DataSection):
@@ -37,7 +37,7 @@ def test_newer_setting_at_its_default_is_part_of_nothing(given: dict[str, dict[s
     assert (make_run_id(new), _digest(new)) == (make_run_id(old), _digest(old))
 
 
-@pytest.mark.parametrize("given", [{"train": {"warmup_steps": 10}}, {"data": {"augment": "mirror"}}])
+@pytest.mark.parametrize("given", [{"train": {"lookahead_steps": 10}}, {"data": {"augment": "mirror"}}])
 def test_newer_setting_that_is_set_makes_another_run(given: dict[str, dict[str, object]]) -> None:
     old, new = _NewConfig(), _NewConfig.model_validate(given)
     assert make_run_id(new) != make_run_id(old)
@@ -45,7 +45,7 @@ def test_newer_setting_that_is_set_makes_another_run(given: dict[str, dict[str, 
 
 
 def test_newer_setting_of_what_decides_decides() -> None:
-    assert set(deciding_fields(_NewConfig)) - set(deciding_fields()) == {"train.warmup_steps", "data.augment"}
+    assert set(deciding_fields(_NewConfig)) - set(deciding_fields()) == {"train.lookahead_steps", "data.augment"}
 
 
 @pytest.fixture
@@ -65,5 +65,5 @@ def test_in_the_chart_it_is_part_of_nothing(
     old = run_id(render(given))
     request.getfixturevalue("newer_chart")
     assert run_id(render(given)) == old
-    assert run_id(render({**given, "train": {**given.get("train", {}), "warmup_steps": 0}})) == old
-    assert run_id(render({**given, "train": {**given.get("train", {}), "warmup_steps": 10}})) != old
+    assert run_id(render({**given, "train": {**given.get("train", {}), "lookahead_steps": 0}})) == old
+    assert run_id(render({**given, "train": {**given.get("train", {}), "lookahead_steps": 10}})) != old

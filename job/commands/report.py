@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from job.commands.summary import say_weights
 from job.errors import ConfigError
 from job.registry.rules import GateRecord
-from job.runs.read import CommittedRun
+from job.runs.read import CommittedRun, more_metrics
 from job.texts import say_placement
 
 REPORT_FILE = "report.html"
@@ -20,6 +21,10 @@ REPORT_FILE = "report.html"
 _WIDTH, _HEIGHT, _MARGIN = 460, 220, 44
 _COLOURS = ("#1f6feb", "#d1470c")
 _MAX_WRONG = 20
+_MAX_CLASSES = 30
+"""Of a table of classes: those with the most mistakes. A confusion table of 1,000 classes would be 19 MB."""
+_MAX_POINTS = 500
+"""Of a line in a chart, which is 460 pixels wide."""
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 64em; padding: 0 1em; color: #1f2328 }
 table { border-collapse: collapse; margin: .5em 0 1.5em }
@@ -37,6 +42,7 @@ def make_report(committed: CommittedRun, metrics: Mapping[str, Any], gate: GateR
         gate: its gate.json; None when it was not asked.
     """
     test, history = metrics["test"], metrics["history"]
+    scored = "val" if any("val_loss" in epoch for epoch in history) else "test"
     page = _element(
         "html",
         _element(
@@ -52,12 +58,12 @@ def make_report(committed: CommittedRun, metrics: Mapping[str, Any], gate: GateR
             _element("h2", "Gate"),
             *_gate(gate),
             _element("h2", "Epochs"),
-            _chart("loss", history, ("loss", "test_loss")),
-            _chart("accuracy", history, ("accuracy", "test_accuracy")),
+            _chart("loss", history, ("loss", f"{scored}_loss")),
+            _chart("accuracy", history, ("accuracy", f"{scored}_accuracy")),
             _element("h2", "Classes"),
-            _classes(test["classes"]),
+            *_classes(test["classes"]),
             _element("h2", "Confusion: rows are true classes, columns predicted ones"),
-            _confusion(test),
+            *_confusion(test),
             _element("h2", "Most confidently wrong"),
             _wrong(test),
             _element("h2", "Time"),
@@ -89,7 +95,20 @@ def _summary(committed: CommittedRun) -> Iterable[tuple[str, str]]:
     yield "test accuracy", f"{committed.test_accuracy:.4f}"
     yield "test loss", f"{metrics['test_loss']:.4f}"
     yield "test examples", str(metrics["test_examples"])
+    for name, value in more_metrics(metrics).items():
+        yield f"test {name}", f"{value:.4f}"
+    yield from _validation(committed)
     yield "weights digest", committed.weights_digest
+
+
+def _validation(committed: CommittedRun) -> Iterable[tuple[str, str]]:
+    """What the validation split decided; nothing without one."""
+    metrics = committed.record["metrics"]
+    if "val_loss" in metrics:
+        yield "validation accuracy", f"{metrics['val_accuracy']:.4f}"
+        yield "validation loss", f"{metrics['val_loss']:.4f}"
+        yield "validation examples", str(metrics["val_examples"])
+        yield "weights", say_weights(committed.record)
 
 
 def _gate(gate: GateRecord | None) -> Iterable[ET.Element]:
@@ -123,9 +142,12 @@ def _origin(committed: CommittedRun) -> Iterable[tuple[str, str]]:
 
 
 def _chart(name: str, history: Sequence[Mapping[str, float]], series: Sequence[str]) -> ET.Element:
-    """A line for each series, epoch by epoch; the first is of the training examples, the second of the test split."""
-    values = [[float(epoch[key]) for epoch in history] for key in series]
-    low, high = min(map(min, values), default=0.0), max(map(max, values), default=1.0)
+    """A line for each series over the epochs that have it: the first of the training examples, the second of what was scored."""
+    known = [
+        _thin([(index, float(epoch[key])) for index, epoch in enumerate(history) if key in epoch]) for key in series
+    ]
+    values = [value for line in known for _, value in line]
+    low, high = min(values, default=0.0), max(values, default=1.0)
     span, steps = (high - low) or 1.0, max(len(history) - 1, 1)
 
     def point(index: int, value: float) -> str:
@@ -133,11 +155,12 @@ def _chart(name: str, history: Sequence[Mapping[str, float]], series: Sequence[s
         return f"{x:.1f},{_HEIGHT - _MARGIN - (value - low) / span * (_HEIGHT - 2 * _MARGIN):.1f}"
 
     lines = []
-    for line, colour, key, place in zip(values, _COLOURS, series, (0, 1), strict=True):
-        points = [point(index, value) for index, value in enumerate(line)]
+    for line, colour, key, place in zip(known, _COLOURS, series, (0, 1), strict=True):
+        points = [point(index, value) for index, value in line]
         lines.append(_element("polyline", points=" ".join(points), fill="none", stroke=colour, stroke_width="2"))
         x = _MARGIN + place * 150
-        lines.append(_element("text", f"{key} {line[-1]:.4f}", x=str(x), y=str(_HEIGHT - 8), style=f"fill: {colour}"))
+        last = f"{key} {line[-1][1]:.4f}" if line else key
+        lines.append(_element("text", last, x=str(x), y=str(_HEIGHT - 8), style=f"fill: {colour}"))
     labels = [
         _element("text", name, x=str(_MARGIN), y="20"),
         _element("text", f"{high:.3g}", x="4", y=str(_MARGIN)),
@@ -156,25 +179,53 @@ def _chart(name: str, history: Sequence[Mapping[str, float]], series: Sequence[s
     )
 
 
-def _classes(classes: Sequence[Mapping[str, Any]]) -> ET.Element:
+def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most so many points as a line needs, the last one among them."""
+    return [*points[: -1 : -(-len(points) // _MAX_POINTS) or 1], *points[-1:]]
+
+
+def _classes(classes: Sequence[Mapping[str, Any]]) -> Iterable[ET.Element]:
+    """All of them in their order, or those that are recalled least."""
+    shown = sorted(classes, key=lambda one: float(one["recall"]))[:_MAX_CLASSES]
+    if len(classes) > _MAX_CLASSES:
+        yield _element(
+            "p", f"The {_MAX_CLASSES} of {len(classes)} classes that are recalled least; metrics.json has all."
+        )
     rows = [
         (str(one["name"]), str(one["num_examples"]), f"{one['recall']:.4f}", f"{one['precision']:.4f}")
-        for one in classes
+        for one in (shown if len(classes) > _MAX_CLASSES else classes)
     ]
-    return _table(("class", "examples", "recall", "precision"), rows)
+    yield _table(("class", "examples", "recall", "precision"), rows)
 
 
-def _confusion(test: Mapping[str, Any]) -> ET.Element:
-    """Mistakes are shaded by their share of the row."""
-    names = [str(one["name"]) for one in test["classes"]]
+def _confusion(test: Mapping[str, Any]) -> Iterable[ET.Element]:
+    """Mistakes are shaded by their share of the row. Of many classes those with the most mistakes, as true or as predicted."""
+    classes, confusion = test["classes"], test["confusion"]
+    labels = test.get("confusion_classes") or range(len(classes))
+    places = _most_confused(confusion)
+    if len(places) < len(classes):
+        yield _element("p", f"The {len(places)} of {len(classes)} classes with the most mistakes.")
+    names = [str(classes[labels[place]]["name"]) for place in places]
     table = _element("table", _row("th", ("", *names)), **{"class": "counts"})
-    for index, (name, counts) in enumerate(zip(names, test["confusion"], strict=True)):
-        row = ET.SubElement(table, "tr")
+    for place, name in zip(places, names, strict=True):
+        row, num_true = ET.SubElement(table, "tr"), max(classes[labels[place]]["num_examples"], 1)
         row.append(_element("th", name))
-        for column, count in enumerate(counts):
-            share = min(1.0, 8 * count / max(sum(counts), 1)) if column != index else 0.0
+        for column in places:
+            count = confusion[place][column]
+            share = min(1.0, 8 * count / num_true) if column != place else 0.0
             row.append(_element("td", str(count), style=f"background: rgba(209, 71, 12, {share:.2f})"))
-    return table
+    yield table
+
+
+def _most_confused(confusion: Sequence[Sequence[int]]) -> list[int]:
+    """Rows with the most mistakes in the row or its column, in their order."""
+    of_row, of_column = map(sum, confusion), map(sum, zip(*confusion, strict=True))
+    mistakes = [
+        row + column - 2 * confusion[place][place]
+        for place, (row, column) in enumerate(zip(of_row, of_column, strict=True))
+    ]
+    worst = sorted(range(len(confusion)), key=lambda place: -mistakes[place])
+    return sorted(worst[:_MAX_CLASSES])
 
 
 def _wrong(test: Mapping[str, Any]) -> ET.Element:

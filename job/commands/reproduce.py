@@ -17,7 +17,7 @@ import yaml
 from job import clock
 from job.commands.cli import CommandLine
 from job.commands.lookup import configured_store, find_committed
-from job.config import Config
+from job.config import REFERENCE_ONLY, Config
 from job.config_sources import LoadedConfig, parse_flags
 from job.contract import ENV_PREFIX, ExitCode
 from job.errors import ConflictError, IntegrityError
@@ -51,7 +51,10 @@ class Reproduction:
         if not self.different:
             return
         if "result_digest" in self.different:
-            why = "other data or settings than the run had; name the same with --data.source and --data.uri"
+            why = (
+                "other data, settings or code of model.build than the run had; name the same data with --data.source and "
+                "--data.uri, and check out the code that mnist-job show tells"
+            )
         elif self.hardware:
             changed = "; ".join(f"{name} was {before}, is {now}" for name, (before, now) in self.hardware.items())
             why = f"this machine computes other bits: {changed}"
@@ -131,7 +134,7 @@ def settings_of(committed: CommittedRun) -> dict[str, dict[str, Any]]:
         return {
             "run": {"seed": inputs["seed"]},
             "data": data,
-            "model": inputs["model"],
+            "model": _model_settings(inputs["model"]),
             "train": inputs["train"],
             "cluster": {
                 "cpu_replicas": _replicas_here(record),
@@ -141,6 +144,11 @@ def settings_of(committed: CommittedRun) -> dict[str, dict[str, Any]]:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"the COMMIT does not say how its run was made: {error} is missing") from error
+
+
+def _model_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Older versions ignored settings of the reference model beside `model.build`, which are refused now."""
+    return {name: value for name, value in recorded.items() if not (recorded["build"] and name in REFERENCE_ONLY)}
 
 
 def _replicas_here(record: Mapping[str, Any]) -> int:

@@ -14,6 +14,7 @@ from job.config import Config
 from job.config_sources import LoadedConfig
 from job.contract import Event
 from job.errors import ConfigError, GateRefusedError
+from job.measures import is_measure
 from job.observe import exposition
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
@@ -44,6 +45,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
     pod, phases = contract.pod_from_environment(os.environ), Phases()
     status.path = choose_path(config.observe.termination_log)
+    _check_metric(config)
     identity = AttemptIdentity(run=make_run_id(config), attempt=make_attempt_id(pod))
     status.run, status.attempt = identity.run, identity.attempt
     workers = _find_workers(config)
@@ -83,7 +85,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         view=View(display=display, metrics=metrics, status=status),
         traffic=metrics.traffic,
         stored_log=stored_log,
-        on_stall=lambda stacks: _end_stalled(stacks, status=status, seconds=config.observe.stall_timeout_seconds),
+        on_stall=lambda reason, stacks: _end_stalled(reason, stacks, status=status),
     )
     if not workers.is_chief:
         assist(config, surroundings, KerasWorkload(os.environ))
@@ -94,6 +96,20 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     if config.observe.report and not outcome.is_skipped:
         report |= _make_report(config, outcome)
     return _end_well(config, outcome, status=status, log_format=log_format)
+
+
+def _check_metric(config: Config) -> None:
+    """Only a model of the user's own can have metrics that stored predictions do not give.
+
+    Raises:
+        ConfigError: no run could be compared by that metric: said before training instead of by the gate after it.
+    """
+    metric = config.promotion.metric
+    if config.model.build is None and not is_measure(metric):
+        raise ConfigError(
+            f"promotion.metric: must be accuracy, top_K_accuracy, auc or f1_macro without model.build, received {metric!r}; "
+            "metrics of your own come with a compiled model"
+        )
 
 
 def _find_workers(config: Config) -> Workers:
@@ -162,11 +178,10 @@ def _make_report(config: Config, outcome: Outcome) -> dict[str, bytes]:
     return {REPORT_FILE: page}
 
 
-def _end_stalled(stacks: str, *, status: Status, seconds: float) -> None:
+def _end_stalled(reason: str, stacks: str, *, status: Status) -> None:
     """End the process from the watchdog's thread: the main one hangs."""
     code = contract.ExitCode.STALLED
-    reason = f"no step within {seconds:g} s (observe.stall_timeout_seconds); the stacks of all threads are in the log"
-    logs.error("training.stalled", stacks=stacks.splitlines())
+    logs.error("training.stalled", reason=reason, stacks=stacks.splitlines())
     print(f"mnist-job: error {code.value}: {reason}", file=sys.stderr)
     status.end(outcome="stalled", code=code, reason=reason)
     sys.stdout.flush()

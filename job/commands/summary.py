@@ -1,7 +1,11 @@
 """The closing summary that a person reads on a terminal."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from job.attempt import Outcome
 from job.config import Config
+from job.runs.read import more_metrics
 from job.texts import say_placement
 
 
@@ -20,11 +24,41 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         f"  dataset   {outcome.committed.dataset.name}\n"
         f"  test      accuracy {metrics['test_accuracy']:.4f}, loss {metrics['test_loss']:.4f} "
         f"on {metrics['test_examples']} examples\n"
+        f"{_metrics_line(metrics)}"
+        f"{_validation_lines(outcome)}"
         f"{_trained_line(outcome)}"
         f"  gate      {_gate_line(outcome)}\n"
         f"  model     {outcome.model_location}\n"
         f"  look      mnist-job show {run_id}{store}\n"
         f"  verify    mnist-job verify --run {run_id}{store}"
+    )
+
+
+def _metrics_line(metrics: Mapping[str, Any]) -> str:
+    more = [f"{name} {value:.4f}" for name, value in more_metrics(metrics).items()]
+    return f"            {', '.join(more)}\n" if more else ""
+
+
+def _validation_lines(outcome: Outcome) -> str:
+    """What the validation split says and has decided, when there was one."""
+    metrics = outcome.committed.record["metrics"]
+    if "val_loss" not in metrics:
+        return ""
+    return (
+        f"  validation accuracy {metrics['val_accuracy']:.4f}, loss {metrics['val_loss']:.4f} "
+        f"on {metrics['val_examples']} examples\n"
+        f"  weights   {say_weights(outcome.committed.record)}\n"
+    )
+
+
+def say_weights(record: Mapping[str, Any]) -> str:
+    """Such as `of epoch 4 of 9, the best; stopped early (train.epochs 20)`, from the COMMIT of a run with a validation split."""
+    train, best, stopped = record["config"]["train"], record["best_epoch"], record["stopped_epoch"]
+    last = stopped or train["epochs"]
+    kept = best if best and train["keep"] == "best" else last
+    is_best = ", the best" if kept == best else f"; the best was epoch {best}"
+    return f"of epoch {kept} of {last}{is_best}" + (
+        f"; stopped early (train.epochs {train['epochs']})" if stopped else ""
     )
 
 

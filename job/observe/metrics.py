@@ -19,6 +19,8 @@ PREFIX = "mnist_train_"
 
 _MAX_CLASSES = 10
 """With more of them the recall of each class would be more series than a target should have; metrics.json has them all."""
+_MAX_METRICS = 16
+"""Of `train.metrics` and of a compiled model together."""
 
 _STEP_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 
@@ -33,7 +35,10 @@ _COUNTERS = {
 _GAUGES = {
     "loss": "Mean training loss of the epoch so far.",
     "accuracy": "Training accuracy of the epoch so far, 0 to 1.",
-    "test_loss": "Mean loss on the test split after the last epoch.",
+    "test_loss": "Mean loss on the test split when it was last scored.",
+    "val_loss": "Mean loss on the validation split when it was last scored.",
+    "val_accuracy": "Accuracy on the validation split when it was last scored, 0 to 1.",
+    "learning_rate": "Of the update after the last epoch.",
     "examples_per_second": "Training speed, smoothed.",
     "checkpoint_seconds": "How long the last checkpoint took to be written.",
     "checkpoint_last_timestamp_seconds": "When the last checkpoint was written.",
@@ -77,6 +82,7 @@ class Metrics:
     )
     _values: dict[str, float] = field(default_factory=dict)
     _recalls: Mapping[str, float] = field(default_factory=dict)
+    _metrics: Mapping[str, float] = field(default_factory=dict)
     _step_counts: list[int] = field(default_factory=lambda: [0] * (len(_STEP_SECONDS) + 1))
     _step_seconds: float = 0.0
 
@@ -120,6 +126,10 @@ class Metrics:
         """Recall by class, 0 to 1, on the test split."""
         self._recalls = recalls if len(recalls) <= _MAX_CLASSES else {}
 
+    def set_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Metrics beyond loss and accuracy, by name, on the split that was last scored."""
+        self._metrics = dict(list(metrics.items())[:_MAX_METRICS])
+
     def running(self) -> Iterator[Any]:
         """Families of everything but the outcome, as prometheus_client has them."""
         from prometheus_client.core import GaugeMetricFamily
@@ -150,6 +160,14 @@ class Metrics:
         for name, value in self._recalls.items():
             recall.add_metric([name], value)
         yield recall
+        metric = GaugeMetricFamily(
+            f"{PREFIX}metric",
+            "Metrics of train.metrics and of a compiled model, on the split that was last scored.",
+            labels=["metric"],
+        )
+        for name, value in self._metrics.items():
+            metric.add_metric([name], value)
+        yield metric
         yield self._step_histogram()
 
     def outcome(self) -> Iterator[Any]:

@@ -33,6 +33,7 @@ class Phases:
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._name, self._since = PROCESS, clock.monotonic() - seconds_since_process_start()
+        self._last_beat_seconds = self._since
         self.switch(START_UP)
 
     @contextlib.contextmanager
@@ -50,7 +51,18 @@ class Phases:
         assert name in PHASES
         now = clock.monotonic()
         self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
+        if name != self._name:
+            self._last_beat_seconds = now
         self._name, self._since = name, now
+
+    def beat(self) -> None:
+        """Something moved in this phase: a step was made, a batch evaluated. A change of the phase is a beat too."""
+        self._last_beat_seconds = clock.monotonic()
+
+    @property
+    def seconds_since_beat(self) -> float:
+        """How long nothing has moved; any thread may ask."""
+        return clock.monotonic() - self._last_beat_seconds
 
     @property
     def current(self) -> str:

@@ -89,10 +89,24 @@ class View:
             goodput_ratio=now.goodput_ratio,
         )
 
-    def epoch_ends(self, *, test_loss: float, test_accuracy: float) -> None:
-        """The model was scored on the test split."""
-        self._status.accuracy = test_accuracy
-        self.set(test_loss=test_loss)
+    def epoch_ends(
+        self,
+        *,
+        test_accuracy: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+        **losses_and_validation: float,
+    ) -> None:
+        """An epoch is over; the model was scored on the validation split or the test split, or on none.
+
+        Args:
+            metrics: more of them, by name.
+            losses_and_validation: `test_loss`, or `val_loss` and `val_accuracy`.
+        """
+        if metrics:
+            self._metrics.set_metrics(metrics)
+        if test_accuracy is not None:
+            self._status.accuracy = test_accuracy
+        self.set(**losses_and_validation)
 
     def checkpoint_starts(self) -> None:
         """A checkpoint is being written: from now on the termination message says how far training is."""
@@ -106,9 +120,10 @@ class View:
         """There are no more steps."""
         self._display.stop()
 
-    def evaluated(self, recalls: Mapping[str, float]) -> None:
-        """Recall by class, 0 to 1, on the test split."""
+    def evaluated(self, recalls: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+        """Recall by class, 0 to 1, and metrics beyond loss and accuracy, both on the test split."""
         self._metrics.set_recalls(recalls)
+        self._metrics.set_metrics(metrics)
 
     def committed(self, commit_key: str, *, test_accuracy: float) -> None:
         """The run has a result: this attempt's, or that of another."""

@@ -5,24 +5,26 @@ champion and decide again. Owns the records and their order, not which run deser
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from job import clock, contract
 from job.config import Config
 from job.digests import canonical_json
 from job.errors import ConflictError, IntegrityError, NotFoundError
 from job.logs import warn
+from job.measures import ACCURACY
+from job.registry.comparison import Anchor, key_of
 from job.registry.rules import GateRecord
 from job.runs import read
 from job.runs.read import CommittedModel, CommittedRun
 from job.store.store import Store
 
 FORMAT = 1
-_MAX_BEST = 20
-"""Each record carries the best accuracies of so many test splits: a nightly schedule on new data adds one a night."""
+_MAX_ANCHORS = 20
+"""Each record carries the anchors of so many test splits and metrics: a nightly schedule on new data adds one a night."""
 _MAX_LISTINGS, _LISTING_SECONDS = 20, 0.05
 _NAME = re.compile(r"(\d{9,})\.json")
 _CLAIM = re.compile(r"(.+)\.(\d{9,})")
@@ -38,7 +40,7 @@ class Move:
     Attributes:
         version: the record's number, and the folder's in the serving layout.
         when: ISO 8601 in UTC.
-        best: pairs (digest of a test split, best accuracy of all champions on it); the split used last is at the end.
+        anchors: of each test split and metric; the split used last is at the end.
         gate: the gate's decision; None for a move by hand that was forced, and for a rollback.
     """
 
@@ -52,7 +54,7 @@ class Move:
     by: By
     why: str
     forced: bool
-    best: tuple[tuple[str, float], ...]
+    anchors: tuple[Anchor, ...]
     gate: GateRecord | None
 
     @property
@@ -60,15 +62,22 @@ class Move:
         """The run whose model is served."""
         return self.to.run
 
-    def best_accuracy(self, evaluation_digest: str) -> float | None:
-        """Of all champions up to this one, on that test split; None when none was scored on it lately."""
-        return dict(self.best).get(evaluation_digest)
+    def anchor_on(self, evaluation_digest: str, *, metric: str) -> Anchor | None:
+        """What a candidate is measured by; None when no champion was scored on that split lately."""
+        wanted = (evaluation_digest, metric)
+        return next((each for each in self.anchors if (each.evaluation_digest, each.metric) == wanted), None)
+
+    def runs_to_compare_with(self) -> set[str]:
+        """The champion's run, and the anchors' on its test split: a candidate is compared with their predictions."""
+        anchors = (each.run for each in self.anchors if each.evaluation_digest == self.to.evaluation_digest)
+        return {self.run, *(run for run in anchors if run)}
 
     def to_bytes(self) -> bytes:
-        """As it is stored: the fields of `to` stand beside the others."""
+        """As it is stored: the fields of `to` stand beside the others. Older versions of the program read `best`."""
         record = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("to", "gate")}
-        gate = self.gate.to_json() if self.gate else None
-        return canonical_json({"format": FORMAT, **record, **asdict(self.to), "gate": gate})
+        best = [(each.evaluation_digest, each.value) for each in self.anchors if each.metric == ACCURACY]
+        own = {"anchors": [asdict(each) for each in self.anchors], "gate": self.gate.to_json() if self.gate else None}
+        return canonical_json({"format": FORMAT, **record, **asdict(self.to), **own, "best": best})
 
 
 def read_newest(store: Store, model: str) -> Move | None:
@@ -160,7 +169,7 @@ def move(
         by=by,
         why=why,
         forced=forced,
-        best=_carry_best(before, to=to, gate=gate),
+        anchors=_carry_anchors(before, to=to, gate=gate),
         to=to,
         gate=gate,
     )
@@ -213,8 +222,16 @@ def _describe(made: Move) -> str:
 
 def model_name(config: Config, *, dataset: str) -> str:
     """The name that champions go by: as configured, or made of the dataset's."""
-    if config.promotion.model_name:
-        return config.promotion.model_name
+    return config.promotion.model_name or _name_of_dataset(dataset)
+
+
+def model_of(committed: CommittedRun) -> str:
+    """The name that the run's champion would go by, as its COMMIT records the settings."""
+    promotion = committed.record.get("config", {}).get("promotion", {})
+    return str(promotion.get("model_name") or _name_of_dataset(committed.dataset.name))
+
+
+def _name_of_dataset(dataset: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", dataset.lower()).strip("-._") or "model"
 
 
@@ -239,33 +256,52 @@ def list_versions(store: Store, model: str) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
-def _carry_best(before: Move | None, *, to: CommittedModel, gate: GateRecord | None) -> tuple[tuple[str, float], ...]:
-    """The best accuracies so far with the new champion's; a score of the old champion on this split counts too."""
-    best = dict(before.best) if before else {}
-    measured = [best.pop(to.evaluation_digest, 0.0), to.accuracy]
-    if gate:
-        measured.append(gate.numbers.get("champion_accuracy", 0.0))
-    return (*list(best.items())[1 - _MAX_BEST :], (to.evaluation_digest, max(measured)))
+def _carry_anchors(before: Move | None, *, to: CommittedModel, gate: GateRecord | None) -> tuple[Anchor, ...]:
+    """Those of the move before; the new champion becomes one where there was none, and where the gate says so."""
+    carried, numbers = list(before.anchors) if before else [], gate.numbers if gate else {}
+    compared = numbers.get("metric", ACCURACY)
+    for metric in dict.fromkeys((ACCURACY, compared)):
+        anchor = standing = before.anchor_on(to.evaluation_digest, metric=metric) if before else None
+        value = to.accuracy if metric == ACCURACY else numbers.get(key_of(metric))
+        is_new = standing is None or (metric == compared and numbers.get("is_new_anchor"))
+        if is_new and value is not None:
+            anchor = Anchor(evaluation_digest=to.evaluation_digest, metric=metric, value=value, run=to.run)
+        if anchor:
+            carried = [*(each for each in carried if each != standing), anchor]
+    return tuple(carried[-_MAX_ANCHORS:])
 
 
 def _parse(data: bytes, *, model: str, version: int) -> Move:
     key = contract.champion_key(model, version=version)
     record = read.parse_object(data, key=key)
-    of_move = [field.name for field in fields(Move) if field.name != "to"]
+    of_move = [field.name for field in fields(Move) if field.name not in ("to", "anchors")]
     of_model = [field.name for field in fields(CommittedModel)]
-    missing = {*of_move, *of_model} - record.keys()
+    missing = {*of_move, *of_model, "best"} - record.keys()
     if missing:
         raise _not_a_move(key, f"it lacks {', '.join(sorted(missing))}")
     if (record["model"], record["version"]) != (model, version) or not contract.is_run_id(str(record["run"])):
         raise _not_a_move(key, "its model, version or run is another")
     try:
         datetime.fromisoformat(record["when"])
-        best = tuple((str(digest), float(accuracy)) for digest, accuracy in record["best"])
-    except (TypeError, ValueError) as error:
+        anchors = _parse_anchors(record)
+    except (KeyError, TypeError, ValueError) as error:
         raise _not_a_move(key, str(error)) from error
-    parsed = {"best": best, "gate": _parse_gate(record["gate"], key=key)}
+    parsed = {"anchors": anchors, "gate": _parse_gate(record["gate"], key=key)}
     to = CommittedModel(**{name: record[name] for name in of_model})
     return Move(**({name: record[name] for name in of_move} | parsed), to=to)
+
+
+def _parse_anchors(record: Mapping[str, Any]) -> tuple[Anchor, ...]:
+    """Records of older versions have `best` alone: pairs of a digest and the best accuracy on that split."""
+    best = [(str(digest), float(accuracy)) for digest, accuracy in record["best"]]
+    if "anchors" not in record:
+        return tuple(
+            Anchor(evaluation_digest=digest, metric=ACCURACY, value=accuracy, run=None) for digest, accuracy in best
+        )
+    anchors = tuple(Anchor(**entry) for entry in record["anchors"])
+    if not all(isinstance(each.value, float | int) for each in anchors):
+        raise ValueError("an anchor has no value")
+    return anchors
 
 
 def _parse_gate(record: object, *, key: str) -> GateRecord | None:

@@ -13,15 +13,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from job import clock
 from job.config import PromotionSection
 from job.contract import Event, gate_key
 from job.digests import canonical_json
-from job.errors import IntegrityError
+from job.errors import ConflictError, IntegrityError
 from job.logs import emit, warn
 from job.registry import champion
 from job.registry.champion import Move
-from job.registry.rules import Candidate, Champion, Decision, GateRecord, decide
+from job.registry.comparison import Anchor, Candidate, Champion, Probabilities
+from job.registry.rules import Decision, GateRecord, decide
 from job.runs import read
 from job.runs.read import CommittedRun, Predictions
 from job.store.store import Store
@@ -73,7 +76,7 @@ class Gate:
         """What the gate says about a run beside that champion; changes nothing."""
         model = committed.model(created=read.created_at(self.store, committed))
         predictions = read.read_predictions(self.store, committed)
-        candidate = Candidate(model=model, predicted=predictions.probabilities.argmax(1), labels=predictions.labels)
+        candidate = Candidate(model=model, predictions=predictions, recorded=committed.record["metrics"])
         facts = self._facts_about(newest, committed=committed, predictions=predictions) if newest else None
         return self._to_record(decide(candidate, facts, rules=self.rules), run=committed.run, newest=newest)
 
@@ -107,22 +110,49 @@ class Gate:
         return None
 
     def _facts_about(self, newest: Move, *, committed: CommittedRun, predictions: Predictions) -> Champion:
-        digest, predicted = committed.dataset.evaluation_digest, None
-        is_comparable = newest.to.dataset == committed.dataset.name
-        if is_comparable and newest.to.weights_digest != committed.weights_digest:
-            run_of_champion = champion.commit_of(self.store, newest)
-            of_champion = read.read_predictions(self.store, run_of_champion)
-            if digest is not None and newest.to.evaluation_digest == digest:
-                predicted = of_champion.probabilities.argmax(1)
-            elif self.reevaluate and _are_alike(of_champion, predictions):
-                emit("gate.reevaluate", champion=newest.run, reason="it was scored on another test split")
-                predicted = self.reevaluate(read.read_model(self.store, run_of_champion)).argmax(1)
+        of, of_champion = None, None
+        if newest.to.dataset == committed.dataset.name:  # else that decides, whatever they predict
+            of = champion.commit_of(self.store, newest)
+            of_champion = read.read_predictions(self.store, of)
+        digest = str(committed.dataset.evaluation_digest)
+        anchor = newest.anchor_on(digest, metric=self.rules.metric)
+        is_same_split = of and of.dataset.evaluation_digest == committed.dataset.evaluation_digest
         return Champion(
             model=newest.to,
             version=newest.version,
-            predicted=predicted,
-            best_accuracy=newest.best_accuracy(str(digest)),
+            num_classes=of_champion.probabilities.shape[1] if of_champion else None,
+            class_names=of_champion.class_names if of_champion else None,
+            probabilities=self._score(of, of_champion, committed, predictions) if of and of_champion else None,
+            recorded=of.record["metrics"] if of and is_same_split else {},
+            anchor=anchor,
+            anchor_probabilities=self._read_anchor(anchor, newest, committed),
         )
+
+    def _score(
+        self, of: CommittedRun, of_champion: Predictions, committed: CommittedRun, predictions: Predictions
+    ) -> Probabilities | None:
+        """The champion's on the candidate's test split; None when it cannot be scored there, and when both are one model."""
+        if of.weights_digest == committed.weights_digest or not _are_alike(of_champion, predictions):
+            return None
+        digest = committed.dataset.evaluation_digest
+        if digest is not None and of.dataset.evaluation_digest == digest:
+            return of_champion.probabilities
+        if self.reevaluate is None:
+            return None
+        emit("gate.reevaluate", champion=of.run, reason="it was scored on another test split")
+        return np.asarray(self.reevaluate(read.read_model(self.store, of)), np.float32)
+
+    def _read_anchor(self, anchor: Anchor | None, newest: Move, committed: CommittedRun) -> Probabilities | None:
+        """Its predictions, as long as they are in the store; None when the champion is the anchor itself."""
+        if anchor is None or anchor.run in (None, newest.run):
+            return None
+        try:
+            run = read.read_commit(self.store, str(anchor.run))
+            if run and run.dataset.evaluation_digest == committed.dataset.evaluation_digest:
+                return read.read_predictions(self.store, run).probabilities
+        except (ConflictError, IntegrityError) as error:
+            warn("gate.anchor_unreadable", run_of_anchor=anchor.run, reason=str(error))
+        return None
 
     def _to_record(self, decision: Decision, *, run: str, newest: Move | None) -> GateRecord:
         return GateRecord(
@@ -161,9 +191,11 @@ def read_gate_json(store: Store, run_id: str) -> dict[str, Any] | None:
 
 
 def _are_alike(one: Predictions, other: Predictions) -> bool:
-    """Whether both have the same image type and shape, and number of classes."""
+    """Whether both have the same image type and shape, and the same classes, as far as these are recorded."""
+    names = {one.class_names, other.class_names} - {None}
     return (
         one.sample_images.dtype == other.sample_images.dtype
         and one.sample_images.shape[1:] == other.sample_images.shape[1:]
         and one.probabilities.shape[1] == other.probabilities.shape[1]
+        and len(names) <= 1
     )

@@ -1,5 +1,7 @@
-"""What is kept after a committed run: the newest `keep_runs` runs, the newest `keep_versions` layouts, and every run that one of
-the newest `keep_versions` moves names.
+"""What is kept of a model after a committed run: its newest `keep_runs` runs, its newest `keep_versions` layouts, and every run
+that one of the newest `keep_versions` moves of any model names, or that candidates are compared with.
+
+Each model keeps house for itself: an attempt removes nothing of another model.
 
 No champion ever names a run that was removed: the steps are at the lines of `remove_runs` that take them.
 """
@@ -18,29 +20,29 @@ from job.store.backend import Entry
 from job.store.store import Store
 
 
-def apply_retention(store: Store, *, keep_runs: int, keep_versions: int) -> None:
-    """Remove everything else. When the store refuses a deletion, log a warning: the run is committed."""
+def apply_retention(store: Store, model: str, *, keep_runs: int, keep_versions: int) -> None:
+    """Remove everything else of that model. When the store refuses a deletion, log a warning: the run is committed."""
     try:
-        for model in store.list_folders(contract.MODELS_PREFIX):
-            _remove_old_versions(store, model, keep=keep_versions)
+        _remove_old_versions(store, model, keep=keep_versions)
         reached = reachable_runs(store, keep_versions=keep_versions)
-        old = [run_id for run_id in _old_runs(store, keep=keep_runs) if run_id not in reached]
+        old = [run_id for run_id in _old_runs(store, model, keep=keep_runs) if run_id not in reached]
         remove_runs(store, old, keep_versions=keep_versions)
     except JobError as error:
         warn("retention.failed", reason=str(error))
 
 
 def reachable_runs(store: Store, *, keep_versions: int) -> set[str]:
-    """Runs that the newest `keep_versions` champions of any model name.
+    """Runs that the newest `keep_versions` champions of any model name, and those that candidates are compared with.
 
     Raises:
         IntegrityError: a champion's record is damaged: what it names is not known.
     """
-    return {
-        made.run
-        for model in store.list_folders(contract.MODELS_PREFIX)
-        for made in itertools.islice(champion.history(store, model), keep_versions)
-    }
+    reached: set[str] = set()
+    for model in store.list_folders(contract.MODELS_PREFIX):
+        newest = list(itertools.islice(champion.history(store, model), keep_versions))
+        reached |= {made.run for made in newest}
+        reached |= newest[0].runs_to_compare_with() if newest else set()
+    return reached
 
 
 def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> None:
@@ -77,8 +79,8 @@ def _remove_run(store: Store, run_id: str) -> None:
     emit("retention.removed", run_removed=run_id, objects=len(gone), bytes=sum(entry.num_bytes for entry in gone))
 
 
-def _old_runs(store: Store, *, keep: int) -> list[str]:
-    """Committed runs beyond the newest, and those whose removal was cut off."""
+def _old_runs(store: Store, model: str, *, keep: int) -> list[str]:
+    """Committed runs of the model beyond its newest, and those of any whose removal was cut off."""
     objects: dict[str, list[Entry]] = defaultdict(list)
     for entry in store.list_objects(contract.RUNS_PREFIX):
         objects[entry.key.split("/")[1]].append(entry)
@@ -96,7 +98,7 @@ def _old_runs(store: Store, *, keep: int) -> list[str]:
             warn("retention.skipped", run_skipped=run_id, reason=str(error))
             continue
         if isinstance(recorded, read.CommittedRun):
-            with_result.append(run_id)
+            with_result += [run_id] if champion.model_of(recorded) == model else []
         elif recorded and recorded.is_removed:
             cut_off.append(run_id)
     return cut_off + with_result[keep:]

@@ -1,19 +1,18 @@
 """The gate's rules: whether a committed run may become the champion. A pure function of plain values; reads and writes nothing.
 
-Works on the predictions that two models made on one test split, so that no model has to be loaded.
+Works on the predictions that two models made on one test split, so that no model has to be loaded. The numbers that it
+decides about are made in `comparison.py`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-import numpy as np
-
 from job.config import PromotionSection
-from job.datasets.dataset import Labels
 from job.errors import IntegrityError
-from job.runs.read import CommittedModel
+from job.measures import is_measure
+from job.registry.comparison import Candidate, Champion, beside_champion, beside_constant, key_of, measure_alone
+from job.runs.read import Predictions
 
 FORMAT = 1
 """Of gate.json."""
@@ -22,37 +21,10 @@ Verdict = Literal["promoted", "same", "refused"]
 
 _ROUNDING = 1e-12
 """Accuracies are quotients: 0.98 - 0.978 is a little more than 0.002."""
-_NEGLIGIBLE = 1e-18
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A committed run that may become champion.
-
-    Attributes:
-        predicted: int64 [N], the class that the model gives each example of its test split.
-        labels: int64 [N], the true ones.
-    """
-
-    model: CommittedModel
-    predicted: Labels
-    labels: Labels
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Champion:
-    """The present champion, as the candidate is compared with it.
-
-    Attributes:
-        version: of the move that made it champion.
-        predicted: int64 [N] on the *candidate's* test split; None when it cannot be scored there, as for another dataset.
-        best_accuracy: of all champions so far on this very test split; None when none was ever scored on it.
-    """
-
-    model: CommittedModel
-    version: int
-    predicted: Labels | None
-    best_accuracy: float | None
+_BEYOND_DOUBT = 500
+"""An anchor is replaced at promotion.significance over this: one that was replaced by luck would refuse its equals for long."""
+_MAX_NAMES = 5
+"""Class names that a reason shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,57 +85,41 @@ class GateRecord:
 
 def decide(candidate: Candidate, champion: Champion | None, *, rules: PromotionSection) -> Decision:
     """The gate's table (docs/retraining.md), row by row; the first row that applies decides."""
-    numbers = _numbers(candidate, champion)
-    refusal = (champion and _not_comparable(candidate, champion)) or _below_floor(numbers, rules)
-    if not refusal and champion:
-        refusal = _worse(numbers, champion, rules)
-    if refusal:
-        verdict, rule, reason = refusal
-        return Decision(verdict=verdict, rule=rule, reason=reason, numbers=numbers)
-    if not champion:
-        reason = f"the first champion, with accuracy {numbers['accuracy']:.4f}"
-        return Decision(verdict="promoted", rule="first", reason=reason, numbers=numbers)
-    reason = (
-        f"accuracy {numbers['accuracy']:.4f} against the champion's {numbers['champion_accuracy']:.4f}: not worse "
-        f"(p = {numbers['p_value']:.2g})"
+    numbers = measure_alone(candidate, rules.metric)
+    if champion is None:
+        numbers |= beside_constant(candidate, rules.metric)
+    elif champion.probabilities is not None:
+        numbers |= beside_champion(candidate, champion, rules.metric)
+    refusal = (
+        (champion and _not_comparable(candidate, champion))
+        or _below_floor(numbers, rules)
+        or _without_metric(candidate, champion, numbers, rules)
+        or (_worse(numbers, champion, rules) if champion else _not_above_constant(numbers, rules))
     )
-    return Decision(verdict="promoted", rule="not_worse", reason=reason, numbers=numbers)
+    verdict, rule, reason = refusal or _promoted(numbers, champion, rules)
+    if champion and verdict == "promoted":
+        numbers["is_new_anchor"] = _replaces_anchor(numbers, champion, rules)
+    return Decision(verdict=verdict, rule=rule, reason=reason, numbers=numbers)
 
 
-def mcnemar(*, only_champion_right: int, only_candidate_right: int) -> float:
-    """Exact McNemar test, one-sided (McNemar 1947): takes the examples that only one of the two models gets right.
-
-    Returns:
-        The probability that an equally good candidate loses at least so many of them; each is then a fair coin.
-    """
-    total = only_champion_right + only_candidate_right
-    if only_champion_right <= total / 2:
-        # P(X >= b) = 1 - P(X >= n - b + 1): sums stay in the short tail.
-        return 1.0 - _upper_tail(total, total - only_champion_right + 1)
-    return _upper_tail(total, only_champion_right)
+_Row = tuple[Verdict, str, str]
 
 
-def _upper_tail(total: int, at_least: int) -> float:
-    """P(X >= at_least) for X binomial(total, 1/2), where at_least is above total / 2: its terms only get smaller."""
-    if at_least > total:
-        return 0.0
-    log_term = math.lgamma(total + 1) - math.lgamma(at_least + 1) - math.lgamma(total - at_least + 1)
-    term = first = math.exp(log_term - total * math.log(2))
-    summed = 0.0
-    for number in range(at_least, total + 1):
-        summed += term
-        if term <= first * _NEGLIGIBLE:
-            break
-        term *= (total - number) / (number + 1)
-    return min(summed, 1.0)
+def _promoted(numbers: Mapping[str, Any], champion: Champion | None, rules: PromotionSection) -> _Row:
+    key = key_of(rules.metric)
+    said = f"{rules.metric} {numbers[key]:.4f}"
+    if champion is None:
+        return "promoted", "first", f"the first champion, with {said}"
+    tested = f" (p = {numbers['p_value']:.2g})" if "p_value" in numbers else ", without a test"
+    return "promoted", "not_worse", f"{said} against the champion's {numbers[f'champion_{key}']:.4f}: not worse{tested}"
 
 
-_Refusal = tuple[Verdict, str, str]
-
-
-def _not_comparable(candidate: Candidate, champion: Champion) -> _Refusal | None:
+def _not_comparable(candidate: Candidate, champion: Champion) -> _Row | None:
     """Rows that are decided without accuracies."""
     ours, theirs = candidate.model, champion.model
+    other_classes = _describe_other_classes(candidate.predictions, champion)
+    if other_classes:
+        return "refused", "other_classes", other_classes
     if ours.weights_digest == theirs.weights_digest:
         reason = f"same as champion: the weights of version {champion.version} (run {theirs.run})"
         return "same", "same_weights", reason
@@ -172,12 +128,31 @@ def _not_comparable(candidate: Candidate, champion: Champion) -> _Refusal | None
     if ours.created < theirs.created:
         reason = f"older than the champion: started {ours.created}, the champion's run {theirs.created}"
         return "refused", "older_run", reason
-    if champion.predicted is None:
+    if champion.probabilities is None:
         return "refused", "not_comparable", "the champion has no predictions for this run's test examples"
     return None
 
 
-def _below_floor(numbers: Mapping[str, Any], rules: PromotionSection) -> _Refusal | None:
+def _describe_other_classes(ours: Predictions, champion: Champion) -> str | None:
+    """In what the classes differ, as far as both runs record them; None when in nothing."""
+    names, theirs, num_ours = ours.class_names, champion.class_names, ours.probabilities.shape[1]
+    if champion.num_classes is not None and champion.num_classes != num_ours:
+        return f"it knows {num_ours} classes{_show(names)}, the champion {champion.num_classes}{_show(theirs)}"
+    if names is None or theirs is None or names == theirs:
+        return None
+    first = next(number for number, (one, other) in enumerate(zip(names, theirs, strict=True)) if one != other)
+    return (
+        f"its classes{_show(names)} are not the champion's{_show(theirs)}: class {first} is {names[first]!r}, the "
+        f"champion's is {theirs[first]!r}"
+    )
+
+
+def _show(names: tuple[str, ...] | None) -> str:
+    shown = ", ".join((names or ())[:_MAX_NAMES])
+    return f" ({shown}{', ...' if names and len(names) > _MAX_NAMES else ''})" if shown else ""
+
+
+def _below_floor(numbers: Mapping[str, Any], rules: PromotionSection) -> _Row | None:
     accuracy, recall = numbers["accuracy"], numbers["lowest_recall"]
     if accuracy < rules.min_accuracy - _ROUNDING:
         reason = f"accuracy {accuracy:.4f} is below promotion.min_accuracy {rules.min_accuracy:g}"
@@ -191,46 +166,88 @@ def _below_floor(numbers: Mapping[str, Any], rules: PromotionSection) -> _Refusa
     return None
 
 
-def _worse(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection) -> _Refusal | None:
-    accuracy, best = numbers["accuracy"], numbers["best_accuracy"]
-    if best - accuracy > rules.max_accuracy_drop + _ROUNDING:
+def _without_metric(
+    candidate: Candidate, champion: Champion | None, numbers: Mapping[str, Any], rules: PromotionSection
+) -> _Row | None:
+    """The row of a metric that predictions do not give and that a COMMIT does not record."""
+    key = key_of(rules.metric)
+    if key not in numbers:
+        recorded = ", ".join(name for name in candidate.recorded if name.startswith("test_"))
         reason = (
-            f"accuracy {accuracy:.4f} is {best - accuracy:.4f} below the best champion so far ({best:.4f}); "
-            f"promotion.max_accuracy_drop is {rules.max_accuracy_drop:g}"
+            f"promotion.metric is {rules.metric}: the run recorded no {key}, only {recorded}; use accuracy, top_K_accuracy, "
+            "auc, f1_macro, or a metric of your compiled model"
         )
-        return "refused", "max_accuracy_drop", reason
-    if numbers["p_value"] < rules.significance and numbers["only_champion_right"] > numbers["only_candidate_right"]:
-        reason = (
-            f"worse than version {champion.version}: {numbers['only_champion_right']} examples only the champion gets "
-            f"right, {numbers['only_candidate_right']} only this run; p = {numbers['p_value']:.2g} is below "
-            f"promotion.significance {rules.significance:g}"
-        )
-        return "refused", "significance", reason
+        return "refused", "no_metric", reason
+    if champion and f"champion_{key}" not in numbers:
+        reason = f"promotion.metric is {rules.metric}: the champion recorded no {key} on this run's test examples"
+        return "refused", "no_metric", reason
     return None
 
 
-def _numbers(candidate: Candidate, champion: Champion | None) -> dict[str, Any]:
-    is_right = candidate.predicted == candidate.labels
-    recalls = {int(label): float(is_right[candidate.labels == label].mean()) for label in np.unique(candidate.labels)}
-    lowest = min(recalls, key=lambda label: recalls[label])
-    numbers: dict[str, Any] = {
-        "accuracy": float(is_right.mean()),
-        "examples": len(candidate.labels),
-        "lowest_recall": recalls[lowest],
-        "lowest_recall_class": lowest,
-    }
-    if champion is None or champion.predicted is None:
-        return numbers
-    champion_is_right = champion.predicted == candidate.labels
-    champion_accuracy = float(champion_is_right.mean())
-    only = {
-        "only_champion_right": int((champion_is_right & ~is_right).sum()),
-        "only_candidate_right": int((is_right & ~champion_is_right).sum()),
-    }
-    best = champion_accuracy if champion.best_accuracy is None else max(champion_accuracy, champion.best_accuracy)
-    return numbers | {
-        "champion_accuracy": champion_accuracy,
-        "best_accuracy": best,
-        **only,
-        "p_value": mcnemar(**only),
-    }
+def _worse(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection) -> _Row | None:
+    """Worse than the anchor or the champion. Two tests share the level: an equal model is refused no more often than by one."""
+    level = rules.significance if champion.is_anchor else rules.significance / 2
+    return _drifted(numbers, rules, level=level) or _beaten(numbers, champion, rules, level=level)
+
+
+def _drifted(numbers: Mapping[str, Any], rules: PromotionSection, *, level: float) -> _Row | None:
+    key, p_value = key_of(rules.metric), numbers.get("anchor_p_value")
+    value, anchor = numbers[key], numbers[f"anchor_{key}"]
+    is_chance = p_value >= level if p_value is not None else is_measure(rules.metric)
+    if anchor - value <= rules.max_accuracy_drop + _ROUNDING or is_chance:
+        return None
+    tested = "without a test" if p_value is None else f"p = {p_value:.2g} is below {level:g}"
+    reason = (
+        f"{rules.metric} {value:.4f} is {anchor - value:.4f} below the champion that all are measured by ({anchor:.4f}), "
+        f"{tested}; promotion.max_accuracy_drop is {rules.max_accuracy_drop:g}"
+    )
+    return "refused", "max_accuracy_drop", reason
+
+
+def _replaces_anchor(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection) -> bool:
+    """Whether it is better than the anchor beyond doubt; where there is no test, by more than is allowed to be lost."""
+    key, p_value = key_of(rules.metric), numbers.get("anchor_gain_p_value")
+    gain = numbers[key] - numbers[f"anchor_{key}"]
+    if champion.anchor is None or (is_measure(rules.metric) and not _has_predictions(champion)):
+        return bool(gain >= 0)  # this one's predictions stay in the store
+    if p_value is None:
+        return bool(gain > rules.max_accuracy_drop + _ROUNDING)
+    return bool(p_value < rules.significance / _BEYOND_DOUBT)
+
+
+def _has_predictions(champion: Champion) -> bool:
+    return champion.is_anchor or champion.anchor_probabilities is not None
+
+
+def _beaten(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection, *, level: float) -> _Row | None:
+    key, p_value = key_of(rules.metric), numbers.get("p_value", 1.0)
+    value, theirs = numbers[key], numbers[f"champion_{key}"]
+    if p_value >= level or value >= theirs:
+        return None
+    lost = f"{rules.metric} {value:.4f}, the champion's {theirs:.4f}"
+    if "only_champion_right" in numbers:
+        lost = (
+            f"{numbers['only_champion_right']} examples only the champion gets right, "
+            f"{numbers['only_candidate_right']} only this run"
+        )
+    reason = (
+        f"worse than version {champion.version}: {lost}; p = {p_value:.2g} is below {level:g} "
+        f"(promotion.significance {rules.significance:g})"
+    )
+    return "refused", "significance", reason
+
+
+def _not_above_constant(numbers: Mapping[str, Any], rules: PromotionSection) -> _Row | None:
+    """The floor of a first champion: whoever always says the most frequent class does as well without looking."""
+    value, constant, p_value = numbers[key_of(rules.metric)], numbers.get("constant"), numbers.get("constant_p_value")
+    if constant is None:
+        return None
+    by_chance = p_value is not None and p_value >= rules.significance > 0
+    if value > constant + _ROUNDING and not by_chance:
+        return None
+    tested = f" by more than chance (p = {p_value:.2g})" if by_chance else ""
+    reason = (
+        f"{rules.metric} {value:.4f} is not above {constant:.4f}{tested}, which it takes to say the most frequent class "
+        "whatever the image; train longer, or move it by hand with promote --force"
+    )
+    return "refused", "majority", reason

@@ -34,7 +34,8 @@ class Checkpoint:
     Attributes:
         step: optimizer updates done.
         result_digest: of the run that it belongs to.
-        arrays: model variables (seed generators included), optimizer variables and metric sums, by name.
+        arrays: model variables (seed generators included), optimizer variables and metric sums, by name; with `train.keep=best`
+            the model variables of the best epoch too, under `best/`.
         meta: history, counters and times; plain JSON.
         key: where it was read; empty for one that was just made.
     """

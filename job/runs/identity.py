@@ -170,6 +170,19 @@ def is_result_of(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
     return bool(unknown) and digest == digest_of_inputs(without)
 
 
+def with_recorded_compile(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """These inputs with the `train.compile` that a run.json or COMMIT records; unchanged when it records none."""
+    return {**inputs, "train": {**inputs["train"], "compile": compile_of(record) or inputs["train"]["compile"]}}
+
+
+def compile_of(record: Mapping[str, Any]) -> str | None:
+    """How the steps of the run are compiled that a run.json or COMMIT is about: `xla` or `graph`; None: it does not say so."""
+    inputs = record.get("inputs")
+    train = inputs.get("train") if isinstance(inputs, dict) else None
+    recorded = train.get("compile") if isinstance(train, dict) else None
+    return recorded if recorded in ("xla", "graph") else None
+
+
 def _unknown_to(record: Mapping[str, Any]) -> set[str]:
     """Inputs that the version which wrote a record did not know."""
     config, recorded = record.get("config"), record.get("inputs")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from job.contract import attempt_prefix, attempts_prefix, commit_key, run_key
 from job.digests import sha256_hex
 from job.errors import ConflictError, IntegrityError
+from job.runs.identity import compile_of
 from job.store.store import Store
 
 ATTEMPT_FILE, METRICS_FILE, PREDICTIONS_FILE = "attempt.json", "metrics.json", "predictions.safetensors"
@@ -117,11 +118,13 @@ class Predictions:
         probabilities: float32 [N, C].
         labels: int64 [N].
         sample_images: uint8 or float32 [up to 64, ...], the first test images.
+        class_names: C names, in label order; None where the file does not say them.
     """
 
     probabilities: NDArray[np.float32]
     labels: NDArray[np.int64]
     sample_images: NDArray[Any]
+    class_names: tuple[str, ...] | None = None
 
 
 def read_commit(store: Store, run_id: str) -> CommittedRun | None:
@@ -195,6 +198,12 @@ def _parse_commit(record: Mapping[str, Any], run_id: str) -> CommittedRun:
     )
 
 
+def more_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Those of a COMMIT's `metrics` that not every run has, by name: of `train.metrics` and of a compiled model."""
+    more = {name.removeprefix("test_"): value for name, value in metrics.items() if name.startswith("test_")}
+    return {name: value for name, value in more.items() if name not in ("loss", "accuracy", "examples")}
+
+
 def _parse_files(record: Mapping[str, Any]) -> list[StoredFile]:
     entries, wanted = record["files"], {"key", "num_bytes", "sha256"}
     if not isinstance(entries, list) or not all(
@@ -253,6 +262,22 @@ def created_at(store: Store, run: CommittedRun) -> str:
     data = store.get(key)
     recorded = parse_object(data, key=key).get("created") if data is not None else None
     return str(recorded or run.record.get("committed") or _LONG_AGO)
+
+
+def recorded_compile(store: Store, run_id: str, *, cpu_replicas: int) -> str | None:
+    """How the standing run compiles its steps; None when it was not begun, or with another number of replicas.
+
+    Raises:
+        IntegrityError: its run.json cannot be read.
+    """
+    key = run_key(run_id)
+    data = store.get(key)
+    record = parse_object(data, key=key) if data is not None else {}
+    config = record.get("config")
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    if isinstance(cluster, dict) and cluster.get("cpu_replicas", cpu_replicas) != cpu_replicas:
+        return None  # records before ADR 11 do not say the replicas elsewhere: only the step's compilation tells them apart
+    return compile_of(record)
 
 
 def read_files(store: Store, run: CommittedRun) -> dict[str, bytes]:
@@ -322,11 +347,28 @@ def parse_predictions(data: bytes) -> Predictions:
 
     try:
         arrays = load(data)
+        probabilities = arrays["probabilities"]
         return Predictions(
-            probabilities=arrays["probabilities"], labels=arrays["labels"], sample_images=arrays["sample_images"]
+            probabilities=probabilities,
+            labels=arrays["labels"],
+            sample_images=arrays["sample_images"],
+            class_names=_parse_class_names(data, num_classes=probabilities.shape[1]),
         )
     except (KeyError, SafetensorError) as error:
         raise IntegrityError(f"{PREDICTIONS_FILE} cannot be read: {error}") from error
+
+
+def _parse_class_names(data: bytes, *, num_classes: int) -> tuple[str, ...] | None:
+    """The names in the header of a predictions file, which safetensors' own `load` leaves out; None when it says none.
+
+    The format: 8 bytes with the header's length, then the header as JSON (github.com/huggingface/safetensors).
+    """
+    length = int.from_bytes(data[:8], "little")
+    meta = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("predictions")
+    names = json.loads(meta).get("class_names") if meta else None
+    if not isinstance(names, list) or len(names) != num_classes:
+        return None
+    return tuple(str(name) for name in names)
 
 
 def parse_object(data: bytes, *, key: str) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 workload.py        what an attempt and the thing that is trained say to each other
 keras_workload.py  the Keras model: data, devices, evaluation, export
 loop.py            epochs, metrics, progress, checkpoints, stop
+history.py         what each epoch came to; which is the best, and when training ends early
 steps.py           many optimizer updates in one graph call
 pipeline.py        tf.data: reshape, cast, /255, one-hot; order from (seed, epoch, step)
-model.py           the reference model and the optimizers, or your own model
+model.py           the reference model, or your own model
+recipe.py          optimizer, schedule, loss, class weights, metrics
+own_recipe.py      what a compiled model of your own says about them, and what is refused
 workers.py         the other workers: who they are, the wait for them, what they tell each other
 agreement.py       what they must agree on, before step 1 and before the commit
 devices.py         threads, devices, tf.distribute strategy

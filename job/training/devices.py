@@ -23,6 +23,21 @@ from job.training.workers import Workers, peer_errors
 JOIN_SECONDS = 30.0
 """How long TensorFlow may wait for workers that were there a moment ago; nothing else of this process runs in that time."""
 
+_DENSE_LAYERS = (
+    "Sequential",
+    "Functional",
+    "InputLayer",
+    "Dense",
+    "Flatten",
+    "Reshape",
+    "Activation",
+    "ReLU",
+    "Softmax",
+    "BatchNormalization",
+    "LayerNormalization",
+)
+"""Keras' classes with which XLA is faster than the graph on two or more cores (docs/benchmarks.md)."""
+
 _NO_LIMIT_BYTES = 2**60
 """cgroup v1 writes a huge number where there is no limit."""
 
@@ -175,20 +190,63 @@ def check_batch(global_batch_size: int, *, num_replicas: int, num_examples: int)
         )
 
 
-def resolve_compile(train: TrainSection, *, dropout: float, num_replicas: int, intra_op_threads: int) -> str:
+def resolve_compile(
+    train: TrainSection,
+    *,
+    model: Any,
+    is_own: bool,
+    device_names: tuple[str, ...],
+    intra_op_threads: int,
+    recorded: str | None = None,
+) -> str:
     """`xla` or `graph`. The rule looks at facts, never at a clock: the choice decides the result's bits.
 
-    XLA wins with one replica on two or more cores; one XLA program cannot span replicas; with dropout and on one core
-    the graph is as fast (docs/benchmarks.md).
+    One XLA program cannot span replicas. With one replica, `auto` is
+      1. what the run began with, wherever it goes on;
+      2. for a model of dense layers: XLA on two or more cores; with dropout and on one core the graph is as fast;
+      3. for an own model on a GPU: XLA, when every layer supports it;
+      4. else the graph: on CPUs XLA's convolutions take up to 20 times as long (docs/benchmarks.md).
+
+    Args:
+        model: a built Keras model.
+        is_own: whether it is of the user's own; the reference model has the rule of the first version on GPUs too.
+        recorded: what the standing run.json says.
 
     Raises:
-        ConfigError: xla asked for with several replicas.
+        ConfigError: xla is asked for and cannot be; names the layer.
     """
-    if train.compile == "xla" and num_replicas > 1:
-        raise ConfigError(f"train.compile: xla works with one replica, received {num_replicas}; use graph or auto")
-    if train.compile != "auto":
-        return train.compile
-    return "xla" if num_replicas == 1 and intra_op_threads >= 2 and not dropout else "graph"
+    if train.compile == "graph":
+        return "graph"
+    why_not = _why_not_xla(model, num_replicas=len(device_names))
+    if train.compile == "xla":
+        if why_not:
+            raise ConfigError(f"train.compile: xla {why_not}; use graph or auto")
+        return "xla"
+    if recorded == "graph" or why_not:
+        return "graph"
+    is_on_gpu = any("GPU" in name for name in device_names)
+    is_faster = (is_own and is_on_gpu) or (intra_op_threads >= 2 and is_dense(model))
+    return "xla" if recorded == "xla" or is_faster else "graph"
+
+
+def _why_not_xla(model: Any, *, num_replicas: int) -> str:
+    """Why XLA cannot compile the step, as far as the facts say it; empty: it can."""
+    if num_replicas > 1:
+        return f"works with one replica, received {num_replicas}"
+    odd = next((layer for layer in _layers_of(model) if not layer.supports_jit), None)
+    return f"does not support layer {odd.name} ({type(odd).__name__}) of the model" if odd is not None else ""
+
+
+def is_dense(model: Any) -> bool:
+    """Whether a model consists of layers with which XLA is faster on CPUs. A class of the user's own is none of them."""
+    kinds = [type(layer) for layer in _layers_of(model)]
+    return all(kind.__module__.startswith("keras.") and kind.__name__ in _DENSE_LAYERS for kind in kinds)
+
+
+def _layers_of(model: Any) -> Iterator[Any]:
+    """The model and all its layers, those in layers too."""
+    layers: Iterator[Any] = model._flatten_layers()  # Keras' own way, there is no public one
+    return layers
 
 
 def _cgroup_limit() -> float | None:

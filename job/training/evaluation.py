@@ -3,7 +3,9 @@
 The scores are numpy on stored probabilities, so that they can be made again without the model.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,14 @@ from job.training import pipeline
 
 Probabilities = NDArray[np.float32]
 
-_BATCH_EXAMPLES = 1000
+MAX_BATCH_EXAMPLES = 1000
 """All of MNIST's test split at once would cost 150 MB more memory and is not faster."""
+SMALL_BATCH_EXAMPLES = 32
+"""Without gradients so many take less memory than a training step of a fraction of them."""
 _SMALLEST_PROBABILITY = 1e-7  # as in Keras
 _MAX_WRONG_EXAMPLES = 200
+_MAX_CONFUSION_CLASSES = 100
+"""Of more classes metrics.json holds the counts of those with the most mistakes; predictions.safetensors has everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +44,10 @@ class Scores:
     Attributes:
         loss: mean categorical crossentropy in nats.
         accuracy: share of examples classified correctly, 0..1.
-        confusion: rows are true classes, columns predicted ones; counts.
+        confusion: rows are true classes, columns predicted ones; counts. Of more than 100 classes the 100 with the most mistakes.
         wrong: the confidently wrong examples first, at most 200: position, label, prediction, its probability.
+        confusion_classes: labels of the rows of `confusion`; None when it has all classes.
+        metrics: more of them, by name.
     """
 
     loss: float
@@ -48,32 +56,65 @@ class Scores:
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
     wrong: tuple[dict[str, Any], ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    confusion_classes: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary for metrics.json."""
-        return asdict(self)
+        """A plain dictionary for metrics.json; without `metrics` and `confusion_classes` when there are none."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != {}}
+
+
+def choose_batch_examples(*, batch_size_per_replica: int) -> int:
+    """How many images a model of unknown size takes at a time: what a training step takes fits into memory."""
+    return min(MAX_BATCH_EXAMPLES, max(SMALL_BATCH_EXAMPLES, batch_size_per_replica))
 
 
 class Predictor:
     """Runs the model on raw images, preprocessing included, exactly as the export does."""
 
-    def __init__(self, model: Any, *, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        input_shape: tuple[int, ...],
+        batch_examples: int,
+        is_filled_up: bool,
+        on_batch: Callable[[], None],
+    ) -> None:
+        """`model` may be mirrored over several devices; the first one computes.
+
+        Args:
+            batch_examples: images at a time.
+            is_filled_up: whether the last batch is made as large as the others. That costs time, but the last bits of a
+                matrix product may depend on the number of its rows.
+            on_batch: is called after each batch.
+        """
         import tensorflow as tf
 
         def predict(images: Any) -> Any:
-            return model(preprocess(images, input_shape=input_shape), training=False)
+            probabilities = model(preprocess(images, input_shape=input_shape), training=False)
+            return tf.cast(probabilities, tf.float32)
 
-        self._predict = tf.function(predict)
+        self._predict = tf.function(predict, reduce_retracing=True)
+        self._batch_examples, self._is_filled_up, self._on_batch = batch_examples, is_filled_up, on_batch
 
     def __call__(self, images: Images) -> Probabilities:
         """Probabilities float32 [N, C] of images [N, ...]."""
-        padded = np.zeros((_BATCH_EXAMPLES, *images.shape[1:]), images.dtype)
         parts = []
-        for start in range(0, len(images), _BATCH_EXAMPLES):
-            batch = images[start : start + _BATCH_EXAMPLES]
-            padded[: len(batch)] = batch  # one shape, one trace
-            parts.append(self._predict(padded).numpy()[: len(batch)])
-        return np.concatenate(parts).astype(np.float32)
+        for batch in make_batches(images, batch_examples=self._batch_examples):
+            given = batch
+            if self._is_filled_up:
+                given = np.zeros((self._batch_examples, *images.shape[1:]), images.dtype)
+                given[: len(batch)] = batch
+            parts.append(self._predict(given).numpy()[: len(batch)])
+            self._on_batch()
+        return np.concatenate(parts)
+
+
+def make_batches(images: Images, *, batch_examples: int) -> Iterator[Images]:
+    """Consecutive images, `batch_examples` at a time; the last batch holds the rest."""
+    for start in range(0, len(images), batch_examples):
+        yield images[start : start + batch_examples]
 
 
 def preprocess(images: Any, *, input_shape: tuple[int, ...]) -> Any:
@@ -96,20 +137,35 @@ def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[flo
     return float(loss), float((probabilities.argmax(1) == labels).mean())
 
 
-def score(probabilities: Probabilities, labels: Labels, *, class_names: tuple[str, ...]) -> Scores:
-    """All scores from probabilities [N, C] and labels [N]."""
+def score(
+    probabilities: Probabilities,
+    labels: Labels,
+    *,
+    class_names: tuple[str, ...],
+    metrics: Mapping[str, float] = MappingProxyType({}),
+) -> Scores:
+    """All scores from probabilities [N, C] and labels [N]; `metrics` are what was measured beside them."""
     loss, accuracy = loss_and_accuracy(probabilities, labels)
     predicted = probabilities.argmax(1)
     confusion = np.zeros((len(class_names), len(class_names)), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
+    shown = _most_confused(confusion)
     return Scores(
         loss=loss,
         accuracy=accuracy,
         num_examples=len(labels),
         classes=tuple(_class_score(confusion, index, name=name) for index, name in enumerate(class_names)),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        confusion=tuple(tuple(row) for row in confusion[np.ix_(shown, shown)].tolist()),
         wrong=_wrong_examples(probabilities, labels, predicted),
+        metrics=dict(metrics),
+        confusion_classes=tuple(shown.tolist()) if len(shown) < len(class_names) else None,
     )
+
+
+def _most_confused(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of all classes, or of those with the most mistakes in their row and column, ascending."""
+    mistakes = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
+    return np.sort(np.argsort(-mistakes, kind="stable")[:_MAX_CONFUSION_CLASSES])
 
 
 def _class_score(confusion: NDArray[np.int64], index: int, *, name: str) -> ClassScore:

@@ -14,12 +14,11 @@ from job.datasets.dataset import Images
 from job.digests import digest_of_arrays
 from job.errors import IntegrityError
 from job.texts import one_line
-from job.training.evaluation import Probabilities, preprocess
+from job.training.evaluation import SMALL_BATCH_EXAMPLES, Probabilities, make_batches, preprocess
 
 SIGNATURE = "serving_default"
 TOLERANCE = 1e-4
 """Largest difference of a probability between two programs on two kinds of CPU that is still the same model."""
-_BATCH_EXAMPLES = 1000
 
 
 def save_model(
@@ -41,7 +40,8 @@ def save_model(
 
     def serve(image: Any) -> dict[str, Any]:
         probabilities = model(preprocess(image, input_shape=input_shape), training=False)
-        return {"probabilities": tf.cast(probabilities, tf.float32), "digit": tf.argmax(probabilities, 1)}
+        probabilities = tf.cast(probabilities, tf.float32)
+        return {"probabilities": probabilities, "digit": tf.argmax(probabilities, 1)}
 
     name = "features" if len(image_shape) == 1 else "image"
     signature = [tf.TensorSpec((None, *image_shape), image_dtype, name=name)]
@@ -49,8 +49,8 @@ def save_model(
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
 
 
-def predict_with_export(folder: Path, images: Images) -> Probabilities:
-    """Load a SavedModel as a server would and classify raw images.
+def predict_with_export(folder: Path, images: Images, *, batch_examples: int = SMALL_BATCH_EXAMPLES) -> Probabilities:
+    """Load a SavedModel as a server would and classify raw images, `batch_examples` at a time.
 
     Raises:
         IntegrityError: it cannot be loaded, or lacks the signature.
@@ -61,7 +61,7 @@ def predict_with_export(folder: Path, images: Images) -> Probabilities:
         loaded = tf.saved_model.load(str(folder))
         predict = loaded.signatures[SIGNATURE]
         (name,) = predict.structured_input_signature[1]
-        batches = [images[start : start + _BATCH_EXAMPLES] for start in range(0, len(images), _BATCH_EXAMPLES)]
+        batches = make_batches(images, batch_examples=batch_examples)
         parts = [predict(**{name: tf.constant(batch)})["probabilities"].numpy() for batch in batches]
         return np.concatenate(parts).astype(np.float32)
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:

@@ -12,9 +12,10 @@ import numpy as np
 from job import plugins
 from job.config import SOURCES, Config
 from job.contract import Event
-from job.datasets.dataset import Dataset, evaluation_digest_of
+from job.datasets.dataset import Dataset, Images, evaluation_digest_of
 from job.datasets.load import LoadedDataset, check_source, load_dataset
 from job.datasets.prepared import choose_cache_dir
+from job.digests import canonical_json, sha256_hex
 from job.errors import ConfigError, IntegrityError, JobError
 from job.logs import emit, warn
 from job.observe.phases import WAIT_FOR_WORKERS, Phases
@@ -22,9 +23,10 @@ from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
 from job.store.open import folder_opener
-from job.training import devices, evaluation, export, own_model, pipeline
-from job.training.loop import Training
-from job.training.model import build_model, build_optimizer, model_input_shape
+from job.training import devices, evaluation, export, own_model, own_recipe, pipeline
+from job.training.loop import Measure, Split, Training
+from job.training.model import build_model, model_input_shape
+from job.training.recipe import Recipe, check_settings, make_measure, make_recipe
 from job.training.steps import StepRunner
 from job.training.workers import (
     Exchange,
@@ -52,6 +54,7 @@ class KerasWorkload:
     _config: Config
     _strategy: Any
     _workers: Workers
+    _phases: Phases
     _exchange: Exchange
     _data: LoadedDataset
     _seed: int
@@ -61,20 +64,28 @@ class KerasWorkload:
     _plain: Any
     """The model outside the strategy's scope: for what is checked before training, and for the export."""
     _model: Any
+    _measure: Measure
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         """`environ` gets what TensorFlow has to find there before it starts."""
         self._environ = environ
 
     def prepare(
-        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        phases: Phases,
+        workers: Workers,
+        look: Callable[[], None],
+        recorded_compile: str | None = None,
     ) -> Prepared:
         """Bring workers, devices and data, and check that batch, replicas and examples fit.
 
         Raises:
             JobError: data or devices are absent, corrupt, or do not fit the settings; a worker did not come.
         """
-        self._config, self._workers = config, workers
+        self._config, self._workers, self._phases = config, workers, phases
         if not workers.are_several:
             self._environ.pop("TF_CONFIG", None)  # MirroredStrategy would read it
         # Devices before data: tensorflow-datasets and own sources may start TensorFlow, which then keeps its threads.
@@ -91,19 +102,17 @@ class KerasWorkload:
             tuple(self._strategy.extended.worker_devices), num_workers=config.cluster.workers
         )
         num_replicas = len(device_names)
-        devices.check_batch(
-            config.train.global_batch_size,
-            num_replicas=num_replicas,
-            num_examples=len(self._data.dataset.train_labels),
-        )
+        self._check_fit(num_replicas)
         self._seed = identity.resolve_seed(config, run_id=run_id)
         with phases("build"):
             self._plain, self._described = self._build_plain()
         self._compile_with = devices.resolve_compile(
             config.train,
-            dropout=config.model.dropout,
-            num_replicas=num_replicas,
+            model=self._plain,
+            is_own=config.model.build is not None,
+            device_names=device_names,
             intra_op_threads=threads["intra_op"],
+            recorded=recorded_compile,
         )
         self._exchange = self._make_exchange(phases)
         return Prepared(
@@ -113,7 +122,7 @@ class KerasWorkload:
                 compile_with=self._compile_with,
                 num_replicas=num_replicas,
                 dataset_digest=self._data.digest,
-                code=self._described,
+                code={**self._described, **self._describe_classes()},
             ),
             dataset=DatasetIdentity(
                 name=self._data.name,
@@ -128,6 +137,13 @@ class KerasWorkload:
             ),
             exchange=self._exchange,
         )
+
+    def _check_fit(self, num_replicas: int) -> None:
+        """Refuse settings that do not fit data and replicas."""
+        train, dataset = self._config.train, self._data.dataset
+        num_examples = len(dataset.train_labels)
+        devices.check_batch(train.global_batch_size, num_replicas=num_replicas, num_examples=num_examples)
+        check_settings(train, num_examples=num_examples, num_classes=len(dataset.class_names))
 
     def _meet(self, phases: Phases, *, look: Callable[[], None]) -> Any:
         """The strategy, once all workers are there."""
@@ -150,6 +166,13 @@ class KerasWorkload:
         model, config = self._build_model(), self._config
         if config.model.build is None:
             return model, {}
+        own_recipe.check_recipe(
+            model,
+            config.train,
+            name=config.model.build,
+            num_classes=len(self._data.dataset.class_names),
+            num_replicas=self._strategy.num_replicas_in_sync,
+        )
         described = own_model.describe(model, config.model)
         own_model.try_once(
             model,
@@ -159,6 +182,12 @@ class KerasWorkload:
             precision=config.train.precision,
         )
         return model, described
+
+    def _describe_classes(self) -> dict[str, str]:
+        """Names of an own source's classes: the digest of its data knows their numbers only."""
+        if self._config.data.source in SOURCES:
+            return {}
+        return {"class_names": sha256_hex(canonical_json(self._data.dataset.class_names))}
 
     def _few_examples(self) -> Any:
         """Some training examples as the model gets them: float32 [n, *input_shape]."""
@@ -179,17 +208,19 @@ class KerasWorkload:
         config, dataset = self._config, self._data.dataset
         with self._strategy.scope():
             self._model = self._build_model()
-            optimizer = build_optimizer(config.train)
         if config.model.build:
             own_model.check_same(self._model, self._described, config.model)
         num_examples = len(dataset.train_labels)
         input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
         steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
         total_steps = steps_per_epoch * config.train.epochs
+        recipe = self._make_recipe(steps_per_epoch)
+        is_fast = config.model.build is None or devices.is_dense(self._plain)
         steps_per_chunk = pipeline.choose_steps_per_chunk(
             steps_per_epoch,
             num_pixels=math.prod(dataset.image_shape),
             global_batch_size=config.train.global_batch_size,
+            most_steps=pipeline.MAX_STEPS_PER_CHUNK if is_fast else pipeline.MAX_SLOW_STEPS_PER_CHUNK,
         )
 
         def make_chunks(start_step: int) -> Any:
@@ -210,31 +241,66 @@ class KerasWorkload:
         runner = StepRunner(
             self._strategy,
             model=self._model,
-            optimizer=optimizer,
+            recipe=recipe,
             compile_with=self._compile_with,
             make_chunks=make_chunks,
             steps_per_epoch=steps_per_epoch,
             workers=self._workers,
         )
-        predictor = evaluation.Predictor(self._model, input_shape=input_shape)
+        predictor = evaluation.Predictor(
+            self._model,
+            input_shape=input_shape,
+            batch_examples=self._batch_examples(),
+            is_filled_up=config.model.build is None,
+            on_batch=self._phases.beat,
+        )
         training = Training(
             runner,
-            predict=lambda: predictor(dataset.test_images),
-            test_labels=dataset.test_labels,
+            settings=config.train,
             num_examples=num_examples,
-            global_batch_size=config.train.global_batch_size,
-            epochs=config.train.epochs,
+            test=Split(predict=lambda: predictor(dataset.test_images), labels=dataset.test_labels),
+            validation=_validation_split(dataset, predictor),
+            measure=self._measure,
+            learning_rate=recipe.learning_rate,
+            exchange=self._exchange,
         )
         self._emit_train_start(training)
         return training
+
+    def _make_recipe(self, steps_per_epoch: int) -> Recipe:
+        train, dataset = self._config.train, self._data.dataset
+        num_classes = len(dataset.class_names)
+        self._measure = make_measure(train, self._plain, num_classes=num_classes)
+        with self._strategy.scope():
+            return make_recipe(
+                train,
+                self._model,
+                train_labels=dataset.train_labels,
+                num_classes=num_classes,
+                steps_per_epoch=steps_per_epoch,
+                num_replicas=self._strategy.num_replicas_in_sync,
+            )
 
     def finish(self, training: Training, *, phases: Phases) -> Results:
         """Score the test split, and write the SavedModel that predicts what was scored."""
         dataset = self._data.dataset
         with phases("evaluate"):
+            training.load_result()
             probabilities = training.predict()
-            scores = evaluation.score(probabilities, dataset.test_labels, class_names=dataset.class_names)
-            emit(Event.EVALUATE_END, test_loss=scores.loss, test_accuracy=scores.accuracy, examples=scores.num_examples)
+            scores = evaluation.score(
+                probabilities,
+                dataset.test_labels,
+                class_names=dataset.class_names,
+                metrics=self._measure(probabilities, dataset.test_labels),
+            )
+            more: dict[str, Any] = {"metrics": scores.metrics} if scores.metrics else {}
+            emit(
+                Event.EVALUATE_END,
+                test_loss=scores.loss,
+                test_accuracy=scores.accuracy,
+                **more,
+                examples=scores.num_examples,
+            )
         with phases("export"):
             files, weights_digest = self._export(probabilities)
             files[PREDICTIONS_FILE] = _to_predictions_file(self._data, probabilities)
@@ -245,7 +311,16 @@ class KerasWorkload:
         with tempfile.TemporaryDirectory(prefix="mnist-champion-") as temporary:
             folder = Path(temporary)
             unpack_model(files, folder)
-            return export.predict_with_export(folder, self._data.dataset.test_images)
+            return export.predict_with_export(
+                folder, self._data.dataset.test_images, batch_examples=self._batch_examples()
+            )
+
+    def _batch_examples(self) -> int:
+        """Images that are evaluated at a time. The recorded losses of the reference model have the bits of the largest batch."""
+        if self._config.model.build is None:
+            return evaluation.MAX_BATCH_EXAMPLES
+        batch_size_per_replica = self._config.train.global_batch_size // self._strategy.num_replicas_in_sync
+        return evaluation.choose_batch_examples(batch_size_per_replica=batch_size_per_replica)
 
     def _build_model(self) -> Any:
         return build_model(
@@ -258,11 +333,12 @@ class KerasWorkload:
 
     def _emit_train_start(self, training: Training) -> None:
         train, num_replicas = self._config.train, self._strategy.num_replicas_in_sync
+        is_own = "recipe" in self._described
         emit(
             Event.MODEL_BUILT,
             parameters=self._model.count_params(),
             precision=train.precision,
-            optimizer=train.optimizer,
+            optimizer=self._described["recipe"]["optimizer"]["class_name"] if is_own else train.optimizer,
         )
         emit(
             Event.TRAIN_START,
@@ -300,6 +376,13 @@ class KerasWorkload:
             }
         emit(Event.EXPORT_END, files=len(files), bytes=sum(map(len, files.values())), weights_digest=digest)
         return files, digest
+
+
+def _validation_split(dataset: Dataset, predict: Callable[[Images], evaluation.Probabilities]) -> Split | None:
+    images, labels = dataset.validation_images, dataset.validation_labels
+    if images is None or labels is None:
+        return None
+    return Split(predict=lambda: predict(images), labels=labels)
 
 
 def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDataset:

@@ -4,15 +4,17 @@ Knows steps, epochs, checkpoints and signals; what a step computes is behind `St
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from job import clock
+from job.config import TrainSection
 from job.contract import Event
 from job.datasets.dataset import Labels
 from job.digests import canonical_json, digest_of_arrays
+from job.errors import IntegrityError
 from job.logs import emit
 from job.observe.view import Progress, View
 from job.runs.checkpoint import Checkpoint
@@ -20,13 +22,20 @@ from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
 from job.signals import StopSignal
 from job.training import evaluation, pipeline
+from job.training.history import EpochRecord, best_epoch, is_evaluated, stops_at
 from job.training.steps import ChunkResult
 from job.training.watchdog import Watchdog
+from job.training.workers import Exchange, exchange_with_nobody
 
 PROGRESS_SECONDS = 10.0
 """Time between two train.progress events."""
 
 _SMOOTHING = 0.2
+_BEST = "best/"
+"""Before the names of the best epoch's arrays in a checkpoint."""
+
+Measure = Callable[[evaluation.Probabilities, Labels], Mapping[str, float]]
+"""More metrics from probabilities [N, C] and labels [N], by name."""
 
 
 class Steps(Protocol):
@@ -41,37 +50,27 @@ class Steps(Protocol):
     def common_state(self) -> dict[str, NDArray[Any]]:
         """The part of `state` that is equal on all workers."""
 
+    def model_state(self) -> dict[str, NDArray[Any]]:
+        """The model's part of `state`, without optimizer and sums: a copy, by name."""
+
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Set what `state` returned; `IntegrityError` when it is of another model."""
 
+    def load_model(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Set what `model_state` returned; no step follows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpochRecord:
-    """What one epoch ended with.
+class Split:
+    """Examples that the model is scored on.
 
     Attributes:
-        epoch: 1-based.
-        loss, accuracy: over the epoch's training examples, each before its own update.
-        test_loss, test_accuracy: on the test split after the epoch.
-        seconds: wall time of the epoch's steps, evaluation not included.
+        predict: probabilities [N, C] of the model as it is now, in the order of `labels`.
+        labels: int64 [N].
     """
 
-    epoch: int
-    loss: float
-    accuracy: float
-    test_loss: float
-    test_accuracy: float
-    seconds: float
-    examples_per_second: float
-
-    def results(self) -> dict[str, float]:
-        """What the epoch computed, without how long it took."""
-        return {
-            "loss": self.loss,
-            "accuracy": self.accuracy,
-            "test_loss": self.test_loss,
-            "test_accuracy": self.test_accuracy,
-        }
+    predict: Callable[[], evaluation.Probabilities]
+    labels: Labels
 
 
 class Training:
@@ -81,26 +80,37 @@ class Training:
         self,
         steps: Steps,
         *,
-        predict: Callable[[], evaluation.Probabilities],
-        test_labels: Labels,
+        settings: TrainSection,
         num_examples: int,
-        global_batch_size: int,
-        epochs: int,
+        test: Split,
+        validation: Split | None = None,
+        measure: Measure = lambda probabilities, labels: {},
+        learning_rate: Callable[[], float | None] = lambda: None,
+        exchange: Exchange = exchange_with_nobody,
     ) -> None:
         """Nothing is trained yet.
 
         Args:
-            predict: probabilities [M, C] of the test split, in the order of `test_labels` [M].
             num_examples: in the training split.
+            validation: scored in place of the test split after each evaluated epoch, when there is one.
+            measure: more metrics of what is scored then.
+            learning_rate: of the update that follows.
+            exchange: how the workers talk to each other.
         """
-        self._steps, self._test_labels = steps, test_labels
-        self._num_examples, self._global_batch_size, self._epochs = num_examples, global_batch_size, epochs
-        self.predict = predict
-        self.steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=global_batch_size)
-        self.total_steps = self.steps_per_epoch * epochs
+        self._steps, self._settings, self._num_examples = steps, settings, num_examples
+        self._test, self._validation, self._measure, self._exchange = test, validation, measure, exchange
+        self.predict, self._learning_rate = test.predict, learning_rate
+        self.steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=settings.global_batch_size)
         self._start_step = 0
         self._epoch_seconds = 0.0
+        self._best: dict[str, NDArray[Any]] = {}
         self.history: list[EpochRecord] = []
+        self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        """Decide from the history when training ends: at `train.epochs`, or early."""
+        self.stopped_epoch = stops_at(self.history, self._settings)
+        self.total_steps = self.steps_per_epoch * (self.stopped_epoch or self._settings.epochs)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up where a checkpoint was made.
@@ -108,10 +118,23 @@ class Training:
         Raises:
             IntegrityError: it is not of this model and optimizer.
         """
-        self._steps.restore(checkpoint.arrays)
+        arrays = checkpoint.arrays
+        self._steps.restore({name: array for name, array in arrays.items() if not name.startswith(_BEST)})
         self._start_step = checkpoint.step
         self._epoch_seconds = checkpoint.meta["epoch_seconds"]
         self.history = [EpochRecord(**record) for record in checkpoint.meta["history"]]
+        self._look_for_end()
+        self._best = {name.removeprefix(_BEST): arrays[name] for name in arrays if name.startswith(_BEST)}
+        self._check_best()
+
+    def _check_best(self) -> None:
+        """Refuse a checkpoint whose best weights are not those that its history tells of."""
+        has_best = self._settings.keep == "best" and best_epoch(self.history, self._settings) is not None
+        model = self._steps.model_state() if has_best else {}
+        odd = {(name, array.shape) for name, array in model.items()}
+        odd ^= {(name, array.shape) for name, array in self._best.items()}
+        if odd:
+            raise IntegrityError(f"checkpoint: the weights of its best epoch are not those of this model: {min(odd)}")
 
     def run(
         self,
@@ -136,21 +159,26 @@ class Training:
         meter = _Meter(total_steps=self.total_steps, start_step=self._start_step)
         step, phases = self._start_step, ledger.phases
         view.training_starts(
-            step=step, total_steps=self.total_steps, epochs=self._epochs, counters=self.counters(step, ledger=ledger)
+            step=step,
+            total_steps=self.total_steps,
+            epochs=self._settings.epochs,
+            counters=self.counters(step, ledger=ledger),
         )
 
         def checkpoint() -> Checkpoint:
             meta = {
                 "epoch_seconds": self._epoch_seconds,
-                "history": [asdict(record) for record in self.history],
+                "history": [record.to_json() for record in self.history],
                 "counters": self.counters(step, ledger=ledger),
                 "ledger": ledger.to_meta(is_end=bool(stop.requested)),
             }
-            return Checkpoint(step=step, result_digest=result_digest, arrays=self._steps.state(), meta=meta)
+            return Checkpoint(step=step, result_digest=result_digest, arrays=self._state(), meta=meta)
+
+        is_left = step < self.total_steps
 
         with stop.deferred():
             with watchdog.watching(), phases("compile"):
-                for result in self._steps.run(start_step=self._start_step, is_asked_to_stop=stop.is_requested):
+                for result in self._steps.run(start_step=step, is_asked_to_stop=stop.is_requested) if is_left else ():
                     if step > self._start_step:  # the first call compiles
                         view.steps_timed(result.step - step, seconds=result.seconds)
                     step = result.step
@@ -163,6 +191,8 @@ class Training:
                     if result.stopping:
                         stop.request(f"SIGTERM of worker {result.stopping[0]}")
                     if stop.requested if result.stopping is None else result.stopping:
+                        break
+                    if self.stopped_epoch:
                         break
                     if writer and step < self.total_steps and writer.is_due():
                         with phases("checkpoint"):
@@ -179,49 +209,116 @@ class Training:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return {
             "steps": step,
-            "examples": epoch * self._num_examples + step_in_epoch * self._global_batch_size,
+            "examples": epoch * self._num_examples + step_in_epoch * self._settings.global_batch_size,
             "epochs": epoch,
             "attempts": ledger.num_attempts,
             "interruptions": ledger.num_interruptions,
         }
 
+    def _state(self) -> dict[str, NDArray[Any]]:
+        """Everything that the next step and the result depend on, the best epoch's weights included."""
+        return self._steps.state() | {_BEST + name: array for name, array in self._best.items()}
+
     def state_digest(self) -> str:
-        """SHA-256 over weights, optimizer and seed-generator variables, metric sums and history, times left out.
+        """SHA-256 over weights, optimizer and seed-generator variables, metric sums, history, and the best epoch's weights where
+        `train.keep` is best; times are left out. To be asked before `load_result`.
 
         Equal in two runs when, and only when, every number that training produced is equal.
         """
         results = canonical_json([record.results() for record in self.history])
-        return digest_of_arrays(sorted(self._steps.state().items()), then=results)
+        return digest_of_arrays(sorted(self._state().items()), then=results)
 
     def common_digest(self) -> str:
         """SHA-256 over everything that has to be equal on all workers."""
-        return digest_of_arrays(sorted(self._steps.common_state().items()))
+        common = self._steps.common_state()
+        best = {_BEST + name: array for name, array in self._best.items() if name in common}
+        return digest_of_arrays(sorted((common | best).items()))
+
+    def load_result(self) -> None:
+        """Put the weights that become the result into the model: with `train.keep=best` those of the best epoch."""
+        if self._best:
+            self._steps.load_model(self._best)
+
+    def decisions(self) -> dict[str, Any]:
+        """What was decided on the validation split, for COMMIT and metrics.json; nothing without one.
+
+        `stopped_epoch` is null when training did not end early.
+        """
+        if self._validation is None:
+            return {}
+        return {"best_epoch": best_epoch(self.history, self._settings), "stopped_epoch": self.stopped_epoch}
+
+    def validation_scores(self) -> dict[str, float]:
+        """Loss and accuracy of the result on the validation split, with its number of examples; nothing without one."""
+        if self._validation is None:
+            return {}
+        best = best_epoch(self.history, self._settings) if self._best else None
+        kept = self.history[best - 1 if best else -1]
+        assert kept.val_loss is not None and kept.val_accuracy is not None  # the last epoch is always evaluated
+        num_examples = len(self._validation.labels)
+        return {"val_loss": kept.val_loss, "val_accuracy": kept.val_accuracy, "val_examples": num_examples}
 
     def _take_in(self, result: ChunkResult, meter: "_Meter", *, ledger: Ledger, view: View) -> None:
-        """Keep count of a finished chunk, show it, and evaluate at the end of an epoch."""
+        """Keep count of a finished chunk, show it, and end the epoch when it was its last."""
         self._epoch_seconds += result.seconds
         epoch = (result.step - 1) // self.steps_per_epoch + 1
         self._show(result, meter, epoch=epoch, ledger=ledger, view=view)
         if result.step % self.steps_per_epoch == 0:
-            with ledger.phases("evaluate"):
-                self._end_epoch(result, epoch=epoch)
-            ended = self.history[-1]
-            view.epoch_ends(test_loss=ended.test_loss, test_accuracy=ended.test_accuracy)
+            self._end_epoch(result, epoch=epoch, ledger=ledger, view=view)
 
-    def _end_epoch(self, result: ChunkResult, *, epoch: int) -> None:
-        test_loss, test_accuracy = evaluation.loss_and_accuracy(self.predict(), self._test_labels)
-        record = EpochRecord(
-            epoch=epoch,
-            loss=result.loss,
-            accuracy=result.accuracy,
-            test_loss=test_loss,
-            test_accuracy=test_accuracy,
-            seconds=round(self._epoch_seconds, 4),
-            examples_per_second=round(result.num_examples / self._epoch_seconds, 1),
+    def _end_epoch(self, result: ChunkResult, *, epoch: int, ledger: Ledger, view: View) -> None:
+        """Evaluate, record, and decide from the records what is kept and whether training goes on."""
+        scores: dict[str, Any] = {}
+        with ledger.phases("evaluate"):
+            if is_evaluated(epoch, self._settings):
+                scores = self._evaluate()
+            record = EpochRecord(
+                epoch=epoch,
+                loss=result.loss,
+                accuracy=result.accuracy,
+                **scores,
+                learning_rate=self._learning_rate(),
+                seconds=round(self._epoch_seconds, 4),
+                examples_per_second=round(result.num_examples / self._epoch_seconds, 1),
+            )
+            self.history.append(record)
+            self._epoch_seconds = 0.0
+            emit(Event.EPOCH_END, step=result.step, **record.to_json())
+            if self._settings.keep == "best" and best_epoch(self.history, self._settings) == epoch:
+                self._best = self._steps.model_state()
+        view.epoch_ends(**scores)
+        if record.learning_rate is not None:
+            view.set(learning_rate=record.learning_rate)
+        self._look_for_end()
+        if self.stopped_epoch:
+            self._say_stopped(result.step)
+            view.set(progress_ratio=1.0, eta_seconds=0.0)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Scores on the validation split, or on the test split without one: fields of an `EpochRecord`.
+
+        Workers may differ in variables that each replica keeps for itself. So where scores decide, those of the chief do.
+        """
+        name, split = ("val", self._validation) if self._validation else ("test", self._test)
+        probabilities = split.predict()
+        loss, accuracy = evaluation.loss_and_accuracy(probabilities, split.labels)
+        metrics = dict(self._measure(probabilities, split.labels))
+        scores = {f"{name}_loss": loss, f"{name}_accuracy": accuracy, "metrics": metrics}
+        if not self._settings.needs_validation:
+            return scores
+        told: dict[str, Any] = self._exchange(has_limit=False, scores=scores)[0]["scores"]
+        return told
+
+    def _say_stopped(self, step: int) -> None:
+        settings, best = self._settings, best_epoch(self.history, self._settings)
+        least = f" by more than {settings.early_stopping_min_delta:g}" if settings.early_stopping_min_delta else ""
+        emit(
+            Event.TRAIN_STOPPED_EARLY,
+            step=step,
+            epoch=self.stopped_epoch,
+            best_epoch=best,
+            reason=f"{settings.monitor} was not better{least} in {settings.early_stopping_patience} evaluations",
         )
-        self.history.append(record)
-        self._epoch_seconds = 0.0
-        emit(Event.EPOCH_END, step=result.step, **asdict(record))
 
     def _show(self, result: ChunkResult, meter: "_Meter", *, epoch: int, ledger: Ledger, view: View) -> None:
         progress = Progress(
@@ -230,7 +327,7 @@ class Training:
             epoch=epoch,
             loss=result.loss,
             accuracy=result.accuracy,
-            examples_per_second=meter.steps_per_second * self._global_batch_size,
+            examples_per_second=meter.steps_per_second * self._settings.global_batch_size,
             eta_seconds=meter.eta_seconds,
             counters=self.counters(result.step, ledger=ledger),
             goodput_ratio=ledger.goodput()["ratio"],

@@ -1,15 +1,13 @@
-"""The Keras model and optimizer: the reference model, or the user's own.
+"""The Keras model: the reference model, or the user's own.
 
-Owns architecture and initial weights, which depend only on config and seed. Build both inside `strategy.scope()`.
+Owns architecture and initial weights, which depend only on config and seed. Build it inside `strategy.scope()`.
 """
 
 import math
 from typing import Any
 
-from job.config import ModelSection, TrainSection
+from job.config import ModelSection
 from job.training import own_model
-
-MOMENTUM = 0.9
 
 
 def model_input_shape(config: ModelSection, *, image_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -38,15 +36,6 @@ def build_model(
     if config.build is None:
         return _reference_model(config, keras, input_shape=input_shape, num_classes=num_classes)
     return own_model.build(config, input_shape=input_shape, num_classes=num_classes)
-
-
-def build_optimizer(config: TrainSection) -> Any:
-    """The configured update rule, not yet built for any variables."""
-    import keras
-
-    if config.optimizer == "adam":
-        return keras.optimizers.Adam(config.learning_rate)
-    return keras.optimizers.SGD(config.learning_rate, momentum=MOMENTUM if config.optimizer == "momentum" else 0.0)
 
 
 def _reference_model(config: ModelSection, keras: Any, *, input_shape: tuple[int, ...], num_classes: int) -> Any:

@@ -5,6 +5,7 @@ What is wrong with it ends in a `ConfigError` that names the user's own lines: f
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from job.config import ModelSection
 from job.digests import sha256_hex
 from job.errors import ConfigError
 from job.plugins import call_function, digest_of_sources, user_code
+from job.training.own_recipe import describe_recipe
 
 _FIELD = "model.build"
 _TRIED_EXAMPLES = 8
@@ -35,8 +37,10 @@ def build(config: ModelSection, *, input_shape: tuple[int, ...], num_classes: in
     if not isinstance(model, keras.Model):
         raise ConfigError(f"{_FIELD}: {name} must return a keras.Model, received {type(model).__name__}")
     with user_code(name, field=_FIELD, doing=_CALLED):
-        if not model.built or not model.variables:
-            model(keras.ops.zeros((1, *input_shape)), training=False)  # also builds the layers of a subclassed model
+        if isinstance(model, keras.Sequential) and not model.built:
+            model.build((None, *input_shape))
+        elif not model.built or not model.variables:
+            model(keras.ops.zeros((1, *input_shape)), training=False)  # builds the layers of a subclassed model
     if _says_shapes(model):
         _check_shapes(model, name, input_shape=input_shape, num_classes=num_classes)
     if not model.trainable_variables:
@@ -94,10 +98,12 @@ def describe(model: Any, config: ModelSection) -> dict[str, Any]:
         `model`: SHA-256 of what the model says that it is, names of variables included.
         `initial_weights`: two sums over all weights in a few digits: the last bits differ from one kind of CPU or GPU to another.
         `source`: SHA-256 of the user's package; absent when the model consists of Keras' own parts, which say all about it.
+        `recipe`: optimizer, loss and metrics of a compiled model; absent when it is not compiled.
     """
     described = {"model": sha256_hex(_say_model(model).encode()), "initial_weights": _fingerprint(model)}
     source = None if _is_all_of_keras(_say_model(model)) else digest_of_sources(_name(config))
-    return described | ({"source": source} if source else {})
+    recipe = describe_recipe(model)
+    return described | ({"source": source} if source else {}) | ({"recipe": recipe} if recipe else {})
 
 
 def _name(config: ModelSection) -> str:
@@ -155,7 +161,8 @@ def _check_outputs(outputs: Any, name: str, *, num_examples: int, num_classes: i
 def _say_model(model: Any) -> str:
     """The model's own config, or its layers and variables where it has none."""
     try:
-        text = model.to_json()
+        with warnings.catch_warnings(action="ignore"):  # that a lambda could not be read back
+            text = model.to_json()
     except (NotImplementedError, TypeError, ValueError):  # a subclassed model that cannot say what it is
         layers = [type(layer).__qualname__ for layer in model._flatten_layers()]
         text = json.dumps([layers, [(variable.path, tuple(variable.shape)) for variable in model.variables]])

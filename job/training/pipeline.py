@@ -17,6 +17,9 @@ from job.datasets.dataset import Images, Labels
 MAX_STEPS_PER_CHUNK = 67
 """The grain at which signals are seen: tens of milliseconds of MNIST. Results do not depend on it."""
 
+MAX_SLOW_STEPS_PER_CHUNK = 8
+"""The same for an own model that is not dense, whose step may take a second: a signal has to be seen within the grace period."""
+
 MAX_CHUNK_BYTES = 30_000_000
 """Above 32 MiB glibc maps every chunk anew, which costs more than training on it (`devices.py`)."""
 
@@ -49,13 +52,18 @@ def steps_per_epoch(num_examples: int, *, global_batch_size: int) -> int:
     return math.ceil(num_examples / global_batch_size)
 
 
-def choose_steps_per_chunk(steps: int, *, num_pixels: int, global_batch_size: int) -> int:
+def choose_steps_per_chunk(
+    steps: int, *, num_pixels: int, global_batch_size: int, most_steps: int = MAX_STEPS_PER_CHUNK
+) -> int:
     """Steps in a chunk, for epochs of `steps`: as many as time and memory allow, and dividing the epoch where possible.
 
     A chunk that does not divide leaves a shorter last one, which costs a little and is correct as well.
+
+    Args:
+        most_steps: `MAX_STEPS_PER_CHUNK`, or `MAX_SLOW_STEPS_PER_CHUNK`.
     """
     bytes_per_step = num_pixels * global_batch_size * np.dtype(np.float32).itemsize
-    most = max(1, min(MAX_STEPS_PER_CHUNK, MAX_CHUNK_BYTES // bytes_per_step, steps))
+    most = max(1, min(most_steps, MAX_CHUNK_BYTES // bytes_per_step, steps))
     return next((size for size in range(most, most // 2, -1) if steps % size == 0), most)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from job import clock
 from job.errors import ConfigError, IntegrityError, TrainingError
+from job.training.recipe import Recipe
 from job.training.workers import Workers, peer_errors, was_stopped_while_joining
 
 _SUMS = ("loss_sum", "num_correct", "num_examples")
@@ -39,7 +40,11 @@ class ChunkResult:
 
     @property
     def loss(self) -> float:
-        """Mean categorical crossentropy of the running epoch so far, in nats."""
+        """Mean of what the steps of the running epoch made smaller, without penalties of layers: see `recipe.Loss`.
+
+        With the default recipe it is the categorical crossentropy in nats; label smoothing, class weights or a loss of the user's
+        own are in it. The loss on the test split never has them: it stays comparable from recipe to recipe.
+        """
         return self.loss_sum / self.num_examples
 
     @property
@@ -56,7 +61,7 @@ class StepRunner:
         strategy: Any,
         *,
         model: Any,
-        optimizer: Any,
+        recipe: Recipe,
         compile_with: str,
         make_chunks: Callable[[int], Any],
         steps_per_epoch: int,
@@ -65,6 +70,7 @@ class StepRunner:
         """Model and optimizer may be mirrored over several devices.
 
         Args:
+            recipe: made for the model, in the strategy's scope.
             compile_with: `xla` or `graph`.
             make_chunks: the tf.data.Dataset of chunks from a step on, see `pipeline.make_chunks`.
 
@@ -74,6 +80,7 @@ class StepRunner:
         import tensorflow as tf
 
         self._strategy, self._workers = strategy, workers
+        optimizer = recipe.optimizer
         self._make_chunks, self._steps_per_epoch = make_chunks, steps_per_epoch
         with strategy.scope():
             optimizer.build(model.trainable_variables)
@@ -97,10 +104,11 @@ class StepRunner:
             for index, variable in enumerate(model.variables)
             if not variable.trainable and variable.aggregation == "none"
         }
+        self._model_names = list(self._state)[: len(model.variables)]
         if workers.are_several:
             _check_readable(self._state)
         self._run_steps = _make_run_steps(
-            strategy, model=model, optimizer=optimizer, sums=self._sums, is_xla=compile_with == "xla"
+            strategy, model=model, recipe=recipe, sums=self._sums, is_xla=compile_with == "xla"
         )
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -116,6 +124,15 @@ class StepRunner:
         its own on each replica. That of the first replica, which the chief has, is the run's.
         """
         return {name: array for name, array in self.state().items() if name not in self._own_names}
+
+    def model_state(self) -> dict[str, NDArray[Any]]:
+        """The model's part of `state`: a copy, by name."""
+        return {name: np.array(self._state[name].numpy()) for name in self._model_names}
+
+    def load_model(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Set what `model_state` returned; each worker by itself, since none has to wait for another."""
+        for name in self._model_names:
+            self._state[name].assign(arrays[name])
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Set what `state` returned.
@@ -201,13 +218,13 @@ def _check_readable(variables: Mapping[str, Any]) -> None:
             )
 
 
-def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str, Any], is_xla: bool) -> Any:
+def _make_run_steps(strategy: Any, *, model: Any, recipe: Recipe, sums: dict[str, Any], is_xla: bool) -> Any:
     """A function (images [K, B', ...], one-hot [K, B', C], weights [K, B'], total weights [K], num_steps, float64 [W])
     -> float64 [3 + W + K] over all workers: the sums of the epoch so far, which of the W workers stop, bad losses by step.
     """
-    import keras
     import tensorflow as tf
 
+    optimizer = recipe.optimizer
     num_replicas, num_local = strategy.num_replicas_in_sync, len(strategy.extended.worker_devices)
 
     def replica_step(images: Any, one_hot: Any, weights: Any, total_weight: Any) -> Any:
@@ -218,13 +235,16 @@ def _make_run_steps(strategy: Any, *, model: Any, optimizer: Any, sums: dict[str
             start = tf.distribute.get_replica_context().replica_id_in_sync_group % num_local * share
             images, one_hot, weights = (tensor[start : start + share] for tensor in (images, one_hot, weights))
         with tf.GradientTape() as tape:
-            probabilities = model(images, training=True)
-            losses = keras.losses.categorical_crossentropy(one_hot, probabilities) * weights
+            probabilities = tf.cast(model(images, training=True), tf.float32)  # an own model may end in bfloat16
+            losses = recipe.loss(one_hot, probabilities) * weights
             loss_sum = tf.reduce_sum(losses)
             objective = loss_sum / total_weight
             if model.losses:  # penalties that layers of an own model ask for
                 objective += tf.add_n(model.losses) / num_replicas
+            objective = optimizer.scale_loss(objective)  # `apply` divides by the factor
         gradients = tape.gradient(objective, model.trainable_variables)
+        if recipe.clip:
+            gradients = recipe.clip(gradients)
         optimizer.apply(gradients, model.trainable_variables)
         is_correct = (tf.argmax(probabilities, 1) == tf.argmax(one_hot, 1)) & (weights > 0)
         sums["loss_sum"].assign_add(tf.cast(loss_sum, tf.float64))

@@ -341,6 +341,7 @@ class StrategyExchange:
         """`strategy` spans the workers."""
         self._strategy, self._workers = strategy, workers
         self._timeout_seconds, self._phases = timeout_seconds, phases
+        self._gather_rows: Any = None
 
     def __call__(self, *, has_limit: bool = True, **message: Any) -> list[dict[str, Any]]:
         """See `Exchange`. Gathers on a thread of its own, so that a signal interrupts the wait."""
@@ -373,12 +374,22 @@ class StrategyExchange:
         assert len(data) <= _MESSAGE_BYTES
         # Bytes as float32: the one type that every collective of every device takes.
         row = tf.constant([list(data.ljust(_MESSAGE_BYTES))], tf.float32)
-
-        def replica() -> Any:
-            return tf.distribute.get_replica_context().all_gather(tf.identity(row), axis=0)
-
+        if self._gather_rows is None:
+            self._gather_rows = _make_gather_rows(self._strategy)
         with peer_errors(self._workers):
-            gathered = tf.function(lambda: self._strategy.run(replica))()
+            gathered = self._gather_rows(row)
             rows = self._strategy.experimental_local_results(gathered)[0].numpy()
         said = {one["worker"]: one for one in (json.loads(bytes(line.astype("uint8"))) for line in rows)}
         return [said[index] for index in range(self._workers.count)]
+
+
+def _make_gather_rows(strategy: Any) -> Any:
+    """A function float32 [1, N] -> [replicas, N] over all workers. Traced once: a new one for each call would cost half a MB of
+    memory for good.
+    """
+    import tensorflow as tf
+
+    def replica(row: Any) -> Any:
+        return tf.distribute.get_replica_context().all_gather(tf.identity(row), axis=0)
+
+    return tf.function(lambda row: strategy.run(replica, args=(row,)))

@@ -48,13 +48,21 @@ class Workload(Protocol):
     """What a run trains; called in this order."""
 
     def prepare(
-        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        phases: Phases,
+        workers: Workers,
+        look: Callable[[], None],
+        recorded_compile: str | None = None,
     ) -> Prepared:
         """Bring the workers together, and devices and data; refuses what cannot work before anything is written.
 
         Args:
             workers: to train with; this one alone when nothing is left to train.
             look: is called now and then while this worker waits for others; may raise to leave.
+            recorded_compile: how the standing run compiles its steps; `train.compile=auto` follows it.
         """
 
     def build(self) -> Training:

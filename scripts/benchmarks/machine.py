@@ -1,11 +1,12 @@
 """What the figures were measured on: processor, memory, system, versions, settings."""
 
+import contextlib
 import os
 import platform
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _PACKAGES = ("tensorflow-cpu", "keras", "torch", "jax", "jaxlib", "numpy")
@@ -45,7 +46,8 @@ def _instruction_sets() -> list[str]:
 
 def _package_versions() -> Iterator[str]:
     for package in _PACKAGES:
-        yield f"{package} {version(package)}"
+        with contextlib.suppress(PackageNotFoundError):  # only some programs are measured
+            yield f"{package} {version(package)}"
 
 
 def _commit() -> str:

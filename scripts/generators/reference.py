@@ -57,6 +57,7 @@ def _metrics_with_everything() -> Metrics:
     metrics.set(**dict.fromkeys(metrics.gauges(), 0.0))
     metrics.count(dict.fromkeys(metrics.counters(), 0))
     metrics.set_recalls({"0": 0.0})
+    metrics.set_metrics({"auc": 0.0})
     metrics.traffic.count("get", outcome="ok")
     return metrics
 

@@ -36,6 +36,7 @@ SAMPLES = {
     "store.endpoint": ("http://a", "https://b:9000", "http://c/"),
     "promotion.model_name": ("a", "b.c", "d-e"),
     "promotion.max_accuracy_drop": ("0.1", "0", "1"),
+    "promotion.metric": ("auc", "f1_macro", "top_3_accuracy"),
     "observe.metrics_port": ("0", "1", "65535"),
     "observe.pushgateway_url": ("http://a", "http://b", "http://c"),
     "observe.log_format": ("json", "text", "auto"),
@@ -83,6 +84,7 @@ COMPANY = {
     "data.args": ("--data.source=a:b",),
     "model.args": ("--model.build=a:b",),
     "train.step_epochs": ("--train.schedule=step",),
+    "train.step_factor": ("--train.schedule=step", "--train.step_epochs=1"),
     "train.early_stopping_patience": ("--data.validation_fraction=0.1",),
     "train.keep": ("--data.validation_fraction=0.1",),
 }
@@ -261,6 +263,7 @@ REFUSED_FLAGS = [
     ("--store.deadline_seconds=-1", r"store\.deadline_seconds: must be greater than 0"),
     ("--promotion.min_accuracy=1.5", r"promotion\.min_accuracy: must be less than or equal to 1"),
     ("--promotion.model_name=../x", r"promotion\.model_name: .*received '\.\./x'"),
+    ("--promotion.metric=top-3", r"promotion\.metric: .*received 'top-3'"),
     ("--observe.metrics_port=65536", r"observe\.metrics_port: must be less than or equal to 65535"),
     ("--run.skip_if_unchanged=maybe", r"run\.skip_if_unchanged: must be a valid boolean.*received 'maybe'"),
 ]

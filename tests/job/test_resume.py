@@ -24,6 +24,15 @@ FLAGS = (
     "--checkpoint.interval_seconds=0.2",
     "--observe.metrics_port=0",
 )
+RECIPE = (
+    *(
+        "--train.optimizer=adamw",
+        "--train.learning_rate=0.01",
+        "--train.schedule=warmup-cosine",
+        "--train.warmup_steps=400",
+    ),
+    *("--train.label_smoothing=0.1", "--train.class_weights=balanced", "--train.clip_norm=0.5", "--train.metrics=auc"),
+)
 Event = dict[str, Any]
 
 
@@ -77,10 +86,37 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
     return folder
 
 
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_auto_goes_on_as_the_run_began_under_another_cpu_limit(
+    run_job: RunJob, tmp_path: Path, first: int, then: int
+) -> None:
+    """By itself `auto` would choose XLA with two threads and the graph with one."""
+    flags = [flag for flag in FLAGS if "dropout" not in flag]
+    stopped, begun = run_until(
+        tmp_path,
+        lambda event: event["event"] == "epoch.end",
+        flags=[*flags, f"--cluster.intra_op_threads={first}"],
+        signals=[signal.SIGTERM],
+    )
+    assert stopped == 75
+    goes_on = run_job("run", *flags, f"--cluster.intra_op_threads={then}")
+    assert goes_on.code == 0, goes_on.stderr
+    [started] = [event for event in begun if event["event"] == "train.start"]
+    assert started["compile"] == goes_on.event("train.start")["compile"] == ("xla" if first == 2 else "graph")
+    assert goes_on.event("checkpoint.restored")["step"] > 0
+    again = run_job("run", *flags, f"--cluster.intra_op_threads={then}")
+    assert again.event("run.end")["outcome"] == "already_committed"
+    other = "graph" if first == 2 else "xla"
+    refused = run_job("run", *flags, f"--train.compile={other}")
+    assert refused.code == 73
+    assert f"train.compile was '{started['compile']}', is '{other}'" in refused.error
+
+
 @pytest.mark.parametrize(
     "undisturbed",
     [
         pytest.param((), id="one replica"),
+        pytest.param(RECIPE, id="recipe"),
         pytest.param(("--cluster.cpu_replicas=2",), id="two replicas", marks=pytest.mark.full),
     ],
     indirect=True,

@@ -82,6 +82,9 @@ def test_nothing_is_trained_when_the_champion_came_from_the_same_inputs_and_imag
     assert not (tmp_path / "out/runs/night-2/run.json").exists()
     message = message_of(tmp_path)
     assert (message["commit"], message["promoted"]) == ("runs/night-1/COMMIT.json", None)
+    for threads in (1, 2):  # of which one chooses another compilation than the champion had
+        flags = (f"--cluster.intra_op_threads={threads}", "--run.id=night-2")
+        assert run_job("run", *SMALL, *skip, *flags, env=image).event("run.end")["outcome"] == "skipped"
 
     for number, change in enumerate(([], ["--train.epochs=3"], ["--run.seed=random"])):
         other = image if change else {"IMAGE": "registry/mnist-train@sha256:2"}

@@ -97,7 +97,7 @@ def _write(folder: Path, writer: int, *, seed: str, num_moves: int, log: Path) -
             with contextlib.suppress(JobError):  # a slow one may find its version's run removed
                 serving.finish_layout(target, newest)
         if chance.random() < 0.03:
-            apply_retention(target, keep_runs=_KEEP_RUNS, keep_versions=_KEEP_VERSIONS)
+            apply_retention(target, MODEL, keep_runs=_KEEP_RUNS, keep_versions=_KEEP_VERSIONS)
 
 
 def _by_gate(target: Store, run: str, chance: random.Random) -> tuple[int, str] | None:
@@ -260,7 +260,7 @@ def _check_end(folder: Path) -> None:
     newest = champion.read_newest(target, MODEL)
     if newest is None:
         raise TrialFailed("there is no champion")
-    apply_retention(target, keep_runs=_KEEP_RUNS, keep_versions=_KEEP_VERSIONS)
+    apply_retention(target, MODEL, keep_runs=_KEEP_RUNS, keep_versions=_KEEP_VERSIONS)
     for number, pointer in enumerate(champion.history(target, MODEL)):
         if number == _KEEP_VERSIONS:
             break

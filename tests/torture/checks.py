@@ -25,6 +25,7 @@ class Published:
     weights_digest: str
     scores: str
     history: str
+    decisions: str
     steps: int
     examples: int
 
@@ -84,15 +85,14 @@ def published(objects: Objects, *, run: str = "r") -> Published:
     if abs(sum(goodput["seconds"].values()) - goodput["wall_seconds"]) > max(0.005 * goodput["wall_seconds"], 0.02):
         raise TrialFailed(f"goodput does not add up: {goodput}")
     metrics = json.loads(objects[f"{winner}metrics.json"])
-    history = [
-        {name: epoch[name] for name in ("epoch", "loss", "accuracy", "test_loss", "test_accuracy")}
-        for epoch in metrics["history"]
-    ]
+    times = ("seconds", "examples_per_second")
+    history = [{name: value for name, value in epoch.items() if name not in times} for epoch in metrics["history"]]
     return Published(
         state_digest=commit["state_digest"],
         weights_digest=commit["weights_digest"],
         scores=json.dumps(commit["metrics"], sort_keys=True),
         history=json.dumps(history, sort_keys=True),
+        decisions=f"{commit.get('best_epoch')}, {commit.get('stopped_epoch')}",
         steps=commit["counters"]["steps"],
         examples=commit["counters"]["examples"],
     )

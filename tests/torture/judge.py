@@ -76,6 +76,10 @@ class Judge:
                 return
             if run in {pointer["run"] for pointer in self.pointers[-self._keep_versions :]}:
                 raise TrialFailed(f"run {run} is removed, and a kept champion version names it")
+            if self.pointers and run in {anchor["run"] for anchor in self.pointers[-1]["anchors"]}:
+                raise TrialFailed(f"run {run} is removed, and candidates are measured by it")
+            if json.loads(before).get("config", {}).get("promotion", {}).get("model_name", self._model) != self._model:
+                raise TrialFailed(f"run {run} is removed, and it is of another model")
             return
         if before is not None:
             raise TrialFailed(f"the COMMIT of {run} is replaced")

@@ -1,4 +1,4 @@
-"""R2 and R3: killed before and after every single write, and again while it recovers."""
+"""R2, R3 and R25: killed before and after every single write, and again while it recovers."""
 
 import functools
 import os
@@ -28,18 +28,18 @@ def name_of_point(point: str) -> str:
 
 
 @functools.cache
-def reference() -> Published:
+def reference(flags: tuple[str, ...] = plain.FILE_STORE) -> Published:
     """The result of an undisturbed run."""
     with tempfile.TemporaryDirectory(dir=fast_folder()) as temporary:
         folder = Path(temporary)
-        ended = plain.run(folder)
+        ended = plain.run(folder, flags)
         if ended.code != 0:
             raise TrialFailed(f"an undisturbed run ended with {ended.code}: {ended.stderr}")
         return published(objects_of_folder(folder / "store"))
 
 
 @functools.cache
-def points() -> tuple[str, ...]:
+def points(flags: tuple[str, ...] = plain.FILE_STORE) -> tuple[str, ...]:
     """Every point of an undisturbed run, in its order; a name that comes again carries its number."""
     with tempfile.TemporaryDirectory(dir=fast_folder()) as temporary:
         folder = Path(temporary)
@@ -49,7 +49,7 @@ def points() -> tuple[str, ...]:
             with open(log, "a") as file:
                 file.write(name_of_point(point) + "\n")
 
-        plain.run(folder, hook=record)
+        plain.run(folder, flags, hook=record)
         seen: Counter[str] = Counter()
         names = []
         for name in log.read_text().splitlines():
@@ -60,6 +60,10 @@ def points() -> tuple[str, ...]:
 
 def _num_points() -> int:
     return len(points())
+
+
+def _num_points_of_stopping() -> int:
+    return len(points(plain.STOPPING))
 
 
 def kill_at_point(wanted: str) -> plain.Hook:
@@ -87,10 +91,10 @@ def kill_at_number(number: int) -> plain.Hook:
     return hook
 
 
-def finish(folder: Path) -> int:
+def finish(folder: Path, flags: tuple[str, ...] = plain.FILE_STORE) -> int:
     """Start the run again until it ends well; returns the number of attempts that took."""
     for number in range(1, _MAX_ATTEMPTS + 1):
-        ended = plain.run(folder)
+        ended = plain.run(folder, flags)
         if ended.code == 0:
             return number
         if ended.code not in (69, 74, 75):
@@ -98,17 +102,17 @@ def finish(folder: Path) -> int:
     raise TrialFailed(f"not finished after {_MAX_ATTEMPTS} attempts")
 
 
-def check_recovered(folder: Path) -> None:
+def check_recovered(folder: Path, flags: tuple[str, ...] = plain.FILE_STORE) -> None:
     """What was left is intact, and the run started again ends as if nothing had happened."""
     store = folder / "store"
     if store.is_dir():
         check_checkpoints(objects_of_folder(store))
-    num_attempts = finish(folder)
+    num_attempts = finish(folder, flags)
     if num_attempts != 1:
         raise TrialFailed(f"one attempt should be enough after a kill, it took {num_attempts}")
-    check_same(objects_of_folder(store), reference())
+    check_same(objects_of_folder(store), reference(flags))
     before = objects_of_folder(store)
-    if plain.run(folder).code != 0 or any(objects_of_folder(store)[key] != data for key, data in before.items()):
+    if plain.run(folder, flags).code != 0 or any(objects_of_folder(store)[key] != data for key, data in before.items()):
         raise TrialFailed("a start after the commit changed something")
 
 
@@ -119,6 +123,19 @@ def _kill_at_every_point(trial: Trial) -> Result:
     if ended.code != -signal.SIGKILL:
         raise TrialFailed(f"the point was not reached: {wanted}; the attempt ended with {ended.code}")
     check_recovered(trial.folder)
+    return Result(note=f"killed {wanted}")
+
+
+def _kill_around_the_stop(trial: Trial) -> Result:
+    """At a point, and in every other trial once more while it recovers."""
+    wanted = points(plain.STOPPING)[trial.index]
+    ended = plain.run(trial.folder, plain.STOPPING, hook=kill_at_point(wanted))
+    if ended.code != -signal.SIGKILL:
+        raise TrialFailed(f"the point was not reached: {wanted}; the attempt ended with {ended.code}")
+    if trial.index % 2:
+        number = trial.random.randint(1, len(points(plain.STOPPING)))
+        plain.run(trial.folder, plain.STOPPING, hook=kill_at_number(number))
+    check_recovered(trial.folder, plain.STOPPING)
     return Result(note=f"killed {wanted}")
 
 
@@ -146,5 +163,13 @@ CAMPAIGNS = (
         trial=_kill_recoveries,
         num_full=1000,
         num_quick=40,
+    ),
+    Campaign(
+        name="R25",
+        promise="a run that stops early and keeps its best epoch, killed as in R2, half of them twice: same result, one COMMIT",
+        trial=_kill_around_the_stop,
+        num_full=0,
+        num_quick=40,
+        count=_num_points_of_stopping,
     ),
 )

@@ -28,7 +28,7 @@ from job.runs.lineage import Device
 from job.runs.read import DatasetIdentity
 from job.store import backend
 from job.training import evaluation, pipeline
-from job.training.loop import Training
+from job.training.loop import Split, Training
 from job.training.steps import ChunkResult
 from job.training.workers import Workers, exchange_with_nobody
 from job.training.workload import Prepared, Results
@@ -36,7 +36,7 @@ from tests.torture.checks import TrialFailed
 from tests.torture.planted import plant_chosen
 
 NUM_CLASSES, NUM_PIXELS = 4, 8
-NUM_TRAIN, NUM_TEST, BATCH, STEPS_PER_CHUNK = 70, 20, 16, 2
+NUM_TRAIN, NUM_TEST, NUM_VALIDATION, BATCH, STEPS_PER_CHUNK = 70, 20, 30, 16, 2
 FLAGS = (
     "--run.id=r",
     "--data.source=digits",
@@ -46,6 +46,16 @@ FLAGS = (
     "--observe.log_format=json",
 )
 FILE_STORE = ("--store.uri=file:./store",)
+STOPPING = (
+    *FILE_STORE,
+    "--run.seed=49",
+    "--data.validation_fraction=0.3",
+    "--train.epochs=40",
+    "--train.evaluate_every=2",
+    "--train.early_stopping_patience=2",
+    "--train.keep=best",
+)
+"""A run that stops early after epoch 8, and keeps the weights of epoch 4."""
 
 Hook = Callable[[str], None]
 
@@ -55,8 +65,14 @@ class PlainSteps:
 
     def __init__(self, *, epochs: int, seed: int) -> None:
         random = np.random.default_rng(seed)
-        self.images = random.integers(0, 256, (NUM_TRAIN + NUM_TEST, NUM_PIXELS)).astype(np.float32) / np.float32(255)
+        self.images = random.integers(0, 64, (NUM_TRAIN + NUM_TEST, NUM_PIXELS)).astype(np.float32) / np.float32(255)
         self.labels = random.integers(0, NUM_CLASSES, NUM_TRAIN + NUM_TEST)
+        held_out = np.random.default_rng([seed, 1])
+        self.validation_images = held_out.random((NUM_VALIDATION, NUM_PIXELS), np.float32)
+        self.validation_labels = held_out.integers(0, NUM_CLASSES, NUM_VALIDATION)
+        self.images[np.arange(len(self.labels)), self.labels] = (
+            1  # easy to tell apart: the gate lets no guesses through
+        )
         self._seed, self._epochs = seed, epochs
         self._state: dict[str, NDArray[Any]] = {
             "000/kernel": random.normal(size=(NUM_PIXELS, NUM_CLASSES)).astype(np.float32),
@@ -72,6 +88,12 @@ class PlainSteps:
 
     def common_state(self) -> dict[str, NDArray[Any]]:
         return self.state()
+
+    def model_state(self) -> dict[str, NDArray[Any]]:
+        return {"000/kernel": np.array(self._state["000/kernel"])}
+
+    def load_model(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._state["000/kernel"] = np.array(arrays["000/kernel"])
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         if {name: array.shape for name, array in arrays.items()} != {n: a.shape for n, a in self._state.items()}:
@@ -126,11 +148,18 @@ class PlainWorkload:
         """Like `KerasWorkload`."""
 
     def prepare(
-        self, config: Config, *, run_id: str, phases: Phases, workers: Workers, look: Callable[[], None]
+        self,
+        config: Config,
+        *,
+        run_id: str,
+        phases: Phases,
+        workers: Workers,
+        look: Callable[[], None],
+        recorded_compile: str | None = None,
     ) -> Prepared:
         seed = identity.resolve_seed(config, run_id=run_id)
         self._steps = PlainSteps(epochs=config.train.epochs, seed=seed)
-        self._epochs = config.train.epochs
+        self._config = config
         return Prepared(
             inputs=identity.result_inputs(
                 config, seed=seed, compile_with="graph", num_replicas=1, dataset_digest="plain"
@@ -141,18 +170,20 @@ class PlainWorkload:
         )
 
     def build(self) -> Training:
-        images, labels = self._steps.images[NUM_TRAIN:], self._steps.labels[NUM_TRAIN:]
+        steps = self._steps
+        has_validation = self._config.data.validation_fraction > 0
+        validation = Split(predict=lambda: steps.probabilities(steps.validation_images), labels=steps.validation_labels)
         return Training(
-            self._steps,
-            predict=lambda: self._steps.probabilities(images),
-            test_labels=labels,
+            steps,
+            settings=self._config.train,
             num_examples=NUM_TRAIN,
-            global_batch_size=BATCH,
-            epochs=self._epochs,
+            test=Split(predict=lambda: steps.probabilities(steps.images[NUM_TRAIN:]), labels=steps.labels[NUM_TRAIN:]),
+            validation=validation if has_validation else None,
         )
 
     def finish(self, training: Training, *, phases: Phases) -> Results:
         wait_for_checkpoint()
+        training.load_result()
         probabilities = training.predict()
         names = tuple(str(number) for number in range(NUM_CLASSES))
         kernel = self._steps.state()["000/kernel"].tobytes()

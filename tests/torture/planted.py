@@ -19,7 +19,7 @@ from job.runs import checkpoint, read, write
 from job.store import folder
 from job.store.backend import AlreadyExists, point
 from job.store.store import Store
-from job.training import devices, pipeline, steps
+from job.training import devices, history, loop, pipeline, steps
 
 ENVIRONMENT = "TORTURE_PLANT"
 
@@ -182,6 +182,16 @@ def _layouts_counted_by_pointers() -> None:
     vars(retention)["_remove_old_versions"] = remove_below_pointer
 
 
+def _retention_of_all_models() -> None:
+    """A model counts the runs of another as its own."""
+    vars(champion)["model_of"] = lambda committed: committed.dataset.name
+
+
+def _anchor_not_kept() -> None:
+    """Retention keeps what the newest moves name, and not what candidates are compared with."""
+    type.__setattr__(champion.Move, "runs_to_compare_with", lambda self: {self.run})
+
+
 def _prune_keeps_oldest() -> None:
     """The wrong end of the list."""
 
@@ -218,6 +228,29 @@ def _vote_ignored() -> None:
     type.__setattr__(steps.StepRunner, "run", run_on)
 
 
+def _patience_starts_again() -> None:
+    """Early stopping counts the evaluations of this attempt only."""
+    restore, stops_at = loop.Training.restore, history.stops_at
+    num_before = [0]
+
+    def restore_and_count(self: loop.Training, checkpoint: checkpoint.Checkpoint) -> None:
+        num_before[0] = len(checkpoint.meta["history"])
+        restore(self, checkpoint)
+
+    type.__setattr__(loop.Training, "restore", restore_and_count)
+    vars(loop)["stops_at"] = lambda records, settings: stops_at(records[num_before[0] :], settings)
+
+
+def _best_weights_not_saved() -> None:
+    """The weights of the best epoch are kept in memory only."""
+
+    def state(self: loop.Training) -> dict[str, NDArray[Any]]:
+        return self._steps.state()
+
+    type.__setattr__(loop.Training, "_state", state)
+    type.__setattr__(loop.Training, "_check_best", lambda self: None)
+
+
 PLANTED: Mapping[str, Callable[[], None]] = {
     "commit-before-upload": _commit_before_upload,
     "checkpoint-without-hash-check": _checkpoint_without_hash_check,
@@ -234,10 +267,14 @@ PLANTED: Mapping[str, Callable[[], None]] = {
     "gate-forgets-own-move": _gate_forgets_own_move,
     "graph-first": _graph_first,
     "layouts-counted-by-pointers": _layouts_counted_by_pointers,
+    "retention-of-all-models": _retention_of_all_models,
+    "anchor-not-kept": _anchor_not_kept,
     "prune-keeps-oldest": _prune_keeps_oldest,
     "move-on-top-of-whatever": _move_on_top_of_whatever,
     "sigterm-handler-not-put-back": _sigterm_handler_not_put_back,
     "vote-ignored": _vote_ignored,
+    "patience-starts-again": _patience_starts_again,
+    "best-weights-not-saved": _best_weights_not_saved,
 }
 
 

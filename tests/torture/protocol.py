@@ -35,7 +35,7 @@ from job.runs.checkpoint import Checkpoint
 from job.runs.identity import AttemptIdentity
 from job.store.store import Store
 from job.training.workload import Workload
-from tests.job.runs.committed_runs import content_of, files_of
+from tests.job.runs.committed_runs import commit_run, content_of, files_of
 from tests.torture import simulated_time
 from tests.torture.campaign import Campaign, Result, Trial
 from tests.torture.checks import TrialFailed
@@ -82,6 +82,7 @@ class Simulation:
     def run(self) -> None:
         """Everybody at once, then what is still on its way, then a quiet end in which everything has to heal."""
         simulated_time.enter(self.world)
+        commit_run(self.world.connect(), "another", model_name="another")  # older than all others, and of another model
         self._invite()
         self.world.run()
         self.world.dangers = Dangers()
@@ -191,7 +192,7 @@ class Simulation:
 
     def _retain(self) -> None:
         keep = self._config.retention.model_dump()
-        apply_retention(self.world.connect(), **keep)
+        apply_retention(self.world.connect(), MODEL, **keep)
 
     def _read(self) -> None:
         """A server that follows the champion, and one that takes the highest version of the layout."""

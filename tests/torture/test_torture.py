@@ -41,7 +41,7 @@ _NOT_STORED = {
 _WITH_TENSORFLOW = ("R1", "R5", "R23")
 _PLAIN = {
     **{"R2": 12, "R3": 8, "R4": 8, "R7": 10, "R8": 15, "R9": 25, "R10": 3},
-    **{"R11": 4, "R12": 5, "R13": 2, "R21": 5, "R24": 4},
+    **{"R11": 4, "R12": 5, "R13": 2, "R21": 5, "R24": 4, "R25": 12},
 }
 
 
@@ -91,6 +91,7 @@ _BUGS = {
     "champion-replaces": "R13",
     "move-without-claim": "R21",
     "sigterm-handler-not-put-back": "R14",
+    "patience-starts-again": "R25",
 }
 _MORE_BUGS = {
     "commit-replaces": "R12",
@@ -100,9 +101,12 @@ _MORE_BUGS = {
     "gate-forgets-own-move": "R21",
     "graph-first": "R21",
     "layouts-counted-by-pointers": "R21",
+    "retention-of-all-models": "R21",
+    "anchor-not-kept": "R21",
     "prune-keeps-oldest": "R21",
     "move-on-top-of-whatever": "R21",
     "vote-ignored": "R14",
+    "best-weights-not-saved": "R25",
 }
 
 

@@ -60,11 +60,11 @@ class TestPromote:
 
     def test_worse_run_is_refused_with_78_and_forced_for_ever_visibly(self, run_job: RunJob, store: Store) -> None:
         settle(store, "a", num_wrong=5)
-        settle(store, "b", num_wrong=6)
+        settle(store, "b", num_wrong=11)
         done = run_job("promote", "b")
         assert (done.code, done.stdout) == (78, "")
         assert re.fullmatch(
-            r"mnist-job: error 78: run b is not promoted: accuracy 0\.8800 is 0\.0200 below the best champion so far .*; "
+            r"mnist-job: error 78: run b is not promoted: accuracy 0\.7800 is 0\.1200 below the best champion so far .*; "
             r"--force moves the champion all the same, and says so for ever",
             done.error,
         )
@@ -192,7 +192,7 @@ class TestLists:
 
     def test_removed_runs_are_not_listed(self, run_job: RunJob, store: Store) -> None:
         settle(store, "a", num_wrong=5)
-        settle(store, "b", num_wrong=6)
+        settle(store, "b", num_wrong=11)
         remove_runs(store, ["b"], keep_versions=10)
         assert [row["run"] for row in json.loads(run_job("runs", "-o", "json").stdout)] == ["a"]
 

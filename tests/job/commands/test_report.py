@@ -128,6 +128,80 @@ def test_one_epoch_and_equal_values_can_be_drawn() -> None:
     assert all(attributes["points"] == "44.0,176.0" for tag, attributes in page.tags if tag == "polyline")
 
 
+def test_epochs_that_were_not_evaluated_are_left_out_of_the_second_line() -> None:
+    record = {"loss": 1.0, "accuracy": 1.0}
+    history = [record, {**record, "test_loss": 2.0, "test_accuracy": 0.0}, record]
+    page = Page(page_of(_COMMIT, _METRICS | {"history": history}, None))
+    lines = [attributes["points"] for tag, attributes in page.tags if tag == "polyline"]
+    assert lines[:2] == ["44.0,176.0 230.0,176.0 416.0,176.0", "230.0,44.0"]
+    assert "test_loss 2.0000" in page.text
+
+
+@pytest.mark.parametrize(
+    ("keep", "stopped", "said"),
+    [
+        ("best", 3, "of epoch 1 of 3, the best; stopped early (train.epochs 9)"),
+        ("last", 3, "of epoch 3 of 3; the best was epoch 1; stopped early (train.epochs 9)"),
+        ("best", None, "of epoch 1 of 9, the best"),
+    ],
+)
+def test_run_with_a_validation_split_shows_it_and_says_which_epoch_was_kept(
+    keep: str, stopped: int | None, said: str
+) -> None:
+    scores = {"val_loss": 0.6, "val_accuracy": 0.65, "val_examples": 7}
+    commit = _COMMIT | {
+        "metrics": _COMMIT["metrics"] | scores,
+        "config": {"train": {"epochs": 9, "keep": keep}},
+        **{"best_epoch": 1, "stopped_epoch": stopped},
+    }
+    epoch = {"loss": 1.0, "accuracy": 1.0, "val_loss": 0.6, "val_accuracy": 0.65}
+    page = Page(page_of(commit, _METRICS | {"history": [epoch]}, None))
+    assert "val_loss 0.6000" in page.text and "val_accuracy 0.6500" in page.text and "test_loss" not in page.text
+    assert said in page.text and "0.6500" in page.text
+
+
+def metrics_of_many(num_classes: int, *, num_shown: int | None = None) -> dict[str, Any]:
+    """What a run on so many classes leaves, where class 3 is worst."""
+    shown = num_shown or num_classes
+    names = [f"class number {number}" for number in range(num_classes)]
+    confusion = [[50 if row == column else 1 for column in range(shown)] for row in range(shown)]
+    confusion[3][3] = 0
+    confusion[3][7] = 40
+    test = {
+        "classes": [
+            {"name": name, "num_examples": 50, "recall": 0.1 if name.endswith(" 3") else 0.9, "precision": 0.9}
+            for name in names
+        ],
+        "confusion": confusion,
+        "wrong": [{"position": 5, "label": 3, "predicted": 7, "probability": 0.9}] * 200,
+    }
+    history = [{"loss": 2.0, "accuracy": 0.25, "test_loss": 1.5, "test_accuracy": 0.5}] * 20_000
+    return _METRICS | {"test": test, "history": history}
+
+
+@pytest.mark.parametrize("num_shown", [None, 100])
+def test_page_of_a_thousand_classes_is_bounded_and_shows_the_worst(num_shown: int | None) -> None:
+    metrics = metrics_of_many(1000, num_shown=num_shown)
+    if num_shown:
+        metrics["test"]["confusion_classes"] = [*range(num_shown)]
+    page = page_of(_COMMIT, metrics, _GATE)
+    assert len(page) < 200_000
+    shown = Page(page)
+    assert "The 30 of 1000 classes that are recalled least; metrics.json has all." in shown.text
+    assert "The 30 of 1000 classes with the most mistakes." in shown.text
+    assert shown.text.count("class number 3 ") >= 3
+    cells = [attributes for tag, attributes in shown.tags if tag == "td" and "style" in attributes]
+    assert len(cells) == 30 * 30
+    assert all(len((attributes["points"] or "").split()) <= 501 for tag, attributes in shown.tags if tag == "polyline")
+
+
+def test_page_of_twenty_classes_shows_them_all_in_their_order() -> None:
+    shown = Page(page_of(_COMMIT, metrics_of_many(20), _GATE))
+    assert "classes with the most mistakes" not in shown.text
+    assert len([tag for tag, attributes in shown.tags if tag == "td" and "style" in attributes]) == 400
+    assert shown.text.index("class number 2 ") < shown.text.index("class number 3 ")
+
+
 def test_report_that_cannot_be_made_costs_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     config = Config.model_validate({"store": {"uri": f"file:{tmp_path}"}})
     outcome = Outcome(committed=committed_of(_COMMIT), is_new=True, model_location="")

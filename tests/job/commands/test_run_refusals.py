@@ -30,6 +30,19 @@ def test_missing_bucket_is_66(run_job: RunJob, s3: S3) -> None:
     assert "the bucket does not exist" in done.error
 
 
+def test_metric_that_no_run_of_the_reference_model_has_is_64_before_anything_is_trained(
+    run_job: RunJob, tmp_path: Path
+) -> None:
+    done = run_job("run", *QUICK, "--promotion.metric=acuracy")
+
+    assert done.code == 64
+    assert (
+        "promotion.metric: must be accuracy, top_K_accuracy, auc or f1_macro without model.build, received 'acuracy'"
+        in done.error
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_dead_endpoint_is_69_within_the_deadline(run_job: RunJob, s3: S3, dead_port: int) -> None:
     started = time.monotonic()
     done = run_job(

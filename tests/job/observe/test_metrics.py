@@ -28,7 +28,7 @@ _RUNNING = {
     "info", "phase", "steps_total", "examples_total", "epochs_total", "attempts_total", "interruptions_total", "loss", "accuracy",
     "test_loss", "test_accuracy", "class_recall_ratio", "step_seconds_bucket", "step_seconds_sum", "step_seconds_count",
     "examples_per_second", "checkpoint_seconds", "checkpoint_last_timestamp_seconds", "checkpoint_step", "store_requests_total",
-    "store_retries_total", "goodput_ratio", "progress_ratio", "eta_seconds",
+    "store_retries_total", "goodput_ratio", "progress_ratio", "eta_seconds", "learning_rate", "metric",
 }  # fmt: skip
 _OUTCOME = {
     "last_success_timestamp_seconds", "last_run_timestamp_seconds", "duration_seconds", "exit_code", "promoted", "test_accuracy",
@@ -62,7 +62,8 @@ def metrics() -> Metrics:
     made.describe(version="1", image="i", run="ns.r", dataset="mnist", precision="float32", replicas=2, workers=1)
     made.count({"steps": 7, "examples": 800, "epochs": 1, "attempts": 3, "interruptions": 2})
     made.set(loss=0.5, accuracy=0.8, test_loss=0.6, examples_per_second=1e5, goodput_ratio=0.9, progress_ratio=0.1)
-    made.set(eta_seconds=12)
+    made.set(eta_seconds=12, learning_rate=0.1)
+    made.set_metrics({f"metric_{number}": 0.5 for number in range(20)})
     made.checkpoint_saved(7, 0.004)
     made.set_recalls({str(digit): digit / 10 for digit in range(10)})
     for verb in ("create", "put", "get", "list", "delete", "sweep"):
@@ -72,14 +73,14 @@ def metrics() -> Metrics:
     return made
 
 
-def test_the_series_are_those_of_the_contract_and_at_most_80(metrics: Metrics) -> None:
+def test_the_series_are_those_of_the_contract_and_at_most_96(metrics: Metrics) -> None:
     running = parse(exposition.to_text(metrics.running).decode())
     assert names(running) == _RUNNING
     metrics.status.code = ExitCode.OK
     assert names(parse(exposition.to_text(metrics.outcome).decode())) == _OUTCOME
     everything = parse(exposition.to_text(metrics.everything).decode())
     assert names(everything) == _RUNNING | _OUTCOME
-    assert len(everything) <= 80
+    assert len(everything) <= 96
     assert {name for name, labels in everything if "run" in dict(labels)} == {"info"}
 
 
@@ -90,6 +91,7 @@ def test_values_are_what_was_set(metrics: Metrics) -> None:
     assert value(series, "test_accuracy") == 0.88
     assert value(series, "checkpoint_step") == 7
     assert series["class_recall_ratio", (("digit", "3"),)] == 0.3
+    assert len([name for name, _ in series if name == "metric"]) == 16, "more would be too many series"
     assert series["store_requests_total", (("outcome", "error"), ("verb", "get"))] == 1
     [info] = [dict(labels) for name, labels in series if name == "info"]
     assert (info["run"], info["replicas"]) == ("ns.r", "2")
@@ -229,7 +231,7 @@ def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
     with socket.create_server(("127.0.0.1", 0)) as chosen:
         port = chosen.getsockname()[1]
     arguments = [
-        "run", *QUICK, "--train.epochs=60", "--run.id=r", f"--observe.metrics_port={port}",
+        "run", *QUICK, "--train.epochs=60", "--train.metrics=auc", "--run.id=r", f"--observe.metrics_port={port}",
         f"--observe.pushgateway_url={gateway[0]}", "--checkpoint.interval_seconds=0.2",
     ]  # fmt: skip
     environment = job_environment({"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)})

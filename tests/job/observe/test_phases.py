@@ -91,6 +91,20 @@ def test_switch_inside_a_block_lasts_until_its_end(clock: Clock) -> None:
     }
 
 
+def test_change_of_the_phase_is_a_beat_and_a_look_at_the_clock_is_none(clock: Clock) -> None:
+    phases = Phases()
+    with phases("train"):
+        clock.pass_seconds(8.0)
+        assert phases.seconds["train"] == phases.seconds_since_beat == 8.0
+        phases.beat()
+        clock.pass_seconds(1.0)
+        assert phases.seconds_since_beat == 1.0
+        with phases("evaluate"):
+            assert phases.seconds_since_beat == 0.0
+            clock.pass_seconds(4.0)
+        assert phases.seconds_since_beat == 0.0
+
+
 def test_exception_ends_its_phases(clock: Clock) -> None:
     phases = Phases()
     with pytest.raises(ValueError, match="inside"), phases("train"):  # noqa: PT012 - what is inside is the point

@@ -69,8 +69,18 @@ def test_results_follow_in_both(view: View, status: Status, metrics: Metrics) ->
     view.epoch_ends(test_loss=0.4, test_accuracy=0.8)
     view.committed("runs/r/COMMIT.json", test_accuracy=0.81)
     view.decided(is_promoted=True)
-    view.evaluated({"zero": 0.5})
+    view.evaluated({"zero": 0.5}, {"auc": 0.9})
     status.write()
     told, found = message(status), series(metrics)
     assert (told["commit"], told["accuracy"], told["promoted"]) == ("runs/r/COMMIT.json", 0.81, True)
     assert (found["test_loss"], found["test_accuracy"], found['class_recall_ratio{digit="zero"}']) == (0.4, 0.81, 0.5)
+    assert found['metric{metric="auc"}'] == 0.9
+
+
+def test_validation_is_never_taken_for_the_test_split(view: View, status: Status, metrics: Metrics) -> None:
+    view.epoch_ends()  # not evaluated
+    view.epoch_ends(val_loss=0.4, val_accuracy=0.8)
+    status.write()
+    found = series(metrics)
+    assert (found["val_loss"], found["val_accuracy"], message(status)["accuracy"]) == (0.4, 0.8, None)
+    assert "test_accuracy" not in found and "test_loss" not in found

@@ -3,6 +3,7 @@
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,41 +96,81 @@ def test_decision_that_cannot_be_read_does_not_hide_the_move(gate: object, store
     assert champion.read_newest(store, MODEL) == made
 
 
-class TestBestAccuracy:
-    def test_best_on_a_test_split_is_carried_over_worse_champions(self, store: Store) -> None:
-        made = moved(store, None, to("a", accuracy=0.98))
-        made = moved(store, made, to("b", accuracy=0.9))
+def anchor_of(made: Move, digest: str) -> tuple[float, str | None]:
+    anchor = made.anchor_on(digest, metric="accuracy")
+    assert anchor
+    return anchor.value, anchor.run
+
+
+def gate_record(run: str, numbers: dict[str, Any]) -> GateRecord:
+    return GateRecord(
+        run=run,
+        model=MODEL,
+        decided="2026-01-01",
+        who="",
+        verdict="promoted",
+        rule="not_worse",
+        reason="",
+        numbers=numbers,
+        compared_with={"version": 1, "run": "a"},
+        version=2,
+    )
+
+
+class TestAnchors:
+    def test_first_champion_on_a_test_split_is_what_later_ones_are_measured_by(self, store: Store) -> None:
+        made = moved(store, None, to("a", accuracy=0.95))
+        made = moved(store, made, to("b", accuracy=0.98))
         made = moved(store, made, to("c", accuracy=0.5, digest="other"))
-        assert made.best_accuracy("e") == 0.98
-        assert made.best_accuracy("other") == 0.5
-        assert made.best_accuracy("never seen") is None
+        assert anchor_of(made, "e") == (0.95, "a")
+        assert anchor_of(made, "other") == (0.5, "c")
+        assert made.anchor_on("never seen", metric="accuracy") is None
+        assert made.anchor_on("e", metric="auc") is None
         assert champion.read_newest(store, MODEL) == made
 
-    def test_champion_that_was_scored_again_counts(self, store: Store) -> None:
-        first = moved(store, None, to("a"))
-        gate = GateRecord(
-            run="b",
-            model=MODEL,
-            decided="2026-01-01",
-            who="",
-            verdict="promoted",
-            rule="not_worse",
-            reason="",
-            numbers={"champion_accuracy": 0.97},
-            compared_with={"version": 1, "run": "a"},
-            version=2,
-        )
-        target = to("b", accuracy=0.96, digest="new")
-        made = champion.move(store, MODEL, before=first, to=target, by="gate", who="", why="", gate=gate)
-        assert made
-        assert made.best_accuracy("new") == 0.97
+    def test_gate_says_when_another_takes_its_place(self, store: Store) -> None:
+        made = moved(store, None, to("a", accuracy=0.9))
+        for run, is_new in (("b", False), ("c", True), ("d", False)):
+            gate = gate_record(run, {"accuracy": 0.95, "is_new_anchor": is_new})
+            target = to(run, accuracy=0.95)
+            after = champion.move(store, MODEL, before=made, to=target, by="gate", who="", why="", gate=gate)
+            assert after
+            made = after
+        assert anchor_of(made, "e") == (0.95, "c")
 
     def test_a_new_test_split_every_night_does_not_grow_the_record_for_ever(self, store: Store) -> None:
         made = None
         for night in range(30):
             made = moved(store, made, to(f"r{night}", digest=f"e{night}"))
         assert made
-        assert [digest for digest, _ in made.best] == [f"e{night}" for night in range(10, 30)]
+        assert [each.evaluation_digest for each in made.anchors] == [f"e{night}" for night in range(10, 30)]
+
+    def test_value_of_another_metric_is_carried_beside_the_accuracy(self, store: Store) -> None:
+        made = None
+        for run, auc in (("a", 0.9), ("b", 0.8)):
+            gate = gate_record(run, {"metric": "auc", "auc": auc})
+            made = champion.move(store, MODEL, before=made, to=to(run), by="gate", who="", why="", gate=gate)
+        made = moved(store, made, to("c"))  # by hand: no metric was measured
+        assert {(each.metric, each.value, each.run) for each in made.anchors} == {
+            ("accuracy", 0.9, "a"),
+            ("auc", 0.9, "a"),
+        }
+
+    def test_record_of_an_older_version_says_the_best_accuracy_alone(self, store: Store) -> None:
+        made = moved(store, moved(store, None, to("a", accuracy=0.98)), to("b"))
+        record = json.loads(made.to_bytes())
+        assert record["best"] == [["e", 0.98]]  # what an older version of the program reads
+        del record["anchors"]
+        store.put(champion_key(MODEL, version=2), json.dumps(record).encode())
+        older = champion.read_newest(store, MODEL)
+        assert older
+        assert anchor_of(older, "e") == (0.98, None)
+
+    def test_runs_that_a_candidate_is_compared_with(self, store: Store) -> None:
+        made = moved(store, None, to("a", accuracy=0.98))
+        made = moved(store, made, to("b"))
+        assert made.runs_to_compare_with() == {"a", "b"}
+        assert moved(store, made, to("c", digest="other")).runs_to_compare_with() == {"c"}
 
 
 class TestDamage:
@@ -155,6 +196,8 @@ class TestDamage:
             (b'"best":[["e",0.9]]', b'"best":[["e"]]'),
             (b'"best":[["e",0.9]]', b'"best":7'),
             (b'"when":"2', b'"when":"x2'),
+            (b'"anchors":[{', b'"anchors":[{"more":1,'),
+            (b'"value":0.9', b'"value":"0.9"'),
         ],
     )
     def test_altered_record_is_refused(self, old: bytes, new: bytes, store: Store) -> None:

@@ -24,7 +24,7 @@ def no_model(files: Mapping[str, bytes]) -> Any:
     raise AssertionError("no model may be loaded")
 
 
-def gate(store: Store, reevaluate: Callable[[Mapping[str, bytes]], Any] | None = no_model, **rules: float) -> Gate:
+def gate(store: Store, reevaluate: Callable[[Mapping[str, bytes]], Any] | None = no_model, **rules: Any) -> Gate:
     return Gate(store=store, model=MODEL, rules=PromotionSection(**rules), who="test", reevaluate=reevaluate)
 
 
@@ -32,6 +32,14 @@ def settle(store: Store, run: str, **how: Any) -> tuple[str, str]:
     """Commit a run and let the gate decide; returns verdict and rule."""
     record = gate(store).settle(commit_run(store, run, **how))
     return record.verdict, record.rule
+
+
+def force(store: Store, run: str, **how: Any) -> None:
+    """Commit a run and make it champion by hand."""
+    commit = commit_run(store, run, **how)
+    to = commit.model(created=read.created_at(store, commit))
+    newest = champion.read_newest(store, MODEL)
+    assert champion.move(store, MODEL, before=newest, to=to, by="promote", who="", why="", forced=True)
 
 
 def champion_run(store: Store) -> str | None:
@@ -42,14 +50,14 @@ def champion_run(store: Store) -> str | None:
 class TestDecision:
     def test_first_worse_and_better(self, store: Store) -> None:
         assert settle(store, "a", num_wrong=5) == ("promoted", "first")
-        assert settle(store, "b", num_wrong=6) == ("refused", "max_accuracy_drop")
+        assert settle(store, "b", num_wrong=11) == ("refused", "max_accuracy_drop")
         assert champion_run(store) == "a"
         assert settle(store, "c", num_wrong=4) == ("promoted", "not_worse")
         assert champion_run(store) == "c"
 
     def test_decision_is_kept_with_its_numbers(self, store: Store) -> None:
         settle(store, "a", num_wrong=5)
-        settle(store, "b", num_wrong=6)
+        settle(store, "b", num_wrong=11)
         decided = read_gate(store, "b")
         assert decided
         record = decided.to_json()
@@ -61,18 +69,21 @@ class TestDecision:
             "who": "test",
             "verdict": "refused",
             "rule": "max_accuracy_drop",
-            "reason": "accuracy 0.8800 is 0.0200 below the best champion so far (0.9000); "
+            "reason": "accuracy 0.7800 is 0.1200 below the champion that all are measured by (0.9000), p = 0.016 is below 0.05; "
             "promotion.max_accuracy_drop is 0.002",
             "numbers": {
-                "accuracy": 0.88,
+                "accuracy": 0.78,
                 "examples": 50,
-                "lowest_recall": pytest.approx(11 / 13),
-                "lowest_recall_class": 0,
+                "lowest_recall": 0.75,
+                "lowest_recall_class": 2,
                 "champion_accuracy": 0.9,
-                "best_accuracy": 0.9,
-                "only_champion_right": 1,
+                "anchor_accuracy": 0.9,
+                "only_champion_right": 6,
                 "only_candidate_right": 0,
-                "p_value": 0.5,
+                "p_value": pytest.approx(2**-6),
+                "gain_p_value": pytest.approx(1.0),
+                "anchor_p_value": pytest.approx(2**-6),
+                "anchor_gain_p_value": pytest.approx(1.0),
             },
             "compared_with": {"version": 1, "run": "a"},
             "version": None,
@@ -104,14 +115,73 @@ class TestDecision:
         assert settle(store, "old", **old) == ("refused", "older_run")
         assert champion_run(store) == "new"
 
-    def test_drop_is_counted_from_the_best_champion_of_the_past(self, store: Store) -> None:
+    def test_drop_is_counted_from_the_champion_that_all_are_measured_by(self, store: Store) -> None:
         settle(store, "a", num_wrong=2)
-        worse = commit_run(store, "b", num_wrong=4)
+        force(store, "b", num_wrong=10)
+        record = gate(store, max_accuracy_drop=0.03).settle(commit_run(store, "c", num_wrong=10))
+        assert (record.verdict, record.rule) == ("refused", "max_accuracy_drop")
+        assert (record.numbers["anchor_accuracy"], record.numbers["p_value"]) == (0.96, 1.0)
+        assert record.numbers["anchor_p_value"] == pytest.approx(2**-8)  # by the pairs: the predictions of a are there
+
+    def test_anchor_that_is_gone_is_compared_by_its_accuracy(
+        self, store: Store, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        settle(store, "a", num_wrong=2)
+        force(store, "b", num_wrong=10)
+        store.delete("runs/a/attempts/a/predictions.safetensors")
+        record = gate(store).settle(commit_run(store, "c", num_wrong=10))
+        assert record.verdict == "refused"
+        assert record.numbers["anchor_p_value"] == pytest.approx(0.0139, abs=1e-4)
+        [warning] = [record for record in caplog.records if record.getMessage() == "gate.anchor_unreadable"]
+        assert vars(warning)["fields"]["run_of_anchor"] == "a"
+
+    def test_one_example_is_no_reason(self, store: Store) -> None:
+        settle(store, "a", num_wrong=5)
+        assert settle(store, "b", num_wrong=6) == ("promoted", "not_worse")
+
+    def test_chance_makes_no_first_champion(self, store: Store) -> None:
+        assert settle(store, "a", num_wrong=37) == ("refused", "majority")
+        assert champion_run(store) is None
+
+    def test_drift_by_another_metric_is_followed_along_the_champions(self, store: Store) -> None:
+        by_auc = gate(store, metric="auc")
+        for run, num_wrong in (("a", 2), ("b", 4)):
+            assert by_auc.settle(commit_run(store, run, num_wrong=num_wrong)).verdict == "promoted"
         newest = champion.read_newest(store, MODEL)
-        to = worse.model(created=read.created_at(store, worse))
-        champion.move(store, MODEL, before=newest, to=to, by="promote", who="", why="", forced=True)
-        record = gate(store, max_accuracy_drop=0.03).settle(commit_run(store, "c", num_wrong=4))
-        assert (record.verdict, record.numbers["best_accuracy"]) == ("refused", 0.96)
+        assert newest
+        anchors = {each.metric: each for each in newest.anchors}
+        assert (anchors["auc"].run, anchors["accuracy"].run) == ("a", "a")
+        record = by_auc.settle(commit_run(store, "c", num_wrong=9))
+        assert (record.verdict, record.rule) == ("refused", "max_accuracy_drop")
+        assert record.numbers["anchor_auc"] == anchors["auc"].value
+
+    def test_metric_of_the_users_own_comes_from_the_commits(self, store: Store) -> None:
+        own = gate(store, metric="mine", max_accuracy_drop=0.01)
+        assert (
+            own.settle(commit_run(store, "a", metrics={"test_mine": 0.7})).reason
+            == "the first champion, with mine 0.7000"
+        )
+        worse = own.settle(commit_run(store, "b", metrics={"test_mine": 0.6}))
+        assert (worse.verdict, worse.rule) == ("refused", "max_accuracy_drop")
+        better = own.settle(commit_run(store, "c", metrics={"test_mine": 0.695}))
+        assert (better.verdict, better.numbers["anchor_test_mine"]) == ("promoted", 0.7)
+        assert own.settle(commit_run(store, "d")).rule == "no_metric"
+
+
+class TestClasses:
+    @pytest.mark.parametrize("digest", ["e", "another"])
+    def test_other_names_are_refused_whatever_the_test_split(self, digest: str, store: Store) -> None:
+        settle(store, "a", num_wrong=9, class_names=("cat", "dog", "emu", "fox"))
+        how = {"num_wrong": 0, "evaluation_digest": digest}
+        assert settle(store, "b", class_names=("dog", "cat", "emu", "fox"), **how) == ("refused", "other_classes")
+        assert settle(store, "c", class_names=("cat", "dog", "emu", "gnu"), **how) == ("refused", "other_classes")
+        assert champion_run(store) == "a"
+
+    def test_equal_names_and_runs_without_names_are_compared(self, store: Store) -> None:
+        names = ("cat", "dog", "emu", "fox")
+        settle(store, "a", num_wrong=9, class_names=names)
+        assert settle(store, "b", num_wrong=5, class_names=names) == ("promoted", "not_worse")
+        assert settle(store, "c", num_wrong=4) == ("promoted", "not_worse")
 
 
 class TestOtherTestSplit:
@@ -123,7 +193,7 @@ class TestOtherTestSplit:
             seen.append(files)
             return probabilities_with(2)
 
-        record = gate(store, predict).settle(commit_run(store, "b", num_wrong=3))
+        record = gate(store, predict).settle(commit_run(store, "b", num_wrong=9))
         assert seen == [{"saved_model.pb": b"graph", "variables/variables.data": b"weights of a"}]
         assert (record.verdict, record.numbers["champion_accuracy"]) == ("refused", 0.96)
 
@@ -145,9 +215,9 @@ class TestOtherTestSplit:
 class TestOnce:
     def test_what_was_decided_first_stands(self, store: Store) -> None:
         settle(store, "a", num_wrong=5)
-        settle(store, "b", num_wrong=6)
+        settle(store, "b", num_wrong=11)
         before = store.get(gate_key("b"))
-        commit = commit_run(store, "b", num_wrong=6)
+        commit = commit_run(store, "b", num_wrong=11)
         assert gate(store, max_accuracy_drop=0.9).settle(commit).verdict == "refused"
         assert store.get(gate_key("b")) == before
         assert champion_run(store) == "a"

@@ -46,20 +46,20 @@ def commit_in_order(store: Store, folder: Path, *runs: str, days: float = 1.0) -
 class TestRuns:
     def test_newest_stay_and_older_ones_go(self, store: Store, folder: Path) -> None:
         commit_in_order(store, folder, "c", "a", "b", "d")
-        apply_retention(store, keep_runs=2, keep_versions=10)
+        apply_retention(store, MODEL, keep_runs=2, keep_versions=10)
         assert [run for run in "cabd" if is_removed(store, run)] == ["c", "a"]
         newest = read_commit(store, "d")
         assert newest
         assert read.read_files(store, newest)
 
     def test_what_a_kept_pointer_reaches_stays(self, store: Store, folder: Path) -> None:
-        for run in ("a", "b", "c"):
+        for run in ("first", "a", "b", "c"):
             promote(store, run)
-        commit_in_order(store, folder, "a", "b", "c", "x", "y", "z")
-        assert reachable_runs(store, keep_versions=2) == {"b", "c"}
-        apply_retention(store, keep_runs=1, keep_versions=2)
+        commit_in_order(store, folder, "first", "a", "b", "c", "x", "y", "z")
+        assert reachable_runs(store, keep_versions=2) == {"b", "c", "first"}
+        apply_retention(store, MODEL, keep_runs=1, keep_versions=2)
         assert [run for run in "abcxyz" if is_removed(store, run)] == ["a", "x", "y"]
-        assert champion.list_versions(store, MODEL) == [1, 2, 3]  # the history itself stays for ever
+        assert champion.list_versions(store, MODEL) == [1, 2, 3, 4]  # the history itself stays for ever
 
     def test_pointers_of_every_model_count(self, store: Store, folder: Path) -> None:
         commit = commit_run(store, "a")
@@ -67,8 +67,37 @@ class TestRuns:
         champion.move(store, "another", before=None, to=to, by="promote", who="", why="")
         promote(store, "b")
         commit_in_order(store, folder, "a", "b", "z")
-        apply_retention(store, keep_runs=1, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
         assert not is_removed(store, "a")
+
+    def test_busy_model_never_removes_what_is_of_another(self, store: Store, folder: Path) -> None:
+        """Each model counts its own runs, by the name that its COMMIT records, and touches its own layouts."""
+        for number, run in enumerate(("b1", "b2")):
+            commit = commit_run(store, run, model_name="other")
+            before = champion.read_newest(store, "other")
+            made = champion.move(
+                store, "other", before=before, to=commit.model(created=""), by="promote", who="", why=str(number)
+            )
+            assert made
+            finish_layout(store, made)
+        commit_run(store, "c1", dataset="third")
+        commit_in_order(store, folder, "a1", "a2", "a3")
+        apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
+        assert [run for run in ("a1", "a2", "a3", "b1", "b2", "c1") if is_removed(store, run)] == ["a1", "a2"]
+        assert all(is_whole(store, "other", version=version) for version in (1, 2))
+        commit_run(store, "b3", model_name="other")
+        apply_retention(store, "other", keep_runs=1, keep_versions=1)
+        assert [
+            run for run in ("a3", "b1", "b2", "b3", "c1") if is_removed(store, run)
+        ] == []  # b1 and b2 are compared with
+        assert not is_whole(store, "other", version=1)
+
+    def test_champion_that_all_are_measured_by_stays(self, store: Store, folder: Path) -> None:
+        for run in ("a", "b", "c"):
+            promote(store, run)
+        commit_in_order(store, folder, "a", "b", "c", "z")
+        apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
+        assert [run for run in "abcz" if is_removed(store, run)] == ["b"]
 
     def test_run_without_a_result_and_one_that_cannot_be_read_stay(
         self, store: Store, folder: Path, caplog: pytest.LogCaptureFixture
@@ -78,14 +107,14 @@ class TestRuns:
         store.put("runs/damaged/COMMIT.json", b"{")
         os.utime(folder / "runs/damaged/COMMIT.json", (0, 0))
         before = keys_of(store, "damaged")
-        apply_retention(store, keep_runs=1, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
         assert keys_of(store, "damaged") == before
         assert keys_of(store, "going") == {"run.json"}
         assert "retention.skipped" in [record.getMessage() for record in caplog.records]
 
     def test_id_of_a_removed_run_is_closed(self, store: Store, folder: Path) -> None:
         commit_in_order(store, folder, "a", "z")
-        apply_retention(store, keep_runs=1, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
         assert is_removed(store, "a")
         with pytest.raises(ConflictError, match=r"^run a was removed by retention at 20.*another run\.suffix"):
             read_commit(store, "a")
@@ -99,7 +128,7 @@ class TestRuns:
                 who="",
                 why="",
             )
-        apply_retention(store, keep_runs=1, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
         assert len(keys_of(store, "a")) == 4
 
     def test_removal_killed_anywhere_is_completed_by_the_next(
@@ -119,7 +148,7 @@ class TestRuns:
 
             monkeypatch.setattr("job.store.backend.on_point", kill)
             try:
-                apply_retention(store, keep_runs=1, keep_versions=1)
+                apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
             except Killed:
                 monkeypatch.setattr("job.store.backend.on_point", None)
             else:
@@ -131,7 +160,7 @@ class TestRuns:
             else:
                 assert commit
                 assert read.read_files(store, commit)  # as long as there is a COMMIT, it is whole
-            apply_retention(store, keep_runs=1, keep_versions=1)
+            apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
             assert is_removed(store, "a")
             number += 1
         assert number > 20
@@ -141,7 +170,7 @@ class TestRuns:
             def list_objects(self, prefix: str) -> list[Entry]:
                 raise TransientError("away")
 
-        apply_retention(Store(Failing(folder), uri="file:x", deadline_seconds=0.1), keep_runs=1, keep_versions=1)
+        apply_retention(Store(Failing(folder), uri="file:x", deadline_seconds=0.1), MODEL, keep_runs=1, keep_versions=1)
         assert [record.getMessage() for record in caplog.records] == ["retention.failed"]
 
 
@@ -163,7 +192,7 @@ class TestAgainstMoves:
             if point == f"before create {champion_key(MODEL, version=1)}" and passes:
                 passes.pop()
                 commit_in_order(other, folder, "a", "z")
-                apply_retention(other, keep_runs=1, keep_versions=1)
+                apply_retention(other, MODEL, keep_runs=1, keep_versions=1)
 
         monkeypatch.setattr("job.store.backend.on_point", act)
         pointer = promote(store, "a")
@@ -184,7 +213,7 @@ class TestAgainstMoves:
 
         commit_in_order(store, folder, "a", "z")
         monkeypatch.setattr("job.store.backend.on_point", act)
-        apply_retention(store, keep_runs=1, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
         assert passes == []
         assert champion.read_newest(store, MODEL) is None
 
@@ -195,7 +224,7 @@ class TestAgainstMoves:
         assert champion.move(store, MODEL, before=None, to=to, by="promote", who="", why="") is None
         assert champion.claimed_versions(store, "a") == [(MODEL, 1)]
         commit_in_order(store, folder, "a", "b", "z")
-        apply_retention(store, keep_runs=1, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
         assert is_removed(store, "a")
         assert champion.read_newest(store, MODEL) == first
 
@@ -214,7 +243,7 @@ class TestVersions:
             finish_layout(store, promote(store, run))
         points: list[str] = []
         monkeypatch.setattr("job.store.backend.on_point", points.append)
-        apply_retention(store, keep_runs=9, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=9, keep_versions=1)
         deleted = [point.removeprefix("after delete ") for point in points if point.startswith("after delete ")]
         assert deleted == [
             "models/plain/versions/1/saved_model.pb",
@@ -228,10 +257,10 @@ class TestVersions:
         finish_layout(store, promote(store, "a"))
         newest = promote(store, "b")
         store.create("models/plain/versions/2/variables/variables.data", b"weights of b")
-        apply_retention(store, keep_runs=9, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=9, keep_versions=1)
         assert is_whole(store, MODEL, version=1)
         finish_layout(store, newest)
-        apply_retention(store, keep_runs=9, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=9, keep_versions=1)
         assert {entry.key.split("/")[3] for entry in store.list_objects("models/plain/versions/")} == {"2"}
 
     def test_what_makes_a_version_loadable_goes_even_when_it_came_after_the_listing(
@@ -249,7 +278,7 @@ class TestVersions:
             return found
 
         monkeypatch.setattr(store, "list_objects", list_then_finish)
-        apply_retention(store, keep_runs=9, keep_versions=1)
+        apply_retention(store, MODEL, keep_runs=9, keep_versions=1)
         assert listed("models/plain/versions/1/") == []
 
 
@@ -292,6 +321,6 @@ def test_closed_runs_do_not_count_as_the_newest(store: Store, folder: Path) -> N
     for run in ("b", "c"):
         store.create(f"runs/{run}/attempts/a/attempt.json", b"{}")
         assert abandon(store, run)
-    apply_retention(store, keep_runs=2, keep_versions=1)
+    apply_retention(store, MODEL, keep_runs=2, keep_versions=1)
     assert not any(is_removed(store, run) for run in "az")
     assert keys_of(store, "b") == {"COMMIT.json", "attempts/a/attempt.json"}  # for gc, not for retention

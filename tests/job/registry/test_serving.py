@@ -71,7 +71,7 @@ def test_last_file_of_a_version_that_was_removed_meanwhile_is_not_left_behind(
             monkeypatch.setattr("job.store.backend.on_point", None)
             finish_layout(other, pointer)
             finish_layout(other, promote(other, "b"))
-            apply_retention(other, keep_runs=9, keep_versions=1)
+            apply_retention(other, MODEL, keep_runs=9, keep_versions=1)
 
     monkeypatch.setattr("job.store.backend.on_point", act)
     finish_layout(store, pointer)
@@ -82,6 +82,7 @@ def test_last_file_of_a_version_that_was_removed_meanwhile_is_not_left_behind(
 def test_who_slept_until_the_champion_was_removed_finishes_the_layout_of_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    promote(store, "first")  # stays, because candidates are compared with it
     promote(store, "a")
     other, read = open_store(StoreSection(uri=store.uri), environ={}), champion.read_newest
 

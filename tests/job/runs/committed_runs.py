@@ -1,6 +1,7 @@
 """Committed runs made of plain arrays, as a workload would leave them: no training, no TensorFlow."""
 
 import functools
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -34,22 +35,37 @@ def commit_run(
     weights: str | None = None,
     image_shape: tuple[int, ...] = (2, 2),
     created: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    model_name: str | None = None,
 ) -> CommittedRun:
-    """Publish a run whose model gets so many of the examples wrong; returns its COMMIT."""
+    """Publish a run whose model gets so many of the examples wrong; returns its COMMIT.
+
+    Args:
+        model_name: the setting `promotion.model_name` that the COMMIT records.
+    """
     if created:
         record = {"format": 1, "created": created, "result_digest": sha256_hex(canonical_json({"run": run}))}
         store.create(run_key(run), canonical_json(record))
     weights = weights or f"weights of {run}"
-    files = files_of(weights, num_wrong=num_wrong, image_shape=image_shape)
+    files = files_of(weights, num_wrong=num_wrong, image_shape=image_shape, class_names=class_names)
     digest = write.begin_run(store, run, inputs={"run": run}, config={})
     stored = write.upload(store, run, attempt_id="a", files={read.ATTEMPT_FILE: b"{}", **files})
     content = content_of(run, "a", stored, digest=digest, weights=weights, num_wrong=num_wrong)
     content["dataset"] |= {"name": dataset, "evaluation_digest": evaluation_digest}
+    content["metrics"] |= metrics or {}
+    content["config"] = {"promotion": {"model_name": model_name}}
     return write.commit(store, run, content=content)
 
 
 @functools.cache
-def files_of(weights: str, *, num_wrong: int, image_shape: tuple[int, ...] = (2, 2)) -> Mapping[str, bytes]:
+def files_of(
+    weights: str,
+    *,
+    num_wrong: int,
+    image_shape: tuple[int, ...] = (2, 2),
+    class_names: tuple[str, ...] | None = None,
+) -> Mapping[str, bytes]:
     """What an attempt uploads: name below its folder -> content."""
     arrays: dict[str, NDArray[Any]] = {
         "probabilities": probabilities_with(num_wrong),
@@ -59,8 +75,13 @@ def files_of(weights: str, *, num_wrong: int, image_shape: tuple[int, ...] = (2,
     return {
         "model/saved_model.pb": b"graph",
         "model/variables/variables.data": weights.encode(),
-        "predictions.safetensors": safetensors.numpy.save(arrays),
+        "predictions.safetensors": safetensors.numpy.save(arrays, _names(class_names)),
     }
+
+
+def _names(class_names: tuple[str, ...] | None) -> dict[str, str] | None:
+    """The header of a predictions file; runs of plain arrays have none."""
+    return {"predictions": json.dumps({"class_names": class_names})} if class_names else None
 
 
 def content_of(

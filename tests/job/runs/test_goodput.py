@@ -12,10 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from job import clock
+from job.config import TrainSection
 from job.observe import phases as phases_module
 from job.observe.phases import Phases
 from job.runs.goodput import Ledger
-from job.training.loop import Training
+from job.training.loop import Split, Training
 from job.training.steps import ChunkResult
 
 CPU: dict[str, Any] = {"machine": "x86_64", "instruction_sets": ["avx2"], "onednn_max_cpu_isa": None}
@@ -300,18 +301,22 @@ class NoSteps:
     def common_state(self) -> dict[str, NDArray[Any]]:
         return {}
 
+    def model_state(self) -> dict[str, NDArray[Any]]:
+        return {}
+
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        raise NotImplementedError
+
+    def load_model(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise NotImplementedError
 
 
 def make_training(*, num_examples: int, epochs: int) -> Training:
     return Training(
         NoSteps(),
-        predict=lambda: np.zeros((0, 10), np.float32),
-        test_labels=np.zeros(0, np.int64),
+        settings=TrainSection(epochs=epochs, global_batch_size=16),
         num_examples=num_examples,
-        global_batch_size=16,
-        epochs=epochs,
+        test=Split(predict=lambda: np.zeros((0, 10), np.float32), labels=np.zeros(0, np.int64)),
     )
 
 

@@ -1,13 +1,17 @@
 """Scores from stored probabilities, against figures worked out by hand."""
 
+import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 from job.errors import TrainingError
-from job.training.evaluation import ClassScore, loss_and_accuracy, score
+from job.training.evaluation import ClassScore, choose_batch_examples, loss_and_accuracy, make_batches, score
+from tests.conftest import job_environment
 
 NAMES = ("cat", "dog", "emu")
 
@@ -90,3 +94,74 @@ def test_scores_become_plain_json() -> None:
     assert content["classes"][0] == {"name": "cat", "num_examples": 3, "recall": 2 / 3, "precision": 2 / 3}
     numbers = [content["loss"], content["accuracy"], *content["confusion"][0], *content["wrong"][0].values()]
     assert {type(number) for number in numbers} == {int, float}, "no numpy types, which JSON does not know"
+
+
+PREDICTOR_SCRIPT = """
+import numpy as np, tensorflow as tf
+from job.training.evaluation import Predictor
+
+sizes, beats = [], []
+
+def model(images, training):
+    assert training is False
+    def note(size):
+        sizes.append(int(size))
+        return np.float32(0)
+    zero = tf.numpy_function(note, [tf.shape(images)[0]], tf.float32)
+    return tf.cast(images / 4 + zero, tf.bfloat16)
+
+images = np.arange(100, dtype=np.uint8).reshape(50, 2)
+for batch, is_filled_up in ((32, False), (60, False), (32, True)):
+    sizes.clear(), beats.clear()
+    predictor = Predictor(model, input_shape=(2,), batch_examples=batch, is_filled_up=is_filled_up,
+                          on_batch=lambda: beats.append(1))
+    received = predictor(images)
+    assert received.dtype == np.float32 and received.shape == (50, 2)
+    assert np.abs(received - images / 255 / 4).max() < 0.01
+    print(sizes, len(beats))
+"""
+
+
+@pytest.mark.tf
+def test_predictor_runs_no_more_images_than_it_has_to() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICTOR_SCRIPT],
+        env=job_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # 50 images in batches of 32 and of 60; then as the reference model has it, whose recorded bits are those of whole batches.
+    assert done.stdout.splitlines() == ["[32, 18] 2", "[50] 1", "[32, 32] 2"]
+
+
+@pytest.mark.parametrize(("per_replica", "expected"), [(1, 32), (32, 32), (128, 128), (4096, 1000)])
+def test_an_own_model_is_evaluated_in_batches_that_training_has_room_for(per_replica: int, expected: int) -> None:
+    assert choose_batch_examples(batch_size_per_replica=per_replica) == expected
+
+
+def test_batches_are_consecutive_and_the_last_one_is_the_rest() -> None:
+    batches = list(make_batches(np.arange(7, dtype=np.uint8), batch_examples=3))
+    assert [np.asarray(batch).tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_confusion_of_many_classes_is_that_of_the_most_confused() -> None:
+    """1,000 x 1,000 counts would be 2 MB of metrics.json in each run."""
+    labels = np.arange(50_000) % 1000
+    predicted = np.where(labels < 120, (labels + 7) % 120, labels)
+    predicted[:120] = labels[:120]  # the classes from 120 on are right, those before nearly always wrong
+    predicted[labels == 5] = 5
+    probabilities = np.zeros((50_000, 1000), np.float32)
+    probabilities[np.arange(50_000), predicted] = 1
+    scores = score(probabilities, labels, class_names=tuple(f"class number {number}" for number in range(1000)))
+    assert scores.confusion_classes is not None
+    assert len(scores.confusion_classes) == len(scores.confusion) == len(scores.confusion[0]) == 100
+    assert set(scores.confusion_classes) <= {*range(120)} - {5}
+    assert scores.confusion[0][0] == 1
+    assert len(json.dumps(scores.to_json())) < 200_000
+
+
+def test_confusion_of_all_classes_names_none_of_them() -> None:
+    assert "confusion_classes" not in score(PROBABILITIES, LABELS, class_names=NAMES).to_json()

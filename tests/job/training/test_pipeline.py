@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from job.training.pipeline import (
     MAX_CHUNK_BYTES,
+    MAX_SLOW_STEPS_PER_CHUNK,
     MAX_STEPS_PER_CHUNK,
     Chunk,
     choose_steps_per_chunk,
@@ -135,6 +136,11 @@ class TestStepsPerChunk:
     )
     def test_size_divides_the_epoch_where_it_can(self, steps: int, expected: int) -> None:
         assert choose_steps_per_chunk(steps, num_pixels=784, global_batch_size=128) == expected
+
+    def test_slow_steps_come_a_few_at_a_time(self) -> None:
+        few = MAX_SLOW_STEPS_PER_CHUNK
+        assert choose_steps_per_chunk(469, num_pixels=784, global_batch_size=128, most_steps=few) == 7
+        assert choose_steps_per_chunk(3, num_pixels=784, global_batch_size=128, most_steps=few) == 3
 
     @given(steps=st.integers(1, 10_000), num_pixels=st.integers(1, 200_000), batch=st.integers(1, 4096))
     def test_size_keeps_to_its_limits_and_is_never_tiny_without_need(

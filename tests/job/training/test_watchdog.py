@@ -1,81 +1,157 @@
 """A training that stops making steps ends by itself and says where it hung, in real processes."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from job.observe.phases import Phases
+from job.training.watchdog import COMPILE_FACTOR, Watchdog
 from tests.conftest import QUICK, RunJob
 
-pytestmark = pytest.mark.tf
-
-# A layer that sleeps for ever after the first second of training, in Python code or in native code that holds the interpreter.
+# A layer that sleeps for ever: after some steps in Python code or in native code that holds the interpreter, or when evaluating.
 MODEL = """
 import ctypes, time
 import keras, tensorflow as tf
 
-started = time.monotonic()
+calls = 0
 
 def hang_in_python(x):
-    if time.monotonic() - started > 1:
+    count()
+    if calls > 100:
         time.sleep(1000)
     return x
 
 def hang_in_native_code(x):
-    if time.monotonic() - started > 1:
+    count()
+    if calls > 100:
         ctypes.PyDLL(None).sleep(1000)
     return x
 
-class Hanging(keras.layers.Layer):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
+def count():
+    global calls
+    calls += 1
 
-    def call(self, x):
-        y = tf.py_function(self.function, [x], tf.float32)
+def hang_at_once(x):
+    time.sleep(1000)
+
+def work(x):
+    return x
+
+class Hanging(keras.layers.Layer):
+    def __init__(self, train, evaluate):
+        super().__init__()
+        self.functions = {True: train, False: evaluate}
+
+    def call(self, x, training=False):
+        y = tf.py_function(self.functions[bool(training)], [x], tf.float32)
         y.set_shape(x.shape)
         return x + tf.stop_gradient(y - x)
 
     def compute_output_shape(self, shape):
         return shape
 
-def build(function, input_shape, num_classes):
+def build(input_shape, num_classes, *, train=work, evaluate=work):
     return keras.Sequential([
         keras.Input(input_shape),
         keras.layers.Flatten(),
-        Hanging(function),
+        Hanging(train, evaluate),
         keras.layers.Dense(num_classes, activation="softmax"),
     ])
 
 def in_python(input_shape, num_classes):
-    return build(hang_in_python, input_shape, num_classes)
+    return build(input_shape, num_classes, train=hang_in_python)
 
 def in_native_code(input_shape, num_classes):
-    return build(hang_in_native_code, input_shape, num_classes)
+    return build(input_shape, num_classes, train=hang_in_native_code)
+
+def while_compiling(input_shape, num_classes):
+    return build(input_shape, num_classes, train=hang_at_once)
+
+def while_evaluating(input_shape, num_classes):
+    return build(input_shape, num_classes, evaluate=hang_at_once)
 """
-FLAGS = (*QUICK, "--train.compile=graph", "--train.epochs=100000", "--observe.stall_timeout_seconds=4")
+FLAGS = (*QUICK, "--train.compile=graph", "--train.epochs=100000")
 
 
-def test_a_hang_ends_with_74_and_the_stacks_in_the_log(run_job: RunJob, tmp_path: Path) -> None:
+@pytest.mark.tf
+@pytest.mark.parametrize(
+    ("function", "seconds", "words", "frame"),
+    [
+        ("in_python", 4, "no step within 4 s while training (observe", "in hang_in_python"),
+        ("while_compiling", 1.5, "no step within 6 s while compiling (4 times observe", "in hang_at_once"),
+        ("while_evaluating", 4, "no step within 4 s while evaluating (observe", "in hang_at_once"),
+    ],
+)
+def test_a_hang_ends_with_74_and_the_stacks_in_the_log(
+    run_job: RunJob, tmp_path: Path, function: str, seconds: float, words: str, frame: str
+) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
     termination_log = tmp_path / "termination"
     done = run_job(
-        "run", *FLAGS, "--model.build=mine:in_python", f"--observe.termination_log={termination_log}",
-        env={"PYTHONPATH": str(tmp_path)},
+        "run", *FLAGS, f"--observe.stall_timeout_seconds={seconds}", f"--model.build=mine:{function}",
+        f"--observe.termination_log={termination_log}", env={"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
 
     assert done.code == 74, done.stderr
-    assert any("in hang_in_python" in line for line in done.event("training.stalled")["stacks"])
-    assert "no step within 4 s (observe.stall_timeout_seconds)" in done.error
+    assert any(frame in line for line in done.event("training.stalled")["stacks"])
+    assert words in done.event("training.stalled")["reason"]
+    assert words in done.error
     assert json.loads(termination_log.read_text())["outcome"] == "stalled"
     assert done.event("run.end")["code"] == 74
 
 
+@pytest.mark.tf
 def test_a_hang_that_holds_the_interpreter_ends_with_1_and_the_stacks_on_stderr(
     run_job: RunJob, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
-    done = run_job("run", *FLAGS, "--model.build=mine:in_native_code", env={"PYTHONPATH": str(tmp_path)})
+    flags = (*FLAGS, "--observe.stall_timeout_seconds=4", "--model.build=mine:in_native_code")
+    done = run_job("run", *flags, env={"PYTHONPATH": str(tmp_path)})
 
     assert done.code == 1
     assert "in hang_in_native_code" in done.stderr
+
+
+class TestPhases:
+    """The watchdog alone, on a real clock, with a time-out of 0.4 s."""
+
+    TIMEOUT_SECONDS = 0.4
+
+    def _watch(self, work: object, *, phase: str) -> str:
+        """What the watchdog says about `work`, a list of (seconds to sleep, phase or beat)."""
+        phases, reasons, stalled = Phases(), [], threading.Event()
+
+        def on_stall(reason: str, stacks: str) -> None:
+            assert "_watch" in stacks
+            reasons.append(reason)
+            stalled.set()
+
+        watchdog = Watchdog(timeout_seconds=self.TIMEOUT_SECONDS, phases=phases, on_stall=on_stall)
+        phases.switch(phase)
+        with watchdog.watching():
+            for seconds, then in work:  # type: ignore[attr-defined]
+                time.sleep(seconds)
+                phases.beat() if then == "beat" else phases.switch(then)
+        return reasons[0] if stalled.is_set() else ""
+
+    def test_two_phases_are_never_counted_together(self) -> None:
+        turns = [(0.25, name) for name in ("evaluate", "checkpoint", "train", "evaluate", "train")]
+        assert self._watch(turns, phase="train") == ""
+
+    def test_a_long_evaluation_goes_on_while_its_batches_do(self) -> None:
+        assert self._watch([(0.25, "beat")] * 5, phase="evaluate") == ""
+
+    @pytest.mark.parametrize(
+        ("phase", "word"), [("train", "training"), ("evaluate", "evaluating"), ("checkpoint", "saving")]
+    )
+    def test_reason_names_the_phase(self, phase: str, word: str) -> None:
+        reason = self._watch([(0.8, "beat")], phase=phase)
+        assert reason.startswith(f"no step within 0.4 s while {word} (observe.stall_timeout_seconds); the stacks")
+
+    def test_compiling_has_an_allowance_of_its_own(self) -> None:
+        assert self._watch([(self.TIMEOUT_SECONDS * (COMPILE_FACTOR - 1), "train")], phase="compile") == ""
+        reason = self._watch([(self.TIMEOUT_SECONDS * (COMPILE_FACTOR + 1), "train")], phase="compile")
+        assert reason.startswith("no step within 1.6 s while compiling (4 times observe.stall_timeout_seconds)")

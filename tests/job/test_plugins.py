@@ -1,0 +1,174 @@
+"""The user's own functions: typos found without an import, errors with the user's own lines, and what identifies their code."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from job.errors import ConfigError
+from job.plugins import (
+    call_function,
+    check_exists,
+    describe_sources,
+    digest_of_sources,
+    import_function,
+    user_code,
+)
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Writes a file into a folder that is on the path for one test."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+
+    def write_file(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    yield write_file
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+class TestTypos:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("ownmodels:small", "^model.build: ownmodels:small: ownmodels.py has no function small; it has large$"),
+            ("ownmodel:large", "no module ownmodel on the path"),
+            ("ownmodels.deep:large", "no module ownmodels.deep on the path"),
+            ("broken:large", r"broken.py:2 cannot be read as Python"),
+            ("sys:exit", "no module sys on the path"),
+        ],
+    )
+    def test_are_found_without_running_anything(self, write: Write, name: str, message: str) -> None:
+        write("ownmodels.py", "exit('imported')\ndef large(): ...\n")
+        write("broken.py", "x = 1\ndef large(:\n")
+        with pytest.raises(ConfigError, match=message):
+            check_exists(name, field="model.build")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "def f(): ...",
+            "class f: ...",
+            "f = 1",
+            "f: object = 1",
+            "a, (f, b) = 1, (2, 3)",
+            "from x import y as f",
+            "import f",
+            "from x import *",
+            "try:\n  f = 1\nexcept E: ...",
+            "def __getattr__(name): ...",
+            "async def f(): ...",
+        ],
+    )
+    def test_what_may_be_there_is_left_to_the_import(self, write: Write, text: str) -> None:
+        write("ownmodels.py", text)
+        check_exists("ownmodels:f", field="model.build")
+
+    def test_modules_of_packages_are_found(self, write: Write) -> None:
+        write("ownpackage/__init__.py", "")
+        write("ownpackage/inner/__init__.py", "def f(): ...")
+        write("ownpackage/module.py", "def f(): ...")
+        for module in ("ownpackage.inner", "ownpackage.module"):
+            check_exists(f"{module}:f", field="model.build")
+
+
+class TestErrorsOfTheUser:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("import absent", r"cannot be imported: ModuleNotFoundError: No module named 'absent'\n  own.py:1 in <module>"),
+            ("raise ValueError('at import')", r"cannot be imported: ValueError: at import\n  own.py:1 in <module>: raise"),
+            ("import sys; sys.exit(3)", "cannot be imported: SystemExit: 3\n  own.py:1"),
+            ("def g(): ...", "cannot be imported: AttributeError: module 'own' has no attribute 'f'"),
+            ("f = 3", "must be a function, received int"),
+            ("def f(): ...", r"own:f is called as f\(1, width=2\): too many positional arguments"),
+            ("def f(a): ...", r"is called as f\(1, width=2\): got an unexpected keyword argument 'width'"),
+            ("def f(a, b, width): ...", "missing a required argument: 'b'"),
+            ("def f(a, width):\n    return a / 0", "raised ZeroDivisionError: division by zero\n  own.py:2 in f: return a / 0$"),
+            ("def f(a, width):\n    raise KeyError", r"raised KeyError: \n  own.py:2 in f: raise KeyError$"),
+            ("import sys\ndef f(a, width):\n    sys.exit('enough')", "raised SystemExit: enough\n  own.py:3 in f"),
+            ("def f(a, width):\n    return f(a, width)", "raised RecursionError"),
+        ],
+    )  # fmt: skip
+    def test_end_with_64_and_their_own_lines(self, write: Write, text: str, message: str) -> None:
+        write("own.py", text)
+        with pytest.raises(ConfigError, match=message) as raised:
+            call_function("own:f", 1, field="model.build", keywords={"width": 2})
+        assert str(raised.value).startswith("model.build: own:f ")
+        assert len(str(raised.value).splitlines()) <= 6
+
+    def test_frames_of_libraries_are_left_out(self, write: Write) -> None:
+        write("own.py", "import json\ndef f():\n    return json.loads('{')\n")
+        with pytest.raises(ConfigError) as raised:
+            call_function("own:f", field="data.source", keywords={})
+        assert str(raised.value).splitlines()[1:] == ["  own.py:3 in f: return json.loads('{')"]
+
+    def test_our_own_errors_and_a_full_memory_pass(self) -> None:
+        for error in (ConfigError("ours"), MemoryError()):
+            with pytest.raises(type(error)) as raised, user_code("own:f", field="model.build"):
+                raise error
+            assert raised.value is error
+
+    def test_what_the_function_returns_comes_back(self, write: Write) -> None:
+        write("own.py", "def f(a, width=1):\n    return a + width\n")
+        assert call_function("own:f", 1, field="model.build", keywords={"width": 4}) == 5
+        assert import_function("own:f", field="model.build")(1) == 2
+
+
+class TestIdentityOfTheCode:
+    def test_every_file_that_may_matter_counts(self, write: Write, tmp_path: Path) -> None:
+        write("own.py", "import ownlayers, json\nfrom ownmore import x\ndef f(): ...\n")
+        write("ownlayers.py", "import ownpackage.deep\n")
+        write("ownmore.py", "x = 1\n")
+        write("ownpackage/__init__.py", "")
+        write("ownpackage/deep/thing.py", "y = 1\n")
+        write("unrelated.py", "")
+        files = describe_sources("own:f")["files"]
+        assert sorted(files) == [
+            "own.py", "ownlayers.py", "ownmore.py", "ownpackage/__init__.py", "ownpackage/deep/thing.py",
+        ]  # fmt: skip
+        before = digest_of_sources("own:f")
+        for name in (*files, "unrelated.py"):
+            path = tmp_path / name
+            path.write_text(path.read_text() + "# changed\n")
+            after = digest_of_sources("own:f")
+            assert (after != before) == (path.name != "unrelated.py"), name
+            before = after
+
+    def test_nothing_is_imported(self, write: Write) -> None:
+        write("ownpackage/__init__.py", "raise SystemExit")
+        write("ownpackage/models.py", "raise SystemExit")
+        assert digest_of_sources("ownpackage.models:f")
+
+    def test_code_that_cannot_be_found_has_no_digest(self) -> None:
+        assert digest_of_sources("absent_package.models:f") is None
+
+    def test_installed_packages_beside_are_not_the_users(self) -> None:
+        assert sorted(describe_sources("yaml:load")["files"])[0].startswith("yaml/")
+        assert all(name.startswith("yaml/") for name in describe_sources("yaml:load")["files"])
+
+    def test_repository_and_whether_it_is_dirty(self, write: Write, tmp_path: Path) -> None:
+        path = write("own.py", "def f(): ...\n")
+        assert "revision" not in describe_sources("own:f")
+        for arguments in (
+            ("init", "-q"),
+            ("add", "own.py"),
+            ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "first"),
+        ):
+            subprocess.run(["git", "-C", str(tmp_path), *arguments], check=True)
+        clean = describe_sources("own:f")
+        path.write_text("def f(): 1\n")
+        dirty = describe_sources("own:f")
+        assert len(clean["revision"]) == 40
+        assert (clean["is_dirty"], dirty["is_dirty"]) == (False, True)
+        assert clean["digest"] != dirty["digest"]
