@@ -1,4 +1,4 @@
-"""The four canonical IDX `.gz` files of MNIST and its siblings, from a folder or a store.
+"""The four IDX files of MNIST and its siblings, compressed or not, from a folder or a store.
 
 Owns the format and the pinned checksums of the known datasets. The format is described by its author at
 yann.lecun.com/exdb/mnist: magic 0x00000801 (labels) or 0x00000803 (images), big-endian sizes, then bytes.
@@ -7,9 +7,10 @@ yann.lecun.com/exdb/mnist: magic 0x00000801 (labels) or 0x00000803 (images), big
 import gzip
 import hashlib
 import io
+import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +51,23 @@ PINNED_SHA256 = {
     ),
 }
 
-NUM_CLASSES = 10
-CLASS_NAMES = tuple(str(digit) for digit in range(NUM_CLASSES))
+# The same of the unpacked files. Those of the other datasets are not known.
+_PINNED_UNPACKED = {
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+}
+
+_NUM_CLASSES_PINNED = 10
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801
 _MAX_BYTES = 2**31
 """A header may promise anything; nothing above this is unpacked."""
+
+_PART_BYTES = 2**20
 
 
 def load(config: DataSection, *, cache_dir: object, open_folder: Callable[[str], Store | Path]) -> tuple[Dataset, str]:
@@ -69,52 +81,89 @@ def load(config: DataSection, *, cache_dir: object, open_folder: Callable[[str],
 
 
 def load_idx(folder: Path | Store, *, dataset: str) -> Dataset:
-    """Read, check and unpack the four files.
+    """Read, check and unpack the four files. There are as many classes as the training labels say.
 
     Raises:
         NotFoundError: the folder or one of the files is absent.
         IntegrityError: a file is not the pinned one, cut off, corrupt, or not what its name says.
     """
     files = read_files(folder, dataset=dataset)
-    arrays = {part: _parse(data, name=FILES[part], is_images=part.endswith("images")) for part, data in files.items()}
+    images = {part: _parse(*files[part], is_images=True) for part in ("train_images", "test_images")}
+    labels = {part: _parse(*files[part], is_images=False).astype(np.int64) for part in ("train_labels", "test_labels")}
+    num_classes = _NUM_CLASSES_PINNED if dataset in PINNED_SHA256 else int(labels["train_labels"].max(initial=0)) + 1
     return Dataset(
-        train_images=arrays["train_images"],
-        train_labels=arrays["train_labels"].astype(np.int64),
-        test_images=arrays["test_images"],
-        test_labels=arrays["test_labels"].astype(np.int64),
-        class_names=CLASS_NAMES,
+        train_images=images["train_images"],
+        train_labels=labels["train_labels"],
+        test_images=images["test_images"],
+        test_labels=labels["test_labels"],
+        class_names=tuple(map(str, range(num_classes))),
     )
 
 
-def read_files(folder: Path | Store, *, dataset: str) -> dict[str, bytes]:
-    """The four files as they are, each compared with its pinned checksum where the dataset is a known one."""
-    pinned = PINNED_SHA256.get(dataset)
-    if pinned is None:
-        warn(
-            "data.unpinned", dataset=dataset, reason="no checksums are known for this dataset; only its form is checked"
-        )
+def read_files(folder: Path | Store, *, dataset: str, is_canonical: bool = False) -> dict[str, tuple[str, bytes]]:
+    """Name and content of the four files as they are, each compared with its pinned checksum where there is one.
+
+    Args:
+        is_canonical: look for the names of `FILES` only.
+    """
     files = {}
-    for position, (part, name) in enumerate(FILES.items()):
-        data = _read(folder, name)
-        if pinned and hashlib.sha256(data).hexdigest() != pinned[position]:
-            raise IntegrityError(
-                f"data: {name} is not the {dataset} file: its SHA-256 is {hashlib.sha256(data).hexdigest()[:16]}..., "
-                f"expected {pinned[position][:16]}...; copy it again, or set data.dataset if these are other data"
-            )
-        files[part] = data
+    for part, name in FILES.items():
+        names = (name,) if is_canonical else _usual_names(part, dataset=dataset)
+        files[part] = _read_first(folder, names)
+    unpinned = [
+        name for position, (name, data) in enumerate(files.values()) if not _check_pin(name, data, dataset, position)
+    ]
+    if unpinned:
+        reason = "no checksums are known for these files; only their form is checked"
+        warn("data.unpinned", dataset=dataset, files=unpinned, reason=reason)
     return files
 
 
-def _read(folder: Path | Store, name: str) -> bytes:
+def _usual_names(part: str, *, dataset: str) -> list[str]:
+    """How a file may be called; where several are there, the first one counts: the compressed one."""
+    name = FILES[part].removesuffix(".gz")
+    names = [name, name.replace("-idx", ".idx")]
+    if dataset.startswith("emnist/"):
+        prefix = dataset.replace("/", "-")
+        names.append(f"{prefix}-{name.replace('t10k', 'test')}")
+    return [name + ending for name in names for ending in (".gz", "")]
+
+
+def _check_pin(name: str, data: bytes, dataset: str, position: int) -> bool:
+    """Whether a checksum is known, and is that of the file.
+
+    Raises:
+        IntegrityError: it is another.
+    """
+    pins = (PINNED_SHA256 if name.endswith(".gz") else _PINNED_UNPACKED).get(dataset)
+    if pins is None:
+        return False
+    received = hashlib.sha256(data).hexdigest()
+    if received != pins[position]:
+        raise IntegrityError(
+            f"data: {name} is not the {dataset} file: its SHA-256 is {received[:16]}..., "
+            f"expected {pins[position][:16]}...; copy it again, or set data.dataset if these are other data"
+        )
+    return True
+
+
+def _read_first(folder: Path | Store, names: Sequence[str]) -> tuple[str, bytes]:
+    for name in names:
+        data = _read(folder, name)
+        if data is not None:
+            return name, data
+    where = folder.location(names[0]) if isinstance(folder, Store) else folder / names[0]
+    raise NotFoundError(f"data.uri: {where} does not exist; {_HOW_TO_GET}")
+
+
+def _read(folder: Path | Store, name: str) -> bytes | None:
+    """A file; None when it is not there."""
     if isinstance(folder, Store):
-        data = folder.get(name)
-        if data is None:
-            raise NotFoundError(f"data.uri: {folder.location(name)} does not exist; {_HOW_TO_GET}")
-        return data
+        return folder.get(name)
     try:
         return (folder / name).read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"data.uri: {folder / name} does not exist; {_HOW_TO_GET}") from error
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except PermissionError as error:
         raise AccessDeniedError(f"data.uri: {folder / name} cannot be read: {error.strerror}") from error
     except OSError as error:
@@ -124,29 +173,45 @@ def _read(folder: Path | Store, name: str) -> bytes:
 _HOW_TO_GET = "put the four .gz files there (mnist-job data prepare --to URI), or use data.source=tfds or digits"
 
 
-def _parse(data: bytes, *, name: str, is_images: bool) -> NDArray[np.uint8]:
+def _parse(name: str, data: bytes, *, is_images: bool) -> NDArray[np.uint8]:
     """One unpacked IDX file as uint8 [N, height, width] or [N]."""
-    num_sizes = 3 if is_images else 1
-    expected_magic = _IMAGES_MAGIC if is_images else _LABELS_MAGIC
+    packed = io.BytesIO(data)
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            header = file.read(4 + 4 * num_sizes)
-            if len(header) < 4 + 4 * num_sizes:
-                raise IntegrityError(f"data: {name} is cut off inside its header")
-            magic, *sizes = struct.unpack(f">{1 + num_sizes}I", header)
-            if magic != expected_magic:
-                raise IntegrityError(
-                    f"data: {name} must hold {'images' if is_images else 'labels'} (magic {expected_magic:#x}), "
-                    f"received magic {magic:#x}; are images and labels swapped?"
-                )
-            num_bytes = int(np.prod([int(size) for size in sizes], dtype=object))
-            if num_bytes > _MAX_BYTES:
-                raise IntegrityError(
-                    f"data: {name} promises {num_bytes} bytes in its header, at most {_MAX_BYTES} are read"
-                )
-            body = file.read(num_bytes + 1)
+        with gzip.GzipFile(fileobj=packed) if name.endswith(".gz") else packed as file:
+            sizes = _read_header(file, name=name, is_images=is_images)
+            return _read_body(file, math.prod(sizes), name=name).reshape(sizes)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise IntegrityError(f"data: {name} is cut off or corrupt: {error}; copy it again") from error
-    if len(body) != num_bytes:
-        raise IntegrityError(f"data: {name} must hold {num_bytes} bytes after its header, received {len(body)} or more")
-    return np.frombuffer(body, np.uint8).reshape(sizes)
+
+
+def _read_header(file: gzip.GzipFile | io.BytesIO, *, name: str, is_images: bool) -> list[int]:
+    num_sizes = 3 if is_images else 1
+    expected_magic = _IMAGES_MAGIC if is_images else _LABELS_MAGIC
+    header = file.read(4 + 4 * num_sizes)
+    if len(header) < 4 + 4 * num_sizes:
+        raise IntegrityError(f"data: {name} is cut off inside its header")
+    magic, *sizes = struct.unpack(f">{1 + num_sizes}I", header)
+    if magic != expected_magic:
+        raise IntegrityError(
+            f"data: {name} must hold {'images' if is_images else 'labels'} (magic {expected_magic:#x}), "
+            f"received magic {magic:#x}; are images and labels swapped?"
+        )
+    return sizes
+
+
+def _read_body(file: gzip.GzipFile | io.BytesIO, num_bytes: int, *, name: str) -> NDArray[np.uint8]:
+    """The bytes that the header promises, in one array and no copy."""
+    if num_bytes > _MAX_BYTES:
+        raise IntegrityError(f"data: {name} promises {num_bytes} bytes in its header, at most {_MAX_BYTES} are read")
+    body, received = np.empty(num_bytes, np.uint8), 0
+    while received < num_bytes:
+        part = file.read(min(_PART_BYTES, num_bytes - received))
+        if not part:
+            raise IntegrityError(f"data: {name} must hold {num_bytes} bytes after its header, received {received}")
+        body[received : received + len(part)] = np.frombuffer(part, np.uint8)
+        received += len(part)
+    if file.read(1):
+        raise IntegrityError(
+            f"data: {name} must hold {num_bytes} bytes after its header, received {num_bytes + 1} or more"
+        )
+    return body

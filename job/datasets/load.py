@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from job.config import SOURCES, DataSection
-from job.datasets.dataset import Dataset, split_validation, with_digest
+from job.datasets.dataset import Dataset, count_leaked, split_validation, with_digest
 from job.datasets.rows import as_rows
 from job.errors import ConfigError, IntegrityError, UnavailableError
+from job.logs import warn
 from job.plugins import call_function, check_exists
 from job.store.store import Store
 
@@ -59,7 +60,16 @@ def load_dataset(config: DataSection, *, cache_dir: Path, open_folder: Callable[
     """
     canonical, digest = _from_source(config, cache_dir=cache_dir, open_folder=open_folder)
     # The limits come after the split: an image is on the same side whatever `data.train_examples` is.
-    return LoadedDataset(name=config.name, digest=digest, dataset=_limit(_split(canonical, config), config))
+    dataset = _limit(_split(canonical, config), config)
+    _warn_of_leakage(dataset)
+    return LoadedDataset(name=config.name, digest=digest, dataset=dataset)
+
+
+def _warn_of_leakage(dataset: Dataset) -> None:
+    leaked = count_leaked(dataset)
+    if any(leaked.values()):
+        reason = "these images are in the training split too: what a model remembers counts as what it learned"
+        warn("data.leakage", **leaked, reason=reason)
 
 
 def _from_source(

@@ -21,11 +21,15 @@ def prepare_mirror(store: Store, *, dataset: str, source: Path | None, cache_dir
     """
     if dataset not in PINNED_SHA256:
         raise ConfigError(f"data.dataset: must be one of {', '.join(PINNED_SHA256)} to be mirrored, received {dataset}")
-    files = read_files(source, dataset=dataset) if source else _download(dataset, cache_dir=cache_dir)
+    files = _copy(source, dataset) if source else _download(dataset, cache_dir=cache_dir)
     for part, data in files.items():
         if store.create(FILES[part], data) != data:
             raise ConflictError(f"{store.location(FILES[part])} holds other content; choose an empty place")
     return [FILES[part] for part in files]
+
+
+def _copy(source: Path, dataset: str) -> dict[str, bytes]:
+    return {part: data for part, (_, data) in read_files(source, dataset=dataset, is_canonical=True).items()}
 
 
 def _download(dataset: str, *, cache_dir: Path) -> dict[str, bytes]:

@@ -13,8 +13,8 @@ _BLOCK_BYTES = 8_000_000
 _MAPPED_BYTES = 16_000_000
 """Of a mapped file that may count as memory of this process at a time."""
 
-_BYTES_AROUND = 65_536
-"""What Linux maps around one byte that is read."""
+_BYTES_AROUND = 2**21
+"""What Linux may map around one byte that is read: a whole page of a file that is cached in huge ones."""
 
 
 class Rows:

@@ -212,6 +212,75 @@ class TestRefusals:
         assert f"data.uri: {small_idx / TRAIN_LABELS} cannot be read: Permission denied" in done.error
 
 
+def unpack(folder: Path, rename: Callable[[str], str] = lambda name: name) -> None:
+    for name in IDX_FILES:
+        (folder / rename(name).removesuffix(".gz")).write_bytes(read(folder, name))
+        (folder / name).unlink()
+
+
+class TestNames:
+    @pytest.mark.parametrize("ending", [".gz", ""])
+    @pytest.mark.parametrize(
+        "name", ["train-images-idx3-ubyte", "train-images.idx3-ubyte", "emnist-letters-train-images-idx3-ubyte"]
+    )
+    def test_usual_names_are_found_compressed_or_not(self, name: str, ending: str, small_idx: Path) -> None:
+        expected = load(small_idx).digest
+        separator = ".idx" if ".idx" in name else "-idx"
+        for file in IDX_FILES:
+            renamed = file.replace("-idx", separator)
+            if name.startswith("emnist"):
+                renamed = f"emnist-letters-{file.replace('t10k', 'test')}"
+            content = (small_idx / file).read_bytes() if ending else read(small_idx, file)
+            (small_idx / file).unlink()
+            write(small_idx, renamed.removesuffix(".gz") + ending, content)
+        assert (small_idx / f"{name}{ending}").exists()
+        assert load(small_idx, dataset="emnist/letters").digest == expected
+
+    def test_compressed_file_comes_first(self, small_idx: Path) -> None:
+        expected = load(small_idx).digest
+        for name in IDX_FILES:
+            write(small_idx, name.removesuffix(".gz"), b"something else")
+        assert load(small_idx).digest == expected
+
+    def test_unpacked_mnist_is_compared_with_its_checksums(
+        self, mnist_copy: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        expected = load(mnist_copy, dataset="mnist").digest
+        unpack(mnist_copy)
+        assert load(mnist_copy, dataset="mnist").digest == expected
+        assert not caplog.records
+        name = TEST_LABELS.removesuffix(".gz")
+        write(mnist_copy, name, mutate(read_bytes(mnist_copy, name), random.Random(0)))
+        with pytest.raises(IntegrityError, match=f"{name} is not the mnist file"):
+            load(mnist_copy, dataset="mnist")
+
+    def test_unpacked_files_without_known_checksums_are_warned_about(
+        self, small_idx: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        unpack(small_idx)
+        assert len(load(small_idx, dataset="kmnist").dataset.train_labels) == 320
+        assert [record.getMessage() for record in caplog.records] == ["data.unpinned"]
+
+
+class TestClasses:
+    @pytest.mark.parametrize("num_classes", [2, 3, 47])
+    def test_labels_of_training_say_how_many_there_are(self, num_classes: int, small_idx: Path) -> None:
+        for name, count in ((TRAIN_LABELS, 320), (TEST_LABELS, 100)):
+            write(small_idx, name, to_idx((np.arange(count) % num_classes).astype(np.uint8)))
+        assert load(small_idx).dataset.class_names == tuple(map(str, range(num_classes)))
+
+    def test_test_label_that_training_does_not_have_is_refused(self, small_idx: Path) -> None:
+        write(small_idx, TRAIN_LABELS, to_idx((np.arange(320) % 9).astype(np.uint8)))
+        with pytest.raises(IntegrityError, match=r"test labels must be 0\.\.8, received 9 at position"):
+            load(small_idx)
+
+    def test_one_class_is_refused(self, small_idx: Path) -> None:
+        for name, count in ((TRAIN_LABELS, 320), (TEST_LABELS, 100)):
+            write(small_idx, name, to_idx(np.zeros(count, np.uint8)))
+        with pytest.raises(IntegrityError, match=r"class_names must hold 2 to 1000, received 1"):
+            load(small_idx)
+
+
 class TestPinnedFiles:
     """Known datasets are compared with their checksums: nothing but the very files passes."""
 
