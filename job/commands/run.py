@@ -74,7 +74,6 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     if config.observe.metrics_port:
         exposition.serve(metrics.running, port=config.observe.metrics_port)
-
     surroundings = Surroundings(
         identity=identity,
         pod=pod,

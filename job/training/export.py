@@ -3,6 +3,7 @@
 The signature takes raw images: reshape, cast and /255 are inside the graph, so serving cannot differ from training.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.datasets.dataset import Images
+from job.datasets.load import LoadedDataset
 from job.digests import digest_of_arrays
 from job.errors import IntegrityError
 from job.texts import one_line
 from job.training.evaluation import SMALL_BATCH_EXAMPLES, Probabilities, make_batches, preprocess
 
+SAMPLE_IMAGES = 64
+"""Test images kept beside the predictions, so that a model can be verified without its dataset."""
 SIGNATURE = "serving_default"
 TOLERANCE = 1e-4
 """Largest difference of a probability between two programs on two kinds of CPU that is still the same model."""
@@ -100,3 +104,17 @@ def weights_of_export(folder: Path) -> list[NDArray[Any]]:
         if found:
             keys[int(found.group(1))] = key
     return [reader.get_tensor(keys[position]) for position in sorted(keys)]
+
+
+def to_predictions_file(data: LoadedDataset, probabilities: Probabilities) -> bytes:
+    """Predictions of the whole test split, its labels, and the first images, as one safetensors file."""
+    from safetensors.numpy import save
+
+    labels = data.dataset.test_labels
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "probabilities": np.asarray(probabilities, order="C"),
+        "labels": np.asarray(labels, order="C"),
+        "sample_images": np.asarray(data.dataset.test_images[:SAMPLE_IMAGES], order="C"),
+    }
+    meta = {"dataset": data.name, "dataset_digest": data.digest, "class_names": data.dataset.class_names}
+    return save(arrays, {"predictions": json.dumps(meta, sort_keys=True)})

@@ -1,29 +1,25 @@
 """What the job trains: data, devices, the Keras model, its evaluation and its export. Imports TensorFlow late."""
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from job import plugins
 from job.config import SOURCES, Config
 from job.contract import Event
 from job.datasets.dataset import Dataset, Images, evaluation_digest_of
-from job.datasets.load import LoadedDataset, check_source, load_dataset
-from job.datasets.prepared import choose_cache_dir
+from job.datasets.load import LoadedDataset, check_source
 from job.digests import canonical_json, sha256_hex
-from job.errors import ConfigError, IntegrityError, JobError
-from job.logs import emit, warn
+from job.logs import emit
 from job.observe.phases import WAIT_FOR_WORKERS, Phases
 from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
-from job.store.open import folder_opener
 from job.training import devices, evaluation, export, own_model, own_recipe, pipeline
+from job.training.examples import load_examples
+from job.training.export import SAMPLE_IMAGES
 from job.training.loop import Measure, Split, Training
 from job.training.model import build_model, model_input_shape
 from job.training.recipe import Recipe, check_gate_metric, check_settings, make_measure, make_recipe
@@ -37,15 +33,6 @@ from job.training.workers import (
     wait_for_workers,
 )
 from job.training.workload import Prepared, Results
-
-SAMPLE_IMAGES = 64
-"""Test images kept beside the predictions, so that a model can be verified without its dataset."""
-
-_TRAINING_BYTES = 100_000_000
-"""What the smallest model takes after the data are there; a large one takes more, which is not estimated."""
-
-_SMALL_DATA_BYTES = 64_000_000
-"""Examples below it are not what fills a pod."""
 
 
 class KerasWorkload:
@@ -96,31 +83,20 @@ class KerasWorkload:
             devices.prepare_process(self._environ)
             self._strategy = self._meet(phases, look=look)
         with phases("data"):
-            self._data = _load_data(config, environ=self._environ)
-        threads = devices.threads(config.cluster)
-        device_names = devices.name_devices(
-            tuple(self._strategy.extended.worker_devices), num_workers=config.cluster.workers
-        )
-        num_replicas = len(device_names)
-        self._check_fit(num_replicas)
+            self._data = load_examples(config, environ=self._environ)
+        self._check_fit()
         self._seed = identity.resolve_seed(config, run_id=run_id)
         with phases("build"):
             self._plain, self._described = self._build_plain()
-        self._compile_with = devices.resolve_compile(
-            config.train,
-            model=self._plain,
-            is_own=config.model.build is not None,
-            device_names=device_names,
-            intra_op_threads=threads["intra_op"],
-            recorded=recorded_compile,
-        )
+        device = self._choose_device(recorded_compile)
+        self._compile_with = device.compile_with
         self._exchange = self._make_exchange(phases)
         return Prepared(
             inputs=identity.result_inputs(
                 config,
                 seed=self._seed,
-                compile_with=self._compile_with,
-                num_replicas=num_replicas,
+                compile_with=device.compile_with,
+                num_replicas=len(device.names),
                 dataset_digest=self._data.digest,
                 code={**self._described, **self._describe_classes()},
             ),
@@ -129,19 +105,28 @@ class KerasWorkload:
                 digest=self._data.digest,
                 evaluation_digest=evaluation_digest_of(self._data.dataset),
             ),
-            device=Device(
-                names=device_names,
-                threads=threads,
-                compile_with=self._compile_with,
-                num_workers=config.cluster.workers,
-            ),
+            device=device,
             exchange=self._exchange,
         )
 
-    def _check_fit(self, num_replicas: int) -> None:
+    def _choose_device(self, recorded_compile: str | None) -> Device:
+        """What computes the steps, and how they are compiled."""
+        config, threads = self._config, devices.threads(self._config.cluster)
+        names = devices.name_devices(tuple(self._strategy.extended.worker_devices), num_workers=config.cluster.workers)
+        compile_with = devices.resolve_compile(
+            config.train,
+            model=self._plain,
+            is_own=config.model.build is not None,
+            device_names=names,
+            intra_op_threads=threads["intra_op"],
+            recorded=recorded_compile,
+        )
+        return Device(names=names, threads=threads, compile_with=compile_with, num_workers=config.cluster.workers)
+
+    def _check_fit(self) -> None:
         """Refuse settings that do not fit data and replicas."""
         train, dataset = self._config.train, self._data.dataset
-        num_examples = len(dataset.train_labels)
+        num_examples, num_replicas = len(dataset.train_labels), self._strategy.num_replicas_in_sync
         devices.check_batch(train.global_batch_size, num_replicas=num_replicas, num_examples=num_examples)
         check_settings(train, num_examples=num_examples, num_classes=len(dataset.class_names))
 
@@ -193,9 +178,8 @@ class KerasWorkload:
 
     def _few_examples(self) -> Any:
         """Some training examples as the model gets them: float32 [n, *input_shape]."""
-        dataset = self._data.dataset
-        input_shape = model_input_shape(self._config.model, image_shape=dataset.image_shape)
-        return evaluation.preprocess(dataset.train_images[:SAMPLE_IMAGES], input_shape=input_shape).numpy()
+        images = self._data.dataset.train_images[:SAMPLE_IMAGES]
+        return evaluation.preprocess(images, input_shape=self._input_shape).numpy()
 
     def build(self) -> Training:
         """Model, optimizer and data in the strategy's scope, ready to run from any step.
@@ -212,46 +196,22 @@ class KerasWorkload:
             self._model = self._build_model()
         if config.model.build:
             own_model.check_same(self._model, self._described, config.model)
-        num_examples = len(dataset.train_labels)
-        input_shape = model_input_shape(config.model, image_shape=dataset.image_shape)
-        steps_per_epoch = pipeline.steps_per_epoch(num_examples, global_batch_size=config.train.global_batch_size)
-        total_steps = steps_per_epoch * config.train.epochs
-        recipe = self._make_recipe(steps_per_epoch)
-        is_fast = config.model.build is None or devices.is_dense(self._plain)
-        steps_per_chunk = pipeline.choose_steps_per_chunk(
-            steps_per_epoch,
-            num_pixels=math.prod(dataset.image_shape),
-            global_batch_size=config.train.global_batch_size,
-            most_steps=pipeline.MAX_STEPS_PER_CHUNK if is_fast else pipeline.MAX_SLOW_STEPS_PER_CHUNK,
+        steps_per_epoch = pipeline.steps_per_epoch(
+            len(dataset.train_labels), global_batch_size=config.train.global_batch_size
         )
-
-        def make_chunks(start_step: int) -> Any:
-            return pipeline.make_chunks(
-                images=dataset.train_images,
-                labels=dataset.train_labels,
-                num_classes=len(dataset.class_names),
-                image_shape=input_shape,
-                global_batch_size=config.train.global_batch_size,
-                steps_per_chunk=steps_per_chunk,
-                seed=self._seed,
-                start_step=start_step,
-                stop_step=total_steps,
-                worker=self._workers.index,
-                num_workers=self._workers.count,
-            )
-
+        recipe = self._make_recipe(steps_per_epoch)
         runner = StepRunner(
             self._strategy,
             model=self._model,
             recipe=recipe,
             compile_with=self._compile_with,
-            make_chunks=make_chunks,
+            make_chunks=self._chunks_maker(steps_per_epoch),
             steps_per_epoch=steps_per_epoch,
             workers=self._workers,
         )
         predictor = evaluation.Predictor(
             self._model,
-            input_shape=input_shape,
+            input_shape=self._input_shape,
             batch_examples=self._batch_examples(),
             is_filled_up=config.model.build is None,
             on_batch=self._phases.beat,
@@ -259,7 +219,7 @@ class KerasWorkload:
         training = Training(
             runner,
             settings=config.train,
-            num_examples=num_examples,
+            num_examples=len(dataset.train_labels),
             test=Split(predict=lambda: predictor(dataset.test_images), labels=dataset.test_labels),
             validation=_validation_split(dataset, predictor),
             measure=self._measure,
@@ -268,6 +228,39 @@ class KerasWorkload:
         )
         self._emit_train_start(training)
         return training
+
+    @property
+    def _input_shape(self) -> tuple[int, ...]:
+        """What one example looks like to the model."""
+        return model_input_shape(self._config.model, image_shape=self._data.dataset.image_shape)
+
+    def _chunks_maker(self, steps_per_epoch: int) -> Callable[[int], Any]:
+        """The chunks of this worker from a step on, as `StepRunner` takes them."""
+        train, dataset = self._config.train, self._data.dataset
+        is_fast = self._config.model.build is None or devices.is_dense(self._plain)
+        steps_per_chunk = pipeline.choose_steps_per_chunk(
+            steps_per_epoch,
+            num_pixels=math.prod(dataset.image_shape),
+            global_batch_size=train.global_batch_size,
+            most_steps=pipeline.MAX_STEPS_PER_CHUNK if is_fast else pipeline.MAX_SLOW_STEPS_PER_CHUNK,
+        )
+
+        def make_chunks(start_step: int) -> Any:
+            return pipeline.make_chunks(
+                images=dataset.train_images,
+                labels=dataset.train_labels,
+                num_classes=len(dataset.class_names),
+                image_shape=self._input_shape,
+                global_batch_size=train.global_batch_size,
+                steps_per_chunk=steps_per_chunk,
+                seed=self._seed,
+                start_step=start_step,
+                stop_step=steps_per_epoch * train.epochs,
+                worker=self._workers.index,
+                num_workers=self._workers.count,
+            )
+
+        return make_chunks
 
     def _make_recipe(self, steps_per_epoch: int) -> Recipe:
         train, dataset = self._config.train, self._data.dataset
@@ -305,7 +298,7 @@ class KerasWorkload:
             )
         with phases("export"):
             files, weights_digest = self._export(probabilities)
-            files[PREDICTIONS_FILE] = _to_predictions_file(self._data, probabilities)
+            files[PREDICTIONS_FILE] = export.to_predictions_file(self._data, probabilities)
         return Results(files=files, weights_digest=weights_digest, scores=scores)
 
     def predict_with(self, files: Mapping[str, bytes]) -> evaluation.Probabilities:
@@ -366,7 +359,7 @@ class KerasWorkload:
                 folder,
                 image_shape=dataset.image_shape,
                 image_dtype=dataset.image_dtype,
-                input_shape=model_input_shape(self._config.model, image_shape=dataset.image_shape),
+                input_shape=self._input_shape,
             )
             received = export.predict_with_export(folder, dataset.test_images[:SAMPLE_IMAGES])
             export.check_predictions(received, probabilities[:SAMPLE_IMAGES])
@@ -385,82 +378,3 @@ def _validation_split(dataset: Dataset, predict: Callable[[Images], evaluation.P
     if images is None or labels is None:
         return None
     return Split(predict=lambda: predict(images), labels=labels)
-
-
-def _load_data(config: Config, *, environ: MutableMapping[str, str]) -> LoadedDataset:
-    """The three splits, or two.
-
-    Raises:
-        JobError: as from `load_dataset`; no validation split where the settings need one.
-    """
-    limit = devices.memory_limit()
-    try:
-        with devices.held_to_memory(limit):
-            data = load_dataset(
-                config.data,
-                cache_dir=choose_cache_dir(config.data, environ=environ),
-                open_folder=folder_opener(config.store, environ=environ),
-            )
-    except MemoryError as error:
-        raise _does_not_fit(config, f"loading them asked for more: {error}", limit=limit) from error
-    _check_memory(config, data.dataset, limit=limit)
-    validation_labels = data.dataset.validation_labels
-    if config.train.needs_validation and validation_labels is None:
-        raise ConfigError(
-            "train.early_stopping_patience and train.keep=best look at a validation split; "
-            f"{config.data.source} returned none: return validation_images and validation_labels, or set data.validation_fraction"
-        )
-    more = {"validation_examples": len(validation_labels)} if validation_labels is not None else {}
-    emit(
-        Event.DATA_READY,
-        dataset=data.name,
-        digest=data.digest,
-        train_examples=len(data.dataset.train_labels),
-        test_examples=len(data.dataset.test_labels),
-        **more,
-        image_shape=list(data.dataset.image_shape),
-    )
-    if config.data.source == "digits":
-        warn("data.not_mnist", reason="these are 1,797 small digits that come with the package, not MNIST")
-    return data
-
-
-def _check_memory(config: Config, dataset: Dataset, *, limit: int | None) -> None:
-    """Refuse examples beside which training cannot have what it takes at the least.
-
-    Raises:
-        ConfigError, IntegrityError: as from `_does_not_fit`.
-    """
-    in_use, num_bytes = devices.memory_in_use().get("RssAnon", 0), dataset.bytes_in_memory
-    if limit is None or num_bytes < _SMALL_DATA_BYTES or in_use + _TRAINING_BYTES <= limit:
-        return
-    parts = (_megabytes(size) for size in (num_bytes, in_use, _TRAINING_BYTES))
-    said = "they take {}, this process {}, and training at least {} more".format(*parts)
-    raise _does_not_fit(config, said, limit=limit)
-
-
-def _does_not_fit(config: Config, reason: str, *, limit: int | None) -> JobError:
-    """64 where the user's own source made the examples, 65 where a built-in source did."""
-    of_pod = f"the pod's memory limit of {_megabytes(limit)}" if limit is not None else "memory"
-    message = f"data.source: the examples of {config.data.name} do not fit into {of_pod}: {reason}; raise the limit"
-    if config.data.source in SOURCES:
-        return IntegrityError(message)
-    return ConfigError(f"{message}, or return a numpy.memmap, which stays in its file")
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.0f} MB"
-
-
-def _to_predictions_file(data: LoadedDataset, probabilities: evaluation.Probabilities) -> bytes:
-    """Predictions of the whole test split, its labels, and the first images, as one safetensors file."""
-    from safetensors.numpy import save
-
-    labels = data.dataset.test_labels
-    arrays: dict[str, np.ndarray[Any, Any]] = {
-        "probabilities": np.asarray(probabilities, order="C"),
-        "labels": np.asarray(labels, order="C"),
-        "sample_images": np.asarray(data.dataset.test_images[:SAMPLE_IMAGES], order="C"),
-    }
-    meta = {"dataset": data.name, "dataset_digest": data.digest, "class_names": data.dataset.class_names}
-    return save(arrays, {"predictions": json.dumps(meta, sort_keys=True)})

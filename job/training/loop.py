@@ -166,16 +166,9 @@ class Training:
         )
 
         def checkpoint() -> Checkpoint:
-            meta = {
-                "epoch_seconds": self._epoch_seconds,
-                "history": [record.to_json() for record in self.history],
-                "counters": self.counters(step, ledger=ledger),
-                "ledger": ledger.to_meta(is_end=bool(stop.requested)),
-            }
-            return Checkpoint(step=step, result_digest=result_digest, arrays=self._state(), meta=meta)
+            return self._make_checkpoint(step, result_digest=result_digest, ledger=ledger, is_end=bool(stop.requested))
 
         is_left = step < self.total_steps
-
         with stop.deferred():
             with watchdog.watching(), phases("compile"):
                 for result in self._steps.run(start_step=step, is_asked_to_stop=stop.is_requested) if is_left else ():
@@ -203,6 +196,15 @@ class Training:
                     ledger.num_interruptions += 1 if stop.requested else 0
                     writer.save_last(checkpoint(), stop=stop)
         view.training_ends()
+
+    def _make_checkpoint(self, step: int, *, result_digest: str, ledger: Ledger, is_end: bool) -> Checkpoint:
+        meta = {
+            "epoch_seconds": self._epoch_seconds,
+            "history": [record.to_json() for record in self.history],
+            "counters": self.counters(step, ledger=ledger),
+            "ledger": ledger.to_meta(is_end=is_end),
+        }
+        return Checkpoint(step=step, result_digest=result_digest, arrays=self._state(), meta=meta)
 
     def counters(self, step: int, *, ledger: Ledger) -> dict[str, int]:
         """What was done up to a step, each step and example counted once, whatever was done again after a kill."""
