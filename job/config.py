@@ -133,7 +133,7 @@ class DataSection(Section):
 
     source: str = Field("tfds", description=f"{', '.join(SOURCES)}, or package.module:function for your own data")
     uri: str | None = Field(
-        None, description="idx: folder or store URI with the four .gz files; tfds: folder with its downloads"
+        None, description="idx: folder or store URI with the four IDX files; tfds: folder with its downloads"
     )
     dataset: str = Field("mnist", max_length=100, description="mnist, fashion_mnist, kmnist or emnist/digits")
     train_examples: PositiveInt | None = Field(None, description="use only this many training examples")
@@ -161,7 +161,7 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.source == "idx" and self.uri is None:
-            raise ValueError("uri must be set with source=idx: a folder or store URI that holds the four .gz files")
+            raise ValueError("uri must be set with source=idx: a folder or store URI that holds the four IDX files")
         if self.source in SOURCES and self.args:
             raise ValueError(
                 f"args are read only by a source of your own, received source={self.source}; drop one of the two"
