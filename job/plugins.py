@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 from job.digests import canonical_json, sha256_hex
 from job.errors import ConfigError, JobError
+from job.signals import StopRequested
 from job.texts import one_line
 
 _MAX_FRAMES, _MAX_REASON, _MAX_LINE, _MAX_FILES = 5, 300, 100, 200
@@ -29,7 +31,7 @@ _NOISE = re.compile(
 )
 """What Keras and TensorFlow write around the reason: bold words, their own frames, and the arguments of each call."""
 _NOT_THE_USERS = tuple(
-    str(Path(folder).resolve())
+    Path(folder).resolve()
     for folder in {
         *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
         str(Path(__file__).parent),
@@ -52,19 +54,19 @@ def check_exists(name: str, *, field: str, keywords: Mapping[str, Any] | None = 
         raise ConfigError(
             f"{field}: {name}: no module {module} on the path; is its package in the image, or its folder in PYTHONPATH?"
         )
-    if path.suffix != ".py":
+    if path.suffix != ".py" or not path.exists():
         return
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
         raise ConfigError(f"{field}: {path.name}:{error.lineno} cannot be read as Python: {error.msg}") from error
-    names = _defined_names(tree)
+    names, functions = _defined_names(tree), [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     if names and function not in names:
-        known = ", ".join(sorted(names)[:10])
+        known = ", ".join(sorted({node.name for node in functions})[:10]) or "none"
         raise ConfigError(f"{field}: {name}: {path.name} has no function {function}; it has {known}")
-    for node in tree.body if keywords is not None else ():
-        if isinstance(node, ast.FunctionDef) and node.name == function and not node.decorator_list:
-            _check_call(_signature_of(node), name, (), field=field, keywords=keywords or {})
+    last = next((node for node in reversed(functions) if node.name == function), None)
+    if keywords is not None and last and not last.decorator_list:
+        _check_call(_signature_of(last), name, (), field=field, keywords=keywords)
 
 
 def _signature_of(node: ast.FunctionDef) -> inspect.Signature:
@@ -125,22 +127,31 @@ def call_function(name: str, /, *args: object, field: str, keywords: Mapping[str
 def user_code(name: str, *, field: str, doing: str = "raised") -> Iterator[None]:
     """Turn what the user's code raises inside this block into one error that names the user's own lines.
 
+    The working folder is afterwards what it was: the store may be below it.
+
     Raises:
         ConfigError: the first line says what was raised, each other line is a frame of the user's, the innermost last.
     """
+    folder = Path.cwd()
     try:
         yield
-    except (JobError, MemoryError):
+    except (JobError, MemoryError, StopRequested):
         raise
-    except (Exception, SystemExit) as error:
-        said = one_line(_NOISE.sub("", str(error)), limit=_MAX_REASON)
-        what = (
-            f"{doing} {type(error).__name__}: {said}"
-            if doing == "raised"
-            else f"{doing}: {type(error).__name__}: {said}"
-        )
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: our own signals raise StopRequested
+        what = f"{doing}{':' * (doing != 'raised')} {type(error).__name__}: {_say(error)}"
         frames = [f"  {frame}" for frame in _users_frames(error)]
         raise ConfigError("\n".join([f"{field}: {name} {what}", *frames])) from error
+    finally:
+        os.chdir(folder)
+
+
+def _say(error: BaseException) -> str:
+    """What an error says, without the words of Keras and TensorFlow around it."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an error of the user's own class
+        text = "(it cannot say what)"
+    return one_line(_NOISE.sub("", text), limit=_MAX_REASON)
 
 
 def _users_frames(error: BaseException) -> list[str]:
@@ -163,7 +174,7 @@ def _users_frames(error: BaseException) -> list[str]:
 
 def _is_the_users(file: str) -> bool:
     is_converted = Path(file).name.startswith("__autograph_generated")
-    return not file.startswith("<") and not is_converted and not str(Path(file).resolve()).startswith(_NOT_THE_USERS)
+    return not file.startswith("<") and not is_converted and not _is_installed(Path(file))
 
 
 def digest_of_sources(name: str) -> str | None:
@@ -189,34 +200,52 @@ def _digests_of_files(name: str) -> dict[str, str]:
 def _find_sources(name: str) -> dict[str, Path]:
     """The Python files that the function's result may depend on: name below the folder of its package -> path.
 
-    These are the whole package, and what it imports from the folder beside it, unless that is a folder of installed packages.
+    These are the whole package, and the modules and packages that it imports, unless they are installed ones.
     """
     top = name.partition(":")[0].partition(".")[0]
-    path = _find_module(top)
-    if path is None:
-        return {}
-    root = path.parent.parent if path.stem == "__init__" else path.parent
-    found = _files_of(root, top)
-    waiting = list(found.values())
-    while waiting and not _is_installed(root):
-        for beside in _imported_names(waiting.pop()):
-            more = {where: file for where, file in _files_of(root, beside).items() if where not in found}
-            if not _is_installed(root / beside):
+    found = _files_of(top)
+    waiting, seen = [*found.values()] if not _is_installed(_root_of(top)) else [], {top}
+    while waiting:
+        for other in _imported_names(waiting.pop()):
+            if other not in seen and not _is_installed(_root_of(other)):
+                more = _files_of(other)
                 found |= more
                 waiting += more.values()
+            seen.add(other)
     return found
 
 
-def _files_of(root: Path, top: str) -> dict[str, Path]:
-    """Of the package or module `top` directly below a folder, by their names there; none when it is not there."""
-    found = (root / top).rglob("*.py") if (root / top).is_dir() else root.glob(f"{top}.*")
-    return {
-        path.relative_to(root).as_posix(): path for path in found if path.suffix in (".py", ".so") and path.is_file()
-    }
+def _root_of(top: str) -> Path | None:
+    """The folder on the path that a module or package without a dot in its name is in."""
+    path = _find_module(top)
+    return path.parent.parent if path and path.stem == "__init__" else path.parent if path else None
 
 
-def _is_installed(folder: Path) -> bool:
-    return str(folder.resolve()).startswith(_NOT_THE_USERS)
+def _files_of(top: str) -> dict[str, Path]:
+    """Of a module or package, by their names below its folder on the path; none when it cannot be found."""
+    path, root = _find_module(top), _root_of(top)
+    if path is None or root is None:
+        return {}
+    files = _walk(path.parent) if path.stem == "__init__" else [path]
+    chosen = {file.relative_to(root): file for file in files if file.suffix in (".py", ".so") and file.is_file()}
+    return {where.as_posix(): file for where, file in chosen.items() if not any(part[0] == "." for part in where.parts)}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, those of linked folders too; a folder that is linked twice is walked once."""
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        folders[:] = [name for name in folders if os.path.realpath(Path(parent) / name) not in seen]
+        yield from (Path(parent) / name for name in names)
+
+
+def _is_installed(folder: Path | None) -> bool:
+    """Whether what is in a folder is not the user's: the standard library, an installed package, or this program."""
+    if folder is None:
+        return True
+    real = folder.resolve()
+    return any(real == other or other in real.parents for other in _NOT_THE_USERS)
 
 
 def _imported_names(file: Path) -> list[str]:
@@ -235,7 +264,10 @@ def _imported_names(file: Path) -> list[str]:
 
 
 def _find_module(name: str) -> Path | None:
-    """The file of a module, without importing it or the packages that it is in."""
+    """The file of a module, without importing it or the packages that it is in.
+
+    For a package it is `__init__.py`, also where a folder without one is a package (a namespace package).
+    """
     first, *rest = name.split(".")
     if first in sys.builtin_module_names:
         return None
@@ -243,14 +275,15 @@ def _find_module(name: str) -> Path | None:
         spec = importlib.util.find_spec(first)
     except (ImportError, ValueError):
         return None
-    if spec is None or not (spec.origin or spec.submodule_search_locations):
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    if spec is None or not (spec.origin or folders):
         return None
-    path = Path(spec.origin) if spec.origin else Path(next(iter(spec.submodule_search_locations or ()))) / "__init__.py"
+    path = Path(folders[0]) / "__init__.py" if folders else Path(str(spec.origin))
     for part in rest:
         folder = path.parent
-        found = [*folder.glob(f"{part}/__init__.py"), *folder.glob(f"{part}.py"), *folder.glob(f"{part}.*.so")]
-        path = found[0] if found else folder / part / "__init__.py"
-    return path if path.exists() else None
+        choices = [*folder.glob(f"{part}/__init__.py"), *folder.glob(f"{part}.py"), *folder.glob(f"{part}.*.so")]
+        path = next(iter(choices), folder / part / "__init__.py")
+    return path if path.exists() or (path.stem == "__init__" and path.parent.is_dir()) else None
 
 
 def _defined_names(tree: ast.Module) -> set[str]:
@@ -267,7 +300,9 @@ def _defined_names(tree: ast.Module) -> set[str]:
             names.add(node.target.id)
         elif not isinstance(node, ast.Expr):  # `if`, `try`, `for`: what they bind depends on what happens
             return set()
-    return set() if "*" in names or "__getattr__" in names else names
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    is_known = not names & {"*", "__getattr__"} and not called & {"globals", "setattr", "exec", "vars"}
+    return names if is_known else set()
 
 
 def _describe_git(folder: Path) -> dict[str, Any]:

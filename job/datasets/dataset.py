@@ -105,6 +105,10 @@ def _check_class_names(names: object) -> None:
         raise IntegrityError(f"dataset: class_names must be a tuple of names, received {type(names).__name__}")
     if len(names) < 2 or len(names) > MAX_CLASSES:
         raise IntegrityError(f"dataset: class_names must hold 2 to {MAX_CLASSES}, received {len(names)}")
+    texts = [str(name) for name in names]
+    odd = next((text for text in texts if texts.count(text) > 1 or not text.isprintable()), None)
+    if odd is not None:
+        raise IntegrityError(f"dataset: class_names must be different printable texts, received {odd[:80]!a}")
 
 
 def _check_alike(split: str, images: Images, train_images: Images) -> None:
@@ -233,8 +237,11 @@ def _canonical_split(split: str, images: object, labels: object, class_names: tu
 def _to_array(split: str, what: str, value: object) -> NDArray[Any]:
     try:
         return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise IntegrityError(f"dataset: {split} {what} must be an array: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the user's own array raises, such as a file that was closed
+        reason = f"{type(error).__name__}: {error}"
+        raise IntegrityError(f"dataset: {split} {what} must be an array: {reason}") from error
 
 
 def _check_images(split: str, value: object) -> Rows:

@@ -4,6 +4,7 @@ Works on the predictions that two models made on one test split, so that no mode
 decides about are made in `comparison.py`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -21,6 +22,8 @@ Verdict = Literal["promoted", "same", "refused"]
 
 _ROUNDING = 1e-12
 """Accuracies are quotients: 0.98 - 0.978 is a little more than 0.002."""
+_SMALLEST_BAR = 1e-4
+"""The permutation test says no smaller p than half of this."""
 _BEYOND_DOUBT = 500
 """An anchor is replaced at promotion.significance over this: one that was replaced by luck would refuse its equals for long."""
 _MAX_NAMES = 5
@@ -171,6 +174,8 @@ def _without_metric(
 ) -> _Row | None:
     """The row of a metric that predictions do not give and that a COMMIT does not record."""
     key = key_of(rules.metric)
+    if key in numbers and not math.isfinite(numbers[key]):
+        return "refused", "no_metric", f"promotion.metric is {rules.metric}: the run recorded {numbers[key]}"
     if key not in numbers:
         recorded = ", ".join(name for name in candidate.recorded if name.startswith("test_"))
         reason = (
@@ -193,10 +198,12 @@ def _worse(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSecti
 def _drifted(numbers: Mapping[str, Any], rules: PromotionSection, *, level: float) -> _Row | None:
     key, p_value = key_of(rules.metric), numbers.get("anchor_p_value")
     value, anchor = numbers[key], numbers[f"anchor_{key}"]
-    is_chance = p_value >= level if p_value is not None else is_measure(rules.metric)
+    is_chance = (
+        p_value >= level > 0 if p_value is not None else is_measure(rules.metric)
+    )  # at level 0 nothing is tested
     if anchor - value <= rules.max_accuracy_drop + _ROUNDING or is_chance:
         return None
-    tested = "without a test" if p_value is None else f"p = {p_value:.2g} is below {level:g}"
+    tested = "without a test" if p_value is None or not level else f"p = {p_value:.2g} is below {level:g}"
     reason = (
         f"{rules.metric} {value:.4f} is {anchor - value:.4f} below the champion that all are measured by ({anchor:.4f}), "
         f"{tested}; promotion.max_accuracy_drop is {rules.max_accuracy_drop:g}"
@@ -212,7 +219,7 @@ def _replaces_anchor(numbers: Mapping[str, Any], champion: Champion, rules: Prom
         return bool(gain >= 0)  # this one's predictions stay in the store
     if p_value is None:
         return bool(gain > rules.max_accuracy_drop + _ROUNDING)
-    return bool(p_value < rules.significance / _BEYOND_DOUBT)
+    return bool(p_value < max(rules.significance / _BEYOND_DOUBT, _SMALLEST_BAR))
 
 
 def _has_predictions(champion: Champion) -> bool:

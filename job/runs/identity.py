@@ -200,11 +200,16 @@ def differences(recorded: object, inputs: Mapping[str, Any]) -> str:
         return "its settings are not recorded"
     before, now = _flatten(recorded), _flatten(inputs)
     changed = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        f"{name} was {_shorten(before.get(name))!r}, is {_shorten(now.get(name))!r}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
     return "; ".join(changed[:3])
+
+
+def _shorten(value: object) -> object:
+    """A SHA-256 by its first characters; anything else as it is."""
+    return f"{value[:12]}..." if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) else value
 
 
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from job.config import ModelSection
+from job.plugins import import_function
 from job.training import own_model
 
 
@@ -28,6 +29,8 @@ def build_model(
     import keras
     from keras.src.utils.naming import reset_uids
 
+    if config.build:
+        import_function(config.build, field="model.build")  # before: a module may make layers when it is imported
     reset_uids()  # else the second model of a process is called sequential_1, and its variables too
 
     keras.utils.set_random_seed(seed)

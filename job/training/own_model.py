@@ -101,7 +101,7 @@ def describe(model: Any, config: ModelSection) -> dict[str, Any]:
         `recipe`: optimizer, loss and metrics of a compiled model; absent when it is not compiled.
     """
     described = {"model": sha256_hex(_say_model(model).encode()), "initial_weights": _fingerprint(model)}
-    source = None if _is_all_of_keras(_say_model(model)) else digest_of_sources(_name(config))
+    source = None if _is_all_of_keras(model) else digest_of_sources(_name(config))
     recipe = describe_recipe(model)
     return described | ({"source": source} if source else {}) | ({"recipe": recipe} if recipe else {})
 
@@ -184,9 +184,12 @@ def _fingerprint(model: Any) -> str:
     return f"{norm:.4e} {mixed / norm if norm else 0.0:.3f}"
 
 
-def _is_all_of_keras(text: str) -> bool:
-    """Whether what the model says tells all about it: no class and no function of the user's own."""
+def _is_all_of_keras(model: Any) -> bool:
+    """Whether what the model says tells all about it: no class, no function and no method of the user's own."""
+    text = _say_model(model)
     modules = set(re.findall(r'"module": "([^"]+)"', text))
-    return (
-        bool(modules) and "__lambda__" not in text and all(re.match(r"keras\b|builtins$", module) for module in modules)
-    )
+    has_functions = any(f'"class_name": "{kind}"' in text for kind in ("function", "method", "__lambda__"))
+    layers = model._flatten_layers()
+    has_methods = any("call" in vars(layer) for layer in layers)
+    are_kerass = bool(modules) and all(re.match(r"keras\b|builtins$", module) for module in modules)
+    return are_kerass and not has_functions and not has_methods

@@ -318,6 +318,11 @@ class TestRefusals:
             ("1: 2", r"--config: .*config\.yaml must hold sections such as 'train:'"),
             ("- train", r"--config: .*config\.yaml must hold sections .*received list"),
             ("just text", r"--config: .*config\.yaml must hold sections .*received str"),
+            (
+                "train: {epochs: 3}\ntrain: {epochs: 4}",
+                r"--config: .*config\.yaml is not YAML: the key 'train' is there twice",
+            ),
+            ("train: {epochs: 3, epochs: 4}", r"the key 'epochs' is there twice"),
             ("train: {epochs: 3", r"--config: .*config\.yaml is not YAML: "),
             ("train: !!python/object/apply:os.getcwd []", r"--config: .*config\.yaml is not YAML: .*constructor"),
         ],

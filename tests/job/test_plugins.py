@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import job
 from job.errors import ConfigError
 from job.plugins import (
+    _is_installed,
     call_function,
     check_exists,
     describe_sources,
@@ -16,6 +18,7 @@ from job.plugins import (
     import_function,
     user_code,
 )
+from job.signals import StopRequested
 
 Write = Callable[[str, str], Path]
 
@@ -68,6 +71,7 @@ class TestTypos:
             "try:\n  f = 1\nexcept E: ...",
             "def __getattr__(name): ...",
             "async def f(): ...",
+            "def other(): ...\nglobals()['f'] = other",
         ],
     )
     def test_what_may_be_there_is_left_to_the_import(self, write: Write, text: str) -> None:
@@ -98,6 +102,8 @@ class TestErrorsOfTheUser:
             ("def f(a, width):\n    raise KeyError", r"raised KeyError: \n  own.py:2 in f: raise KeyError$"),
             ("import sys\ndef f(a, width):\n    sys.exit('enough')", "raised SystemExit: enough\n  own.py:3 in f"),
             ("def f(a, width):\n    return f(a, width)", "raised RecursionError"),
+            ("def f(a, width):\n    raise KeyboardInterrupt", "raised KeyboardInterrupt"),
+            ("class E(Exception):\n  def __str__(self): return 1 / 0\ndef f(a, width):\n  raise E", "raised E: .it cannot say"),
         ],
     )  # fmt: skip
     def test_end_with_64_and_their_own_lines(self, write: Write, text: str, message: str) -> None:
@@ -112,6 +118,16 @@ class TestErrorsOfTheUser:
         with pytest.raises(ConfigError) as raised:
             call_function("own:f", field="data.source", keywords={})
         assert str(raised.value).splitlines()[1:] == ["  own.py:3 in f: return json.loads('{')"]
+
+    def test_the_working_folder_is_put_back(self, write: Write, tmp_path: Path) -> None:
+        write("own.py", f"import os\ndef f():\n    os.chdir({str(tmp_path)!r})\n")
+        before = Path.cwd()
+        call_function("own:f", field="data.source", keywords={})
+        assert Path.cwd() == before != tmp_path
+
+    def test_a_signal_is_no_error_of_the_user(self) -> None:
+        with pytest.raises(StopRequested), user_code("own:f", field="model.build"):
+            raise StopRequested("SIGTERM")
 
     def test_our_own_errors_and_a_full_memory_pass(self) -> None:
         for error in (ConfigError("ours"), MemoryError()):
@@ -152,6 +168,33 @@ class TestIdentityOfTheCode:
 
     def test_code_that_cannot_be_found_has_no_digest(self) -> None:
         assert digest_of_sources("absent_package.models:f") is None
+
+    def test_namespace_packages_and_modules_beside_a_folder_of_their_name_count(self, write: Write) -> None:
+        write("ownspace/models.py", "def f(): ...\n")
+        write("owntwin.py", "import ownspace.models\n")
+        write("owntwin/data.txt", "")
+        assert sorted(describe_sources("ownspace.models:f")["files"]) == ["ownspace/models.py"]
+        assert sorted(describe_sources("owntwin:f")["files"]) == ["ownspace/models.py", "owntwin.py"]
+
+    def test_linked_folders_and_other_folders_on_the_path_count_and_copies_do_not(
+        self, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.syspath_prepend(str(tmp_path / "other"))
+        write("other/ownfar.py", "")
+        write("elsewhere/layers.py", "")
+        write("ownpackage/__init__.py", "import ownfar\n")
+        write("ownpackage/.ipynb_checkpoints/old.py", "")
+        write("own.bak.py", "")
+        (tmp_path / "ownpackage/linked").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "ownpackage")
+        write("own.py", "import ownpackage\n")
+        files = sorted(describe_sources("own:f")["files"])
+        assert files == ["own.py", "ownfar.py", "ownpackage/__init__.py", "ownpackage/linked/layers.py"]
+
+    def test_a_folder_that_begins_like_ours_is_the_users(self) -> None:
+        assert _is_installed(Path(job.__file__).parent / "training")
+        assert not _is_installed(Path(job.__file__).parent.parent / "jobs")
+        assert not _is_installed(Path(job.__file__).parent.parent / "job_models.py")
 
     def test_installed_packages_beside_are_not_the_users(self) -> None:
         assert sorted(describe_sources("yaml:load")["files"])[0].startswith("yaml/")

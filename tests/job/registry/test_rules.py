@@ -133,6 +133,19 @@ class TestRows:
         """Five lost and none won: p = 1 / 32. One example is no reason, whatever the share that it is."""
         assert rule_of(candidate_of(first(50 + num_worse)), CHAMPION)[1] == rule
 
+    @pytest.mark.parametrize(
+        ("num_worse", "rule"), [(2, "not_worse"), (3, "max_accuracy_drop"), (900, "max_accuracy_drop")]
+    )
+    def test_without_significance_the_drop_alone_decides(self, num_worse: int, rule: str) -> None:
+        decision = decide(candidate_of(first(50 + num_worse)), CHAMPION, rules=PromotionSection(significance=0))
+        assert decision.rule == rule
+        assert rule == "not_worse" or "without a test" in decision.reason
+
+    def test_metric_that_is_no_number_is_refused(self) -> None:
+        candidate = replace(CANDIDATE, recorded={"test_accuracy": 0.95, "test_mine": float("nan")})
+        rules = PromotionSection(metric="mine")
+        assert rule_of(candidate, None, rules) == rule_of(candidate, CHAMPION, rules) == ("refused", "no_metric")
+
     def test_drop_within_the_allowed_one_is_left_to_the_other_test(self) -> None:
         rules = PromotionSection(max_accuracy_drop=0.005)
         assert rule_of(candidate_of(first(55)), CHAMPION, rules)[1] == "significance"
