@@ -8,13 +8,14 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import linecache
 import os
 import re
 import subprocess
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,19 @@ def _users_frames(error: BaseException) -> list[str]:
     found += [(frame.filename, frame.lineno, frame.function_name, frame.code) for frame in traced]
     if isinstance(error, SyntaxError) and error.filename:
         found.append((error.filename, error.lineno, "", error.text))
+    return _say_frames(found)
+
+
+def frames_of(stack: Iterable[traceback.FrameSummary]) -> list[str]:
+    """The user's own lines where an operation of TensorFlow was made, as `user_code` adds them to a message."""
+    return [f"  {said}" for said in _say_frames((one.filename, one.lineno, one.name, _line_of(one)) for one in stack)]
+
+
+def _line_of(frame: traceback.FrameSummary) -> str:
+    return frame.line or linecache.getline(frame.filename, frame.lineno or 0).strip()
+
+
+def _say_frames(found: Iterable[tuple[str, int | None, str, str | None]]) -> list[str]:
     frames = [
         f"{Path(file).name}:{number}{f' in {function}' if function else ''}: {one_line(line or '', limit=_MAX_LINE)}"
         for file, number, function, line in found

@@ -131,7 +131,7 @@ def loss_and_accuracy(probabilities: Probabilities, labels: Labels) -> tuple[flo
         TrainingError: a probability is not finite: the weights are of no use.
     """
     if not np.isfinite(probabilities).all():
-        raise TrainingError("the model's probabilities are not finite; nothing is exported; lower train.learning_rate")
+        raise TrainingError("the model's probabilities are not finite; nothing is exported; lower the learning rate")
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     loss = -np.log(np.clip(of_label, _SMALLEST_PROBABILITY, 1)).mean()
     return float(loss), float((probabilities.argmax(1) == labels).mean())

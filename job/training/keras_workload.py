@@ -24,6 +24,7 @@ from job.training.loop import Measure, Split, Training
 from job.training.model import build_model, model_input_shape
 from job.training.recipe import Recipe, check_gate_metric, check_settings, make_measure, make_recipe
 from job.training.steps import StepRunner
+from job.training.trial import try_step
 from job.training.workers import (
     Exchange,
     StrategyExchange,
@@ -150,25 +151,40 @@ class KerasWorkload:
         """A model that is not trained: what it is, and that it works, is known before anything is written."""
         model, config = self._build_model(), self._config
         num_classes = len(self._data.dataset.class_names)
+        if config.model.build is not None:
+            own_recipe.check_recipe(model, config.train, name=config.model.build, num_classes=num_classes)
         if config.promotion.enabled:
             check_gate_metric(config.promotion.metric, model, num_classes=num_classes)
         if config.model.build is None:
             return model, {}
-        own_recipe.check_recipe(
-            model,
-            config.train,
-            name=config.model.build,
-            num_classes=num_classes,
-        )
         described = own_model.describe(model, config.model)
-        own_model.try_once(
+        probabilities = own_model.try_once(
             model,
             config.model,
             examples=self._few_examples(),
             num_classes=num_classes,
             precision=config.train.precision,
         )
+        own_recipe.try_metrics(model, probabilities, name=config.model.build, num_classes=num_classes)
+        self._try_step()
         return model, described
+
+    def _try_step(self) -> None:
+        """Trace a step as one replica makes it, with a model of its own: an optimizer leaves its marks."""
+        config, num_classes = self._config, len(self._data.dataset.class_names)
+        assert config.model.build is not None  # the reference model has no faults to find
+
+        def make() -> tuple[Any, Recipe]:
+            model = self._build_model()
+            return model, self._make_recipe(model, num_replicas=1)
+
+        try_step(
+            make,
+            name=config.model.build,
+            input_shape=self._input_shape,
+            num_classes=num_classes,
+            batch_size=config.train.global_batch_size // self._strategy.num_replicas_in_sync,
+        )
 
     def _describe_classes(self) -> dict[str, str]:
         """Names of an own source's classes: the digest of its data knows their numbers only."""
@@ -196,10 +212,10 @@ class KerasWorkload:
             self._model = self._build_model()
         if config.model.build:
             own_model.check_same(self._model, self._described, config.model)
-        steps_per_epoch = pipeline.steps_per_epoch(
-            len(dataset.train_labels), global_batch_size=config.train.global_batch_size
-        )
-        recipe = self._make_recipe(steps_per_epoch)
+        self._measure = make_measure(config.train, self._plain, num_classes=len(dataset.class_names))
+        steps_per_epoch = self._steps_per_epoch
+        with self._strategy.scope():
+            recipe = self._make_recipe(self._model, num_replicas=self._strategy.num_replicas_in_sync)
         runner = StepRunner(
             self._strategy,
             model=self._model,
@@ -262,19 +278,23 @@ class KerasWorkload:
 
         return make_chunks
 
-    def _make_recipe(self, steps_per_epoch: int) -> Recipe:
-        train, dataset = self._config.train, self._data.dataset
-        num_classes = len(dataset.class_names)
-        self._measure = make_measure(train, self._plain, num_classes=num_classes)
-        with self._strategy.scope():
-            return make_recipe(
-                train,
-                self._model,
-                train_labels=dataset.train_labels,
-                num_classes=num_classes,
-                steps_per_epoch=steps_per_epoch,
-                num_replicas=self._strategy.num_replicas_in_sync,
-            )
+    @property
+    def _steps_per_epoch(self) -> int:
+        return pipeline.steps_per_epoch(
+            len(self._data.dataset.train_labels), global_batch_size=self._config.train.global_batch_size
+        )
+
+    def _make_recipe(self, model: Any, *, num_replicas: int) -> Recipe:
+        dataset = self._data.dataset
+        return make_recipe(
+            self._config.train,
+            model,
+            name=self._config.model.build or "",
+            train_labels=dataset.train_labels,
+            num_classes=len(dataset.class_names),
+            steps_per_epoch=self._steps_per_epoch,
+            num_replicas=num_replicas,
+        )
 
     def finish(self, training: Training, *, phases: Phases) -> Results:
         """Score the test split, and write the SavedModel that predicts what was scored."""

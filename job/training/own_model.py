@@ -17,6 +17,7 @@ from job.digests import sha256_hex
 from job.errors import ConfigError
 from job.plugins import call_function, digest_of_sources, user_code
 from job.training.own_recipe import describe_recipe
+from job.training.trial import check_graph, variables_of
 
 _FIELD = "model.build"
 _TRIED_EXAMPLES = 8
@@ -50,30 +51,38 @@ def build(config: ModelSection, *, input_shape: tuple[int, ...], num_classes: in
     return model
 
 
-def try_once(model: Any, config: ModelSection, *, examples: NDArray[Any], num_classes: int, precision: str) -> None:
+def try_once(
+    model: Any, config: ModelSection, *, examples: NDArray[Any], num_classes: int, precision: str
+) -> NDArray[np.float32]:
     """Call the model as training and evaluation will; it may change the model's state, which must not be used for training.
 
     Args:
         examples: float32 [N, *input_shape], as the model gets them.
 
+    Returns:
+        Probabilities of the first examples.
+
     Raises:
-        ConfigError: it raises, or its outputs are not `num_classes` probabilities for each example.
+        ConfigError: it raises, its outputs are not `num_classes` probabilities for each example, or its state is not all its own.
     """
     import tensorflow as tf
 
     name, batch = _name(config), tf.constant(examples[:_TRIED_EXAMPLES])
     with user_code(name, field=_FIELD, doing=_CALLED):
         outputs = model(batch, training=False)
-    _check_outputs(outputs, name, num_examples=len(batch), num_classes=num_classes, precision=precision)
+    found = _check_outputs(outputs, name, num_examples=len(batch), num_classes=num_classes, precision=precision)
     with user_code(name, field=_FIELD, doing=f"{_CALLED} in training"), tf.GradientTape() as tape:
         outputs = model(batch, training=True)
         gradients = tape.gradient(tf.reduce_sum(outputs * outputs), model.trainable_variables)
     if all(gradient is None for gradient in gradients):
         raise ConfigError(f"{_FIELD}: no weight of {name} has a gradient: its outputs do not depend on what is trained")
-    with user_code(name, field=_FIELD, doing=f"{_CALLED} in a TensorFlow graph"):
-        tf.function(lambda images: model(images, training=True)).get_concrete_function(
-            tf.TensorSpec((None, *batch.shape[1:]), batch.dtype)
-        )
+    spec = tf.TensorSpec((None, *batch.shape[1:]), batch.dtype)
+    graphs = tf.function(lambda images, training: model(images, training=training))
+    for training in (True, False):
+        with user_code(name, field=_FIELD, doing=f"{_CALLED} in a TensorFlow graph"):
+            traced = graphs.get_concrete_function(spec, training)
+        check_graph(traced, variables_of(model), name=name)
+    return found
 
 
 def check_same(model: Any, before: Mapping[str, Any], config: ModelSection) -> None:
@@ -136,7 +145,9 @@ def _check_shapes(model: Any, name: str, *, input_shape: tuple[int, ...], num_cl
         )
 
 
-def _check_outputs(outputs: Any, name: str, *, num_examples: int, num_classes: int, precision: str) -> None:
+def _check_outputs(
+    outputs: Any, name: str, *, num_examples: int, num_classes: int, precision: str
+) -> NDArray[np.float32]:
     import keras
 
     wanted = f"must end in {num_classes} probabilities for each image"
@@ -156,6 +167,7 @@ def _check_outputs(outputs: Any, name: str, *, num_examples: int, num_classes: i
             f"{_FIELD}: {name} {wanted}: each row must be positive and sum to 1, the first image's has a smallest value of "
             f"{values[0].min():.3g} and sums to {sums[0]:.3g}; end in activation='softmax' (no logits, no sigmoid)"
         )
+    return values.astype(np.float32)
 
 
 def _say_model(model: Any) -> str:

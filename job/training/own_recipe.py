@@ -4,7 +4,9 @@ A model that is not compiled is trained as `train.*` says (`recipe.py`).
 """
 
 import json
+import math
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from job.config import TrainSection
 from job.datasets.dataset import Labels
-from job.errors import ConfigError
+from job.errors import ConfigError, TrainingError
 from job.logs import warn
 from job.plugins import user_code
 from job.training.evaluation import Probabilities
@@ -62,7 +64,9 @@ def check_recipe(model: Any, config: TrainSection, *, name: str, num_classes: in
     beside = [f"train.{field}" for field in _REPLACED if getattr(config, field) != fields[field].default]
     if beside:
         raise _refused(
-            name, f"its model is compiled: its own optimizer and loss are used; drop {', '.join(beside)}, or compile"
+            name,
+            f"its model is compiled: its own optimizer and loss are used; drop {', '.join(beside)}, or "
+            "do not compile the model",
         )
     _check_optimizer(model.optimizer, name)
     _check_loss(model, name, num_classes=num_classes)
@@ -84,7 +88,8 @@ def describe_recipe(model: Any) -> dict[str, Any]:
     if not is_compiled(model):
         return {}
     try:
-        parts = {part: keras.saving.serialize_keras_object(getattr(model, part)) for part in ("optimizer", "loss")}
+        with warnings.catch_warnings(action="ignore"):  # that a lambda could not be read back
+            parts = {part: keras.saving.serialize_keras_object(getattr(model, part)) for part in ("optimizer", "loss")}
         described: dict[str, Any] = json.loads(json.dumps(parts, allow_nan=False))
     except (OSError, TypeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
@@ -147,7 +152,7 @@ def _check_loss(model: Any, name: str, *, num_classes: int) -> None:
     if model.loss is None:
         raise _refused(name, "its model is compiled without a loss; give compile one, such as categorical_crossentropy")
     with user_code(name, field="model.build", doing="what the model is compiled with cannot be read"):
-        weights = model.get_compile_config().get("loss_weights")
+        weights = _compile_config(model).get("loss_weights")
     if isinstance(model.loss, list | tuple | dict) or weights is not None:
         raise _refused(name, "its model is compiled with several losses or with loss_weights; the job takes one loss")
     with user_code(name, field="model.build", doing="the model's loss cannot be made or called"):
@@ -238,10 +243,20 @@ def metric_names(model: Any) -> list[str]:
     return [name for name in _all_metric_names(model) if name not in _ALWAYS_REPORTED]
 
 
+def _compile_config(model: Any) -> dict[str, Any]:
+    with warnings.catch_warnings(action="ignore"):  # that a lambda could not be read back
+        return dict(model.get_compile_config())
+
+
 def _all_metric_names(model: Any) -> list[str]:
-    config = model.get_compile_config()
+    config = _compile_config(model)
+    given = [config.get("metrics") or (), config.get("weighted_metrics") or ()]
+    if any(isinstance(some, dict) for some in given):
+        raise ValueError(
+            "metrics are given by the name of an output; the model has one: give compile one list of metrics"
+        )
     names = []
-    for metric in [*(config.get("metrics") or ()), *(config.get("weighted_metrics") or ())]:
+    for metric in [*given[0], *given[1]]:
         of_object = metric.get("config") if isinstance(metric, dict) else metric
         name = str(of_object.get("name") if isinstance(of_object, dict) else of_object)
         if name in _ALWAYS_REPORTED and isinstance(metric, dict) and metric["class_name"] not in _ACCURACIES:
@@ -288,6 +303,43 @@ def measure_of(model: Any, *, num_classes: int) -> Callable[[Probabilities, Labe
     return measure
 
 
+def finite_measure_of(model: Any, *, num_classes: int) -> Callable[[Probabilities, Labels], dict[str, float]]:
+    """As `measure_of`, for a training that has begun: it raises a TrainingError where a metric raises or is not finite."""
+    own = measure_of(model, num_classes=num_classes)
+
+    def measure(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
+        try:
+            with user_code("the compiled model", field="model.build", doing="its metrics cannot be computed"):
+                return _check_finite(own(probabilities, labels))
+        except ConfigError as error:
+            raise TrainingError(str(error)) from error
+
+    return measure
+
+
+def try_metrics(model: Any, probabilities: Probabilities, *, name: str, num_classes: int) -> None:
+    """Compute the compiled metrics before the training, on predictions of its own for labels of all classes.
+
+    Raises:
+        ConfigError: one raises, or is not finite.
+    """
+    if not is_compiled(model) or not metric_names(model):
+        return
+    labels = np.arange(max(len(probabilities), 2 * num_classes)) % num_classes
+    rows = np.arange(len(labels)) % len(probabilities)
+    with user_code(name, field="model.build", doing="the model's metrics cannot be computed on its predictions"):
+        _check_finite(measure_of(model, num_classes=num_classes)(probabilities[rows], labels))
+
+
+def _check_finite(values: dict[str, float]) -> dict[str, float]:
+    odd = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if odd:
+        raise ValueError(
+            f"metric {', '.join(odd)}; a metric must be a finite number, which JSON can hold: mind divisions by 0"
+        )
+    return values
+
+
 def _to_number(name: str, value: Any) -> float:
     array = np.asarray(value)
     if array.shape:
@@ -297,7 +349,7 @@ def _to_number(name: str, value: Any) -> float:
 
 def _warn_of_speed(model: Any) -> None:
     """What changes the speed alone, and is the job's own."""
-    config = model.get_compile_config()
+    config = _compile_config(model)
     chosen = [name for name, value in (("run_eagerly", False), ("steps_per_execution", 1)) if config.get(name) != value]
     if chosen:
         warn(

@@ -16,7 +16,7 @@ from job.datasets.dataset import Labels
 from job.errors import ConfigError
 from job.training import pipeline
 from job.training.evaluation import Probabilities
-from job.training.own_recipe import is_compiled, loss_of, measure_of, metric_names
+from job.training.own_recipe import finite_measure_of, is_compiled, loss_of, metric_names
 
 MOMENTUM = 0.9
 
@@ -42,11 +42,13 @@ class Recipe:
     Attributes:
         optimizer: of Keras; not yet built for any variables.
         clip: what several replicas do with their gradients before the optimizer sums them; None: nothing.
+        advice: what to do when the loss is not finite.
     """
 
     optimizer: Any
     loss: Loss
     clip: Callable[[list[Any]], list[Any]] | None = None
+    advice: str = "lower train.learning_rate"
 
     def learning_rate(self) -> float:
         """Of the next update; a function of the number of updates, which every checkpoint holds."""
@@ -93,11 +95,19 @@ def _check_top_k(name: str, *, setting: str, num_classes: int) -> None:
 
 
 def make_recipe(
-    config: TrainSection, model: Any, *, train_labels: Labels, num_classes: int, steps_per_epoch: int, num_replicas: int
+    config: TrainSection,
+    model: Any,
+    *,
+    name: str = "the function",
+    train_labels: Labels,
+    num_classes: int,
+    steps_per_epoch: int,
+    num_replicas: int,
 ) -> Recipe:
     """The recipe for a model. Call it inside `strategy.scope()`, where the model was made.
 
     Args:
+        name: of the user's function, for the messages.
         train_labels: int64 [N], of the training split.
         steps_per_epoch: what a schedule counts in.
 
@@ -106,13 +116,18 @@ def make_recipe(
     """
     if is_compiled(model):
         optimizer, loss = model.optimizer, loss_of(model, num_classes=num_classes)
-        _check_in_scope(optimizer)
+        _check_in_scope(optimizer, name)
     else:
         optimizer, loss = build_optimizer(config, steps_per_epoch=steps_per_epoch), _smoothed(config.label_smoothing)
     if config.class_weights == "balanced":
         loss = _weighted(loss, balanced_weights(train_labels, num_classes=num_classes))
     clip = _take_clipping(optimizer, num_replicas=num_replicas) if num_replicas > 1 else None
-    return Recipe(optimizer=optimizer, loss=loss, clip=clip)
+    return Recipe(optimizer=optimizer, loss=loss, clip=clip, advice=advice_on_rate(model))
+
+
+def advice_on_rate(model: Any) -> str:
+    """What to do when training diverges: `train.learning_rate` is refused beside a compiled model."""
+    return "lower the learning rate of your optimizer" if is_compiled(model) else "lower train.learning_rate"
 
 
 def build_optimizer(config: TrainSection, *, steps_per_epoch: int) -> Any:
@@ -217,12 +232,12 @@ def _take_clipping(optimizer: Any, *, num_replicas: int) -> Callable[[list[Any]]
     return clip_sum
 
 
-def _check_in_scope(optimizer: Any) -> None:
+def _check_in_scope(optimizer: Any, name: str) -> None:
     import tensorflow as tf
 
     if not tf.distribute.get_strategy().extended.variable_created_in_scope(optimizer.variables[0].value):
         raise ConfigError(
-            "model.build: its model is compiled with an optimizer that was made before the function was called; make the "
+            f"model.build: {name}: its model is compiled with an optimizer that was made before {name} was called; make the "
             "optimizer inside the function"
         )
 
@@ -235,7 +250,7 @@ def make_measure(
     Args:
         model: made outside any strategy scope: its metrics are not spread over replicas.
     """
-    own = measure_of(model, num_classes=num_classes) if is_compiled(model) and metric_names(model) else None
+    own = finite_measure_of(model, num_classes=num_classes) if is_compiled(model) and metric_names(model) else None
 
     def measure(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
         found = {name: measures.measure(name, probabilities, labels) for name in config.metrics}

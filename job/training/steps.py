@@ -77,24 +77,12 @@ class StepRunner:
         Raises:
             ConfigError: several workers, and a variable that each of them keeps for itself.
         """
-        import tensorflow as tf
-
         self._strategy, self._workers = strategy, workers
-        optimizer = recipe.optimizer
+        optimizer, self._advice = recipe.optimizer, recipe.advice
         self._make_chunks, self._steps_per_epoch = make_chunks, steps_per_epoch
         with strategy.scope():
             optimizer.build(model.trainable_variables)
-            # Summed on each replica and read once a chunk: a reduction at every step would cost more than the step.
-            self._sums = {
-                name: tf.Variable(
-                    tf.zeros((), dtype),
-                    trainable=False,
-                    synchronization=tf.VariableSynchronization.ON_READ,
-                    aggregation=tf.VariableAggregation.SUM,
-                    name=name,
-                )
-                for name, dtype in zip(_SUMS, (tf.float64, tf.int64, tf.int64), strict=True)
-            }
+            self._sums = make_sums()
         self._totals = {name: np.zeros((), variable.dtype.as_numpy_dtype) for name, variable in self._sums.items()}
         # model.variables, not .weights: only the former holds the state of Dropout's seed generator.
         variables = [*model.variables, *optimizer.variables]
@@ -201,7 +189,7 @@ class StepRunner:
         epoch, step_in_epoch = divmod(step, self._steps_per_epoch)
         return (
             f"loss is not finite in epoch {epoch + 1}, step {step_in_epoch + 1} of {self._steps_per_epoch} (global step "
-            f"{step + 1}); nothing after it is kept; lower train.learning_rate"
+            f"{step + 1}); nothing after it is kept; {self._advice}"
         )
 
 
@@ -218,10 +206,29 @@ def _check_readable(variables: Mapping[str, Any]) -> None:
             )
 
 
-def _make_run_steps(strategy: Any, *, model: Any, recipe: Recipe, sums: dict[str, Any], is_xla: bool) -> Any:
-    """A function (images [K, B', ...], one-hot [K, B', C], weights [K, B'], total weights [K], num_steps, float64 [W])
-    -> float64 [3 + W + K] over all workers: the sums of the epoch so far, which of the W workers stop, bad losses by step.
+def make_sums() -> dict[str, Any]:
+    """The metric sums of the running epoch. Call it inside `strategy.scope()`.
+
+    Summed on each replica and read once a chunk: a reduction at every step would cost more than the step.
     """
+    import tensorflow as tf
+
+    return {
+        name: tf.Variable(
+            tf.zeros((), dtype),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+            name=name,
+        )
+        for name, dtype in zip(_SUMS, (tf.float64, tf.int64, tf.int64), strict=True)
+    }
+
+
+def make_replica_step(
+    strategy: Any, *, model: Any, recipe: Recipe, sums: Mapping[str, Any]
+) -> Callable[[Any, Any, Any, Any], Any]:
+    """A function (images [B', ...], one-hot [B', C], weights [B'], total weight) that makes one update, for `strategy.run`."""
     import tensorflow as tf
 
     optimizer = recipe.optimizer
@@ -240,9 +247,13 @@ def _make_run_steps(strategy: Any, *, model: Any, recipe: Recipe, sums: dict[str
             loss_sum = tf.reduce_sum(losses)
             objective = loss_sum / total_weight
             if model.losses:  # penalties that layers of an own model ask for
-                objective += tf.add_n(model.losses) / num_replicas
+                objective += tf.add_n([_to_number(penalty) for penalty in model.losses]) / num_replicas
             objective = optimizer.scale_loss(objective)  # `apply` divides by the factor
         gradients = tape.gradient(objective, model.trainable_variables)
+        if all(gradient is None for gradient in gradients):
+            raise ValueError(
+                "its loss does not depend on any weight: there is no gradient; compute it from the probabilities"
+            )
         if recipe.clip:
             gradients = recipe.clip(gradients)
         optimizer.apply(gradients, model.trainable_variables)
@@ -251,6 +262,26 @@ def _make_run_steps(strategy: Any, *, model: Any, recipe: Recipe, sums: dict[str
         sums["num_correct"].assign_add(tf.reduce_sum(tf.cast(is_correct, tf.int64)))
         sums["num_examples"].assign_add(tf.cast(tf.reduce_sum(weights), tf.int64))
         return loss_sum
+
+    return replica_step
+
+
+def _to_number(penalty: Any) -> Any:
+    """As Keras' fit takes what a layer adds: the sum of its values, in float32."""
+    import tensorflow as tf
+
+    number = penalty if penalty.shape.rank == 0 else tf.reduce_sum(penalty)
+    return number if number.dtype == tf.float32 else tf.cast(number, tf.float32)
+
+
+def _make_run_steps(strategy: Any, *, model: Any, recipe: Recipe, sums: dict[str, Any], is_xla: bool) -> Any:
+    """A function (images [K, B', ...], one-hot [K, B', C], weights [K, B'], total weights [K], num_steps, float64 [W])
+    -> float64 [3 + W + K] over all workers: the sums of the epoch so far, which of the W workers stop, bad losses by step.
+    """
+    import tensorflow as tf
+
+    num_local = len(strategy.extended.worker_devices)
+    replica_step = make_replica_step(strategy, model=model, recipe=recipe, sums=sums)
 
     def report(is_stopping: Any, is_bad: Any) -> Any:
         """One sum over all replicas of all workers, once a chunk."""

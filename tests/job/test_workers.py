@@ -296,7 +296,9 @@ class TestInTheFullRun:
         codes = [process.wait(200) for process in processes]
         assert codes == [64, 64], processes[0].stderr[-3000:]
         for process in processes:
-            assert "makes another model on worker 1 than on worker 0" in process.error and process.error.count("\n") == 0
+            assert (
+                "makes another model on worker 1 than on worker 0" in process.error and process.error.count("\n") == 0
+            )
 
     def test_chief_that_waits_leaves_when_another_commits(self, clusters: Any) -> None:
         cluster = clusters(2)

@@ -174,7 +174,10 @@ class TestRefusals:
                 r"train and test images must have one shape, received \(2, 1\) and \(1, 2\)",
             ),
             (lambda d: replace(d, class_names=("0",)), r"class_names must hold 2 to 1000, received 1"),
-            (lambda d: replace(d, class_names=("a", "a")), r"class_names must be different printable texts, received .a."),
+            (
+                lambda d: replace(d, class_names=("a", "a")),
+                r"class_names must be different printable texts, received .a.",
+            ),
             (lambda d: replace(d, class_names=("a", "\ud800")), r"class_names must be different printable texts"),
             (lambda d: replace(d, class_names=NAMES * 101), r"class_names must hold 2 to 1000, received 1010"),
         ],

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from job.config import ModelSection
+from job.config import ModelSection, TrainSection
 from job.errors import ConfigError
 from job.training import own_model
 from job.training.model import build_model
+from job.training.recipe import make_recipe
+from job.training.trial import try_step
 
 pytestmark = pytest.mark.tf
 
 CLASSES, SHAPE = 3, (6, 5)
 EXAMPLES = np.random.default_rng(0).random((20, *SHAPE), np.float32)
+LABELS = np.arange(20) % CLASSES
 HEAD = """
 import keras, os
 import numpy as np
@@ -55,6 +58,14 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Try:
         model = make()
         described = own_model.describe(model, config)
         own_model.try_once(model, config, examples=EXAMPLES, num_classes=CLASSES, precision=precision)
+
+        def make_all() -> tuple[Any, Any]:
+            made = make()
+            return made, make_recipe(
+                TrainSection(), made, train_labels=LABELS, num_classes=CLASSES, steps_per_epoch=2, num_replicas=1
+            )
+
+        try_step(make_all, name=config.build or "", input_shape=SHAPE, num_classes=CLASSES, batch_size=30)
         own_model.check_same(make(), described, config)
         return described
 
@@ -129,6 +140,88 @@ def test_what_only_a_graph_shows_is_found_before_training(own: Try) -> None:
     with pytest.raises(ConfigError, match=r"in a TensorFlow graph: .*numpy.*\n.* in call: y = y") as refused:
         own("return Own(n)", head=head)
     assert "autograph" not in str(refused.value)
+
+
+STEP_HEAD = (
+    HEAD
+    + """
+import tensorflow as tf
+FREE = tf.Variable(2.0)
+def compiled(s, n, loss="categorical_crossentropy", optimizer="sgd"):
+    m = model(s, n)
+    m.compile(optimizer, loss)
+    return m
+class IntSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.1 if int(step) < 5 else 0.01
+    def get_config(self):
+        return {}
+class BadSGD(keras.optimizers.SGD):
+    def update_step(self, gradient, variable, rate):
+        raise RuntimeError("mine")
+def small(y, p):
+    if p.shape[0] > 20:
+        raise ValueError("too many")
+    return keras.losses.categorical_crossentropy(y, p)
+def with_numpy(y, p):
+    return keras.losses.categorical_crossentropy(y, p) * p.numpy().size
+def constant(y, p):
+    return ops.sum(y, axis=1)
+class Seeded(Own):
+    def __init__(self, n, fault):
+        super().__init__(n, fault)
+        self.generator, self.seen = keras.random.SeedGenerator(3), keras.metrics.Mean()
+class Held(Own):
+    def __init__(self, n, fault):
+        super().__init__(n, fault)
+        self.held = tf.Variable(1.0)
+@tf.function
+def nested(y):
+    return y + 0.0 * tf.random.normal(tf.shape(y))
+"""
+)
+ONLY_THE_STEP = [
+    ("return compiled(s, n, optimizer=keras.optimizers.SGD(IntSchedule()))", "a training step cannot be made: .*\n.*int.step"),
+    ("return compiled(s, n, optimizer=BadSGD())", "RuntimeError: mine\n.* in update_step: raise"),
+    ("return compiled(s, n, small)", "ValueError: too many\n.* in small: raise"),
+    ("return compiled(s, n, with_numpy)", "numpy.*\n.* in with_numpy"),
+    ("return compiled(s, n, constant)", "its loss does not depend on any weight"),
+    ("return Own(n, 'y + 0.0 * tf.random.normal(tf.shape(y))')", "RandomStandardNormal at .*(\n.*)* in call: return"),
+    ("return Own(n, 'y + 0.0 * tf.random.uniform(tf.shape(y)) if training else y')", "has RandomUniform at "),
+    ("return Own(n, 'y + 0.0 * tf.random.shuffle(y)')", "has RandomShuffle at "),
+    ("return Own(n, 'nested(y)')", "has RandomStandardNormal at "),
+    ("return Own(n, 'tf.cond(y[0, 0] > 2, lambda y=y: y + 0.0 * tf.random.shuffle(y), lambda y=y: y)')", "has RandomShuffle at "),
+    ("return Own(n, 'y + 0.0 * keras.random.normal(ops.shape(y))')", "draws from keras.random without a seed"),
+    ("return Own(n, 'y + 0.0 * FREE')", "uses a variable, at .*self.add_weight.*(\n.*)* in call: return"),
+    ("return Held(n, 'y + 0.0 * self.held.assign_add(1.0)')", "uses a variable, at .*self.add_weight"),
+    ("return Own(n, 'tf.reshape(tf.numpy_function(lambda v: v, [y], tf.float32), (-1, 3)) * 0.0 + y')", "has PyFunc at "),
+    ("return Own(n, 'tf.reshape(tf.py_function(lambda v: v, [y], tf.float32), (-1, 3)) * 0.0 + y')", "has EagerPyFunc at "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "message"), ONLY_THE_STEP)
+def test_what_only_the_step_shows_is_refused_before_training(own: Try, body: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        own(body, head=STEP_HEAD)
+    assert str(refused.value).startswith("model.build: ")
+    assert "site-packages" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return compiled(s, n, optimizer=keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.1, 9), clipnorm=1.0))",
+        "return model(s, n, layers.GaussianNoise(0.1), layers.Dropout(0.1), layers.GaussianDropout(0.2))",
+        "return Seeded(n, 'y + 0.0 * keras.random.normal(ops.shape(y), seed=self.generator)')",
+        "return Seeded(n, 'y + 0.0 * self.seen(y)')",
+        "return keras.Sequential([keras.Input(s), layers.LSTM(4), layers.Dense(n, activation='softmax')])",
+        "return keras.Sequential([keras.Input(s), layers.Reshape((*s, 1)), layers.RandomFlip(), layers.RandomRotation(0.1),"
+        " layers.RandomZoom(0.1), layers.RandomTranslation(0.1, 0.1), layers.RandomContrast(0.1), layers.RandomBrightness(0.1),"
+        " layers.Flatten(), layers.Dense(n, activation='softmax')])",
+    ],
+)  # fmt: skip
+def test_steps_that_keras_can_keep_are_taken(own: Try, body: str) -> None:
+    own(body, head=STEP_HEAD)
 
 
 def test_arguments_reach_the_function(own: Try) -> None:

@@ -13,10 +13,13 @@ from tests.workers import commit_of_one_process, digests, making_clusters
 pytestmark = [pytest.mark.tf, pytest.mark.timeout(400)]
 
 REFUSALS = """
+import warnings
 import keras
+import numpy as np
 from job.config import TrainSection
-from job.errors import ConfigError
-from job.training.own_recipe import check_recipe
+from job.errors import ConfigError, TrainingError
+from job.training.own_recipe import check_recipe, describe_recipe, finite_measure_of, try_metrics
+from job.training.recipe import advice_on_rate
 
 class OwnStep(keras.Model):
     def __init__(self):
@@ -74,9 +77,9 @@ for name, value in (
     ("optimizer", "adam"), ("learning_rate", 0.1), ("weight_decay", 0.1), ("clip_norm", 1.0), ("schedule", "cosine"),
     ("warmup_steps", 3), ("label_smoothing", 0.1),
 ):
-    refused(f"drop train.{name}, or compile", model("sgd", crossentropy), settings={name: value})
+    refused(f"drop train.{name}, or do not compile the model", model("sgd", crossentropy), settings={name: value})
 steps = {"schedule": "step", "step_epochs": 2, "step_factor": 0.2}
-refused("drop train.schedule, train.step_epochs, train.step_factor, or", model("sgd", crossentropy), settings=steps)
+refused("drop train.schedule, train.step_epochs, train.step_factor, or do not", model("sgd", crossentropy), settings=steps)
 
 refused("is in use already", used())
 refused("is a LossScaleOptimizer, which wraps", model(keras.optimizers.LossScaleOptimizer(sgd()), crossentropy))
@@ -104,6 +107,39 @@ refused("received auc", model("sgd", crossentropy, metrics=[metrics.AUC(name="au
 refused("received x, x", model("sgd", crossentropy, metrics=[metrics.AUC(name="x"), metrics.Precision(name="x")]))
 refused("a BinaryAccuracy is called accuracy", model("sgd", crossentropy, metrics=[metrics.BinaryAccuracy(name="accuracy")]))
 refused("cannot be computed", model("sgd", crossentropy, metrics=[metrics.Recall(name="recall"), broken]))
+
+refused("give compile one list of metrics", model("sgd", crossentropy, metrics={"dense": ["accuracy"]}))
+
+# On predictions of its own, a metric must be a finite number: before the training, and while it goes on.
+class Nan(metrics.Metric):
+    def update_state(self, y, p, sample_weight=None):
+        pass
+    def result(self):
+        return float("nan")
+
+with_nan, trial = model("sgd", crossentropy, metrics=[Nan(name="ratio")]), np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+check(with_nan)
+try:
+    try_metrics(with_nan, trial, name="my:model", num_classes=3)
+except ConfigError as error:
+    assert str(error).startswith("model.build: my:model") and "metric ratio is nan" in str(error), error
+else:
+    raise AssertionError("taken: nan")
+try:
+    finite_measure_of(with_nan, num_classes=3)(trial, np.array([0, 1, 2, 0]))
+except TrainingError as error:
+    assert "metric ratio is nan" in str(error), error
+else:
+    raise AssertionError("taken: nan")
+try_metrics(model("sgd", crossentropy, metrics=[metrics.F1Score(average="macro", name="f1")]), trial, name="m", num_classes=3)
+
+# Keras warns that a lambda could not be read back, which nobody wants to.
+with warnings.catch_warnings(action="error"):
+    described = describe_recipe(model("sgd", lambda y, p: losses.categorical_crossentropy(y, p)))
+assert described["loss"]["class_name"] == "__lambda__"
+
+for compiled, advice in ((model(), "lower train.learning_rate"), (model("sgd", crossentropy), "learning rate of your optimizer")):
+    assert advice in advice_on_rate(compiled)
 
 for loss in (
     crossentropy, "crossentropy", "sparse_categorical_crossentropy", "mse", "kl_divergence",
@@ -245,14 +281,16 @@ def test_compiled_model_trains_as_it_says_and_is_recorded(run_job: RunJob, mine:
 def test_optimizer_beside_the_settings_and_one_of_the_module_are_refused(run_job: RunJob, mine: Path) -> None:
     beside = run_job("run", *QUICK, "--model.build=mine:build")
     assert beside.code == 64
-    assert "drop train.optimizer, train.learning_rate, or compile" in beside.error
+    assert "drop train.optimizer, train.learning_rate, or do not compile the model" in beside.error
     assert not (mine / "out").exists() or not list((mine / "out").rglob("run.json"))
     unknown = run_job("run", *QUICK, *OWN, "--promotion.metric=f2")
     assert unknown.code == 64
     assert "a metric that model.build compiles its model with (auc, f1), received 'f2'" in unknown.error
     shared = run_job("run", *QUICK, *OWN, "--model.args={optimizer: shared}")
     assert shared.code == 64
-    assert "make the optimizer inside the function" in shared.error
+    assert re.search(
+        r"mine:(\w+): .* made before mine:\1 was called; make the optimizer inside the function", shared.error
+    )
 
 
 SETTINGS = (

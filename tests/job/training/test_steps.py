@@ -41,3 +41,50 @@ def test_chunks_hold_exactly_the_rows_of_the_order_and_no_tuner_delays_their_end
     assert done.returncode == 0, done.stderr
     # With tf.data's tuner on, the end of an iterator now and then takes seconds (4.7 s of a run of 46 s).
     assert done.stdout.split(os.linesep)[0] == "chunks 5 tuner False"
+
+
+PENALTIES = """
+import keras, numpy as np, tensorflow as tf
+from job.config import TrainSection
+from job.training.recipe import make_recipe
+from job.training.steps import make_replica_step, make_sums
+
+class Penalty(keras.layers.Layer):
+    def call(self, x):
+        self.add_loss(tf.reduce_mean(tf.square(x), axis=1))  # one for each example: Keras' fit adds them up
+        return x
+
+def model():
+    keras.utils.set_random_seed(3)
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(5), Penalty(), keras.layers.Dense(3, "softmax")])
+
+x = np.random.default_rng(0).random((16, 4), np.float32)
+y = np.eye(3, dtype=np.float32)[np.arange(16) % 3]
+strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+with strategy.scope():
+    ours = model()
+    where = {"train_labels": np.arange(16) % 3, "num_classes": 3, "steps_per_epoch": 1, "num_replicas": 1}
+    recipe, sums = make_recipe(TrainSection(optimizer="sgd", learning_rate=0.1), ours, **where), make_sums()
+    recipe.optimizer.build(ours.trainable_variables)
+step = make_replica_step(strategy, model=ours, recipe=recipe, sums=sums)
+strategy.run(step, args=(tf.constant(x), tf.constant(y), tf.ones(16), tf.constant(16.0)))
+theirs = model()
+theirs.compile(keras.optimizers.SGD(0.1), "categorical_crossentropy")
+theirs.fit(x, y, batch_size=16, epochs=1, verbose=0)
+for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+print("penalties")
+"""
+
+
+def test_penalties_with_a_value_for_each_example_are_added_up_as_in_keras() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PENALTIES],
+        env=job_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.endswith("penalties\n")
