@@ -309,7 +309,7 @@ def finite_measure_of(model: Any, *, num_classes: int) -> Callable[[Probabilitie
 
     def measure(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
         try:
-            with user_code("the compiled model", field="model.build", doing="its metrics cannot be computed"):
+            with user_code("the compiled model's metrics", field="model.build", doing="cannot be computed"):
                 return _check_finite(own(probabilities, labels))
         except ConfigError as error:
             raise TrainingError(str(error)) from error

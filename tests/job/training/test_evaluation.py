@@ -82,7 +82,7 @@ def test_probability_that_is_not_finite_is_refused(value: float) -> None:
     probabilities = PROBABILITIES.copy()
     probabilities[3, 0] = value
     with pytest.raises(
-        TrainingError, match=r"probabilities are not finite; nothing is exported; lower train\.learning"
+        TrainingError, match=r"probabilities are not finite; nothing is exported; lower the learning rate"
     ):
         loss_and_accuracy(probabilities, LABELS)
     with pytest.raises(TrainingError, match="not finite"):
