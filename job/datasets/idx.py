@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from job.config import DataSection
+from job.config import TFDS_DATASETS, DataSection
 from job.datasets.dataset import Dataset, with_digest
 from job.errors import AccessDeniedError, IntegrityError, NotFoundError, UnavailableError
 from job.logs import warn
@@ -61,7 +61,7 @@ _PINNED_UNPACKED = {
     ),
 }
 
-_NUM_CLASSES_PINNED = 10
+_NUM_CLASSES_KNOWN = 10
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801
 _MAX_BYTES = 2**31
@@ -90,7 +90,8 @@ def load_idx(folder: Path | Store, *, dataset: str) -> Dataset:
     files = read_files(folder, dataset=dataset)
     images = {part: _parse(*files[part], is_images=True) for part in ("train_images", "test_images")}
     labels = {part: _parse(*files[part], is_images=False).astype(np.int64) for part in ("train_labels", "test_labels")}
-    num_classes = _NUM_CLASSES_PINNED if dataset in PINNED_SHA256 else int(labels["train_labels"].max(initial=0)) + 1
+    is_known = dataset in PINNED_SHA256 or dataset in TFDS_DATASETS
+    num_classes = _NUM_CLASSES_KNOWN if is_known else int(labels["train_labels"].max(initial=0)) + 1
     return Dataset(
         train_images=images["train_images"],
         train_labels=labels["train_labels"],

