@@ -36,7 +36,7 @@ def measure(name: str, probabilities: "NDArray[np.float32]", labels: "NDArray[np
         return auc_macro_ovr(probabilities, labels)
     if name == "f1_macro":
         return f1_macro(probabilities, labels)
-    return top_k_accuracy(probabilities, labels, k=_k_of(name))
+    return top_k_accuracy(probabilities, labels, k=k_of(name))
 
 
 def is_share(name: str) -> bool:
@@ -59,10 +59,15 @@ def contributions(
         return _auc_contributions(probabilities, labels)
     if name == "f1_macro":
         return _f1_contributions(probabilities, labels)
-    return is_in_top_k(probabilities, labels, k=_k_of(name)).astype(np.float64)
+    return is_in_top_k(probabilities, labels, k=k_of(name)).astype(np.float64)
 
 
-def _k_of(name: str) -> int:
+def k_of(name: str) -> int:
+    """K of a share of examples; 1 for accuracy.
+
+    Raises:
+        ValueError: it is none.
+    """
     top = _TOP_K.fullmatch(name)
     if top is None and name != ACCURACY:
         raise ValueError(f"must be accuracy, top_K_accuracy, auc or f1_macro, received {name!r}")

@@ -193,8 +193,7 @@ def _is_the_users(file: str) -> bool:
 
 def digest_of_sources(name: str) -> str | None:
     """SHA-256 over the files of the user's package; None when it cannot be found."""
-    files = _digests_of_files(name)
-    return sha256_hex(canonical_json(files)) if files else None
+    return _digest_of(_digests_of_files(name))
 
 
 def describe_sources(name: str) -> dict[str, Any]:
@@ -204,7 +203,11 @@ def describe_sources(name: str) -> dict[str, Any]:
     """
     path, files = _find_module(name.partition(":")[0]), _digests_of_files(name)
     few = {"files": files} if len(files) <= _MAX_FILES else {}
-    return {"name": name, "digest": digest_of_sources(name), **few, **(_describe_git(path.parent) if path else {})}
+    return {"name": name, "digest": _digest_of(files), **few, **(_describe_git(path.parent) if path else {})}
+
+
+def _digest_of(files: Mapping[str, str]) -> str | None:
+    return sha256_hex(canonical_json(files)) if files else None
 
 
 def _digests_of_files(name: str) -> dict[str, str]:

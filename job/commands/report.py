@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from job.commands.summary import say_weights
 from job.errors import ConfigError
 from job.registry.rules import GateRecord
 from job.runs.read import CommittedRun, more_metrics
 from job.texts import say_placement
+from job.training.evaluation import most_confused
 
 REPORT_FILE = "report.html"
 
@@ -202,7 +205,7 @@ def _confusion(test: Mapping[str, Any]) -> Iterable[ET.Element]:
     """Mistakes are shaded by their share of the row. Of many classes those with the most mistakes, as true or as predicted."""
     classes, confusion = test["classes"], test["confusion"]
     labels = test.get("confusion_classes") or range(len(classes))
-    places = _most_confused(confusion)
+    places = most_confused(np.asarray(confusion), most=_MAX_CLASSES).tolist()
     if len(places) < len(classes):
         yield _element("p", f"The {len(places)} of {len(classes)} classes with the most mistakes.")
     names = [str(classes[labels[place]]["name"]) for place in places]
@@ -215,17 +218,6 @@ def _confusion(test: Mapping[str, Any]) -> Iterable[ET.Element]:
             share = min(1.0, 8 * count / num_true) if column != place else 0.0
             row.append(_element("td", str(count), style=f"background: rgba(209, 71, 12, {share:.2f})"))
     yield table
-
-
-def _most_confused(confusion: Sequence[Sequence[int]]) -> list[int]:
-    """Rows with the most mistakes in the row or its column, in their order."""
-    of_row, of_column = map(sum, confusion), map(sum, zip(*confusion, strict=True))
-    mistakes = [
-        row + column - 2 * confusion[place][place]
-        for place, (row, column) in enumerate(zip(of_row, of_column, strict=True))
-    ]
-    worst = sorted(range(len(confusion)), key=lambda place: -mistakes[place])
-    return sorted(worst[:_MAX_CLASSES])
 
 
 def _wrong(test: Mapping[str, Any]) -> ET.Element:

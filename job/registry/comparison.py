@@ -109,8 +109,10 @@ def beside_constant(candidate: Candidate, metric: str) -> dict[str, Any]:
     labels, probabilities = candidate.predictions.labels, candidate.predictions.probabilities
     shares = np.bincount(labels, minlength=probabilities.shape[1]).astype(np.float32) / len(labels)
     constant = measure(metric, np.broadcast_to(shares, probabilities.shape), labels)
+    if not is_share(metric):
+        return {"constant": constant}
     num_right = round(measure(metric, probabilities, labels) * len(labels))
-    if not is_share(metric) or num_right <= constant * len(labels):
+    if num_right <= constant * len(labels):
         return {"constant": constant}
     return {"constant": constant, "constant_p_value": binomial_tail(len(labels), num_right, share=constant)}
 

@@ -233,17 +233,17 @@ def _why_not_xla(model: Any, *, num_replicas: int) -> str:
     """Why XLA cannot compile the step, as far as the facts say it; empty: it can."""
     if num_replicas > 1:
         return f"works with one replica, received {num_replicas}"
-    odd = next((layer for layer in _layers_of(model) if not layer.supports_jit), None)
+    odd = next((layer for layer in layers_of(model) if not layer.supports_jit), None)
     return f"does not support layer {odd.name} ({type(odd).__name__}) of the model" if odd is not None else ""
 
 
 def is_dense(model: Any) -> bool:
     """Whether a model consists of layers with which XLA is faster on CPUs. A class of the user's own is none of them."""
-    kinds = [type(layer) for layer in _layers_of(model)]
+    kinds = [type(layer) for layer in layers_of(model)]
     return all(kind.__module__.startswith("keras.") and kind.__name__ in _DENSE_LAYERS for kind in kinds)
 
 
-def _layers_of(model: Any) -> Iterator[Any]:
+def layers_of(model: Any) -> Iterator[Any]:
     """The model and all its layers, those in layers too."""
     layers: Iterator[Any] = model._flatten_layers()  # Keras' own way, there is no public one
     return layers

@@ -103,7 +103,7 @@ class Predictor:
         parts = []
         for batch in make_batches(images, batch_examples=self._batch_examples):
             given = batch
-            if self._is_filled_up:
+            if self._is_filled_up and len(batch) < self._batch_examples:
                 given = np.zeros((self._batch_examples, *images.shape[1:]), images.dtype)
                 given[: len(batch)] = batch
             parts.append(self._predict(given).numpy()[: len(batch)])
@@ -149,7 +149,7 @@ def score(
     predicted = probabilities.argmax(1)
     confusion = np.zeros((len(class_names), len(class_names)), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
-    shown = _most_confused(confusion)
+    shown = most_confused(confusion, most=_MAX_CONFUSION_CLASSES)
     return Scores(
         loss=loss,
         accuracy=accuracy,
@@ -162,10 +162,10 @@ def score(
     )
 
 
-def _most_confused(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels of all classes, or of those with the most mistakes in their row and column, ascending."""
+def most_confused(confusion: NDArray[np.int64], *, most: int) -> NDArray[np.int64]:
+    """Rows of all classes, or of the `most` with the most mistakes in their row and column, ascending."""
     mistakes = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
-    return np.sort(np.argsort(-mistakes, kind="stable")[:_MAX_CONFUSION_CLASSES])
+    return np.sort(np.argsort(-mistakes, kind="stable")[:most])
 
 
 def _class_score(confusion: NDArray[np.int64], index: int, *, name: str) -> ClassScore:

@@ -16,6 +16,7 @@ from job.config import ModelSection
 from job.digests import sha256_hex
 from job.errors import ConfigError
 from job.plugins import call_function, digest_of_sources, user_code
+from job.training.devices import layers_of
 from job.training.own_recipe import describe_recipe
 from job.training.trial import check_graph, variables_of
 
@@ -109,8 +110,9 @@ def describe(model: Any, config: ModelSection) -> dict[str, Any]:
         `source`: SHA-256 of the user's package; absent when the model consists of Keras' own parts, which say all about it.
         `recipe`: optimizer, loss and metrics of a compiled model; absent when it is not compiled.
     """
-    described = {"model": sha256_hex(_say_model(model).encode()), "initial_weights": _fingerprint(model)}
-    source = None if _is_all_of_keras(model) else digest_of_sources(_name(config))
+    text = _say_model(model)
+    described: dict[str, Any] = {"model": sha256_hex(text.encode()), "initial_weights": _fingerprint(model)}
+    source = None if _is_all_of_keras(model, text) else digest_of_sources(_name(config))
     recipe = describe_recipe(model)
     return described | ({"source": source} if source else {}) | ({"recipe": recipe} if recipe else {})
 
@@ -176,7 +178,7 @@ def _say_model(model: Any) -> str:
         with warnings.catch_warnings(action="ignore"):  # that a lambda could not be read back
             text = model.to_json()
     except (NotImplementedError, TypeError, ValueError):  # a subclassed model that cannot say what it is
-        layers = [type(layer).__qualname__ for layer in model._flatten_layers()]
+        layers = [type(layer).__qualname__ for layer in layers_of(model)]
         text = json.dumps([layers, [(variable.path, tuple(variable.shape)) for variable in model.variables]])
     return re.sub(
         r'"class_name": "__lambda__", "config": \{"code": "[^"]*"', '"class_name": "__lambda__", "config": {', text
@@ -196,12 +198,10 @@ def _fingerprint(model: Any) -> str:
     return f"{norm:.4e} {mixed / norm if norm else 0.0:.3f}"
 
 
-def _is_all_of_keras(model: Any) -> bool:
+def _is_all_of_keras(model: Any, text: str) -> bool:
     """Whether what the model says tells all about it: no class, no function and no method of the user's own."""
-    text = _say_model(model)
     modules = set(re.findall(r'"module": "([^"]+)"', text))
     has_functions = any(f'"class_name": "{kind}"' in text for kind in ("function", "method", "__lambda__"))
-    layers = model._flatten_layers()
-    has_methods = any("call" in vars(layer) for layer in layers)
+    has_methods = any("call" in vars(layer) for layer in layers_of(model))
     are_kerass = bool(modules) and all(re.match(r"keras\b|builtins$", module) for module in modules)
     return are_kerass and not has_functions and not has_methods

@@ -3,7 +3,6 @@
 What a compiled model says is used; what would be ignored beside it is refused. Knows nothing about steps and epochs.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +89,7 @@ def check_gate_metric(name: str, model: Any, *, num_classes: int) -> None:
 
 
 def _check_top_k(name: str, *, setting: str, num_classes: int) -> None:
-    if re.fullmatch(r"top_\d+_accuracy", name) and int(name.split("_")[1]) >= num_classes:
+    if measures.is_share(name) and measures.k_of(name) >= num_classes:
         raise ConfigError(f"{setting}: {name} is always 1 with {num_classes} classes; use a smaller number")
 
 

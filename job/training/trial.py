@@ -106,7 +106,8 @@ def _operations(graph: Any) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _handle(variable: Any) -> Any:
-    return getattr(variable, "value", variable).handle if hasattr(variable, "path") else variable.handle
+    """Of a variable of Keras, or of TensorFlow."""
+    return variable.value.handle if hasattr(variable, "path") else variable.handle
 
 
 def _is_variable(captured: Any) -> bool:

@@ -58,8 +58,14 @@ def torture(*arguments: str, timeout: float = 280) -> subprocess.CompletedProces
     )
 
 
+def torture_in_time(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    """Once more where the first try was only late: other tests run beside it."""
+    done = torture(*arguments, timeout=timeout)
+    return torture(*arguments, timeout=timeout) if _is_late(done) else done
+
+
 def _is_late(done: subprocess.CompletedProcess[str]) -> bool:
-    """Whether every trial held, and only a time was longer than promised: other tests run beside it, so it may try again."""
+    """Whether every trial held, and only a time was longer than promised."""
     return (
         done.returncode != 0
         and "seconds p" in done.stdout
@@ -72,9 +78,7 @@ def _is_late(done: subprocess.CompletedProcess[str]) -> bool:
 @pytest.mark.tf
 @pytest.mark.parametrize("name", _WITH_TENSORFLOW)
 def test_promise_holds_for_the_real_program(name: str) -> None:
-    done = torture("--quick", "--only", name)
-    if _is_late(done):
-        done = torture("--quick", "--only", name)
+    done = torture_in_time("--quick", "--only", name)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -85,13 +89,10 @@ def test_promise_holds(name: str, is_full: bool) -> None:
 
 
 @pytest.mark.tf
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_promise_holds_for_two_workers(is_full: bool) -> None:
     """By default only the first trial: SIGTERM on one of the two in training."""
-    arguments = ("--only", "R14", "--trials", "2" if is_full else "1")
-    done = torture(*arguments)
-    if _is_late(done):
-        done = torture(*arguments)
+    done = torture_in_time("--only", "R14", "--trials", "2" if is_full else "1", timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
