@@ -221,10 +221,10 @@ def _find_sources(name: str) -> dict[str, Path]:
     """
     top = name.partition(":")[0].partition(".")[0]
     found = _files_of(top)
-    waiting, seen = [*found.values()] if not _is_installed(_root_of(top)) else [], {top}
+    waiting, seen = [*found.values()] if not _is_installed(_find_module(top)) else [], {top}
     while waiting:
         for other in _imported_names(waiting.pop()):
-            if other not in seen and not _is_installed(_root_of(other)):
+            if other not in seen and not _is_installed(_find_module(other)):
                 more = _files_of(other)
                 found |= more
                 waiting += more.values()
@@ -257,11 +257,11 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in names)
 
 
-def _is_installed(folder: Path | None) -> bool:
-    """Whether what is in a folder is not the user's: the standard library, an installed package, or this program."""
-    if folder is None:
+def _is_installed(path: Path | None) -> bool:
+    """Whether a file is not the user's, but of the standard library, an installed package, or this program."""
+    if path is None:
         return True
-    real = folder.resolve()
+    real = path.resolve()
     return any(real == other or other in real.parents for other in _NOT_THE_USERS)
 
 

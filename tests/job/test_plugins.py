@@ -191,6 +191,11 @@ class TestIdentityOfTheCode:
         files = sorted(describe_sources("own:f")["files"])
         assert files == ["own.py", "ownfar.py", "ownpackage/__init__.py", "ownpackage/linked/layers.py"]
 
+    def test_this_program_is_not_the_users_wherever_it_lies(self, write: Write) -> None:
+        """Else every upgrade of the image would be another run."""
+        write("own.py", "from job.datasets import Dataset\nimport numpy\ndef f(): ...\n")
+        assert list(describe_sources("own:f")["files"]) == ["own.py"]
+
     def test_a_folder_that_begins_like_ours_is_the_users(self) -> None:
         assert _is_installed(Path(job.__file__).parent / "training")
         assert not _is_installed(Path(job.__file__).parent.parent / "jobs")
