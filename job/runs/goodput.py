@@ -40,7 +40,7 @@ class Ledger:
         earlier_seconds: by category, of the attempts before.
         down_seconds: time in which no attempt ran.
         overlap_seconds: time in which two attempts ran at once; the calendar counts it once.
-        num_interruptions: SIGTERM or SIGINT during training, after which the state was saved.
+        num_interruptions: SIGTERM, SIGINT or SIGHUP during training, after which the state was saved.
         chain: the attempts whose steps are in the weights, each with the step it took up.
         is_bit_identical: all steps were computed on equal hardware and versions.
         are_workers_alike: the workers of this attempt have equal hardware and versions.

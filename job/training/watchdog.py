@@ -76,8 +76,9 @@ class Watchdog:
 
 
 def _stacks() -> str:
-    """Python stacks of all threads, newest call first."""
-    with tempfile.TemporaryFile() as file:
+    """Python stacks of all threads, newest call first; empty where no file can be made for them, as on a full disk."""
+    with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file=file, all_threads=True)
         file.seek(0)
         return file.read().decode(errors="replace")
+    return ""
