@@ -6,7 +6,6 @@ does not take is lost, and everything else goes on.
 
 import codecs
 import contextlib
-import errno
 import io
 import json
 import os
@@ -105,7 +104,7 @@ def _fill_descriptors() -> None:
 def _protected(stream: TextIO | None, descriptor: int) -> TextIO:
     """The stream as it is, with what it cannot encode escaped; what it loses is lost without an error."""
     if stream is None:  # Python found it closed
-        sink = _Sink(os.open(os.devnull, os.O_WRONLY), loss=os.strerror(errno.EBADF))
+        sink = _Sink(os.open(os.devnull, os.O_WRONLY), loss="it is closed")
         return io.TextIOWrapper(io.BufferedWriter(sink), encoding="utf-8", errors=_ERRORS, line_buffering=True)
     return io.TextIOWrapper(
         io.BufferedWriter(_Sink(descriptor)), encoding=stream.encoding, errors=_ERRORS, line_buffering=True
