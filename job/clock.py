@@ -109,6 +109,11 @@ def monotonic() -> float:
     return source.monotonic()
 
 
+def elapsed() -> float:
+    """`monotonic`, and the pauses too: for how long something took."""
+    return monotonic() + paused_seconds()
+
+
 def paused_seconds() -> float:
     """How long this process was not running, by `monotonic`."""
     return source.paused_seconds()

@@ -36,7 +36,7 @@ class Status:
     """Of the champion after this attempt, on the test split that it was scored on; not part of the message."""
     commit: str | None = None
     seconds: float = 0.0
-    started_seconds: float = field(default_factory=clock.monotonic, repr=False)
+    started_seconds: float = field(default_factory=clock.elapsed, repr=False)
     path: Path | None = field(default=None, repr=False)
     goodput: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False)
     """Where the time of all attempts went, once the run is open."""
@@ -54,7 +54,7 @@ class Status:
 
     def write(self) -> None:
         """Rewrite the message; a path that cannot be written costs the message, never the run."""
-        self.seconds = round(clock.monotonic() - self.started_seconds, 3)
+        self.seconds = round(clock.elapsed() - self.started_seconds, 3)
         if self.path is None:
             return
         content = {str(name): getattr(self, name) for name in TERMINATION_FIELDS}
