@@ -27,7 +27,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    source = SimpleNamespace(monotonic=lambda: clock.now - clock.paused_seconds, paused_seconds=lambda: clock.paused_seconds)
+    source = SimpleNamespace(
+        monotonic=lambda: clock.now - clock.paused_seconds, paused_seconds=lambda: clock.paused_seconds
+    )
     monkeypatch.setattr("job.clock.source", source)
     monkeypatch.setattr(module, "seconds_since_process_start", lambda: AGE_SECONDS)
     return clock
