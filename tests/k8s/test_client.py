@@ -364,6 +364,20 @@ def test_a_missing_cluster_is_one_line(tmp_path: Path) -> None:
     assert run_cli("lisst").returncode == 64
 
 
+@pytest.mark.parametrize("arguments", ["--help", "--version", "list --help"])
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [(">/dev/full", 69), (">&-", 69), (">&- 2>&-", 69), (">/dev/full 2>/dev/full", 69), ("| true", 0), ("2>&-", 0)],
+)
+def test_output_that_is_lost_is_no_traceback(arguments: str, redirection: str, code: int) -> None:
+    command = f"{sys.executable} -m k8s {arguments} {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == (1 if code and "2>" not in redirection else 0)
+
+
 def test_help_imports_neither_kubernetes_nor_tensorflow() -> None:
     names = ("kubernetes", "tensorflow", "pydantic", "yaml")
     script = f"import sys, k8s.cli; k8s.cli._make_parser(); print([name for name in {names} if name in sys.modules])"
