@@ -120,7 +120,8 @@ def test_a_reader_that_takes_nothing_holds_nobody_up(tmp_path: Path, is_blocking
         timeout=60,
         check=True,
     )
-    os.close(write), os.close(read)
+    os.close(write)
+    os.close(read)
     assert json.loads((tmp_path / "result").read_text())["loss"] == "its reader takes nothing"
 
 
