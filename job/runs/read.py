@@ -301,11 +301,17 @@ def read_model(store: Store, run: CommittedRun) -> dict[str, bytes]:
     Raises:
         IntegrityError: as from `read_files`.
     """
-    return {
-        name.removeprefix(MODEL_FOLDER): _read(store, file)
-        for name, file in run.files.items()
-        if name.startswith(MODEL_FOLDER)
-    }
+    return {name: _read(store, file) for name, file in _model_files(run).items()}
+
+
+def model_digests(run: CommittedRun) -> dict[str, str]:
+    """SHA-256 of the files of the SavedModel, as committed: name below the model's folder -> 64 hex characters."""
+    return {name: file.sha256 for name, file in _model_files(run).items()}
+
+
+def _model_files(run: CommittedRun) -> dict[str, StoredFile]:
+    files = run.files.items()
+    return {name.removeprefix(MODEL_FOLDER): file for name, file in files if name.startswith(MODEL_FOLDER)}
 
 
 def read_predictions(store: Store, run: CommittedRun) -> Predictions:
