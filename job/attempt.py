@@ -91,7 +91,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
 
     Raises:
         JobError: its class gives the exit code; before COMMIT readers see no result of this run.
-        StopRequested: SIGTERM or SIGINT.
+        StopRequested: SIGTERM, SIGINT or SIGHUP.
     """
     phases, run_id = surroundings.phases, surroundings.identity.run
     with phases("store"):

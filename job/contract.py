@@ -110,7 +110,7 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = (
         75,
         "Interrupted",
-        "interrupted by SIGTERM or SIGINT; where training stood is saved, and the same run id goes on from there",
+        "interrupted by SIGTERM, SIGINT or SIGHUP; where training stood is saved, and the same run id goes on from there",
         "yes",
         "nothing: a checkpoint is saved, and the next pod goes on from it",
     )

@@ -45,7 +45,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         ConfigError: an unknown command or option.
         SystemExit: after `--help` and `--version`.
     """
-    settings, rest = _split_settings(arguments)
+    settings, rest = split_settings(arguments)
     options = _make_parser().parse_args(rest)
     return CommandLine(command=options.command, options=options, settings=settings)
 
@@ -57,7 +57,8 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def _split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take apart the settings, each with its value, and what argparse is to see; checks nothing."""
     settings: list[str] = []
     rest: list[str] = []
     remaining = list(arguments)
