@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-_GROUND = "ambient clock config config_sources contract digests errors logs measures plugins signals texts uris"
+_GROUND = "ambient clock config config_sources contract digests errors logs measures plugins signals strict_yaml texts uris"
 
 ALLOWED: Mapping[str, str] = {
     "ground": "ground",
