@@ -8,8 +8,8 @@ from typing import Any
 
 from job import __version__, contract, logs, streams
 from job.assist import assist
-from job.attempt import Outcome, Surroundings, run
-from job.commands.report import REPORT_FILE, make_report
+from job.attempt import Outcome, Surroundings, after_commit, run
+from job.commands.report import make_report
 from job.commands.summary import print_summary
 from job.config import Config
 from job.config_sources import LoadedConfig
@@ -31,9 +31,6 @@ from job.signals import StopSignal
 from job.store.open import open_store
 from job.training.keras_workload import KerasWorkload
 from job.training.workers import Workers, workers_from_environment
-
-SERIES_FILE = "metrics.prom"
-"""Beside the stored log: all series at the end of the attempt."""
 
 _READER_SECONDS = 10.0
 """How long a line of the log may wait for its reader, such as a paused `less`: training goes on without it then."""
@@ -71,7 +68,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         _emit_end(status, display, phases=phases.to_json(), goodput=goodput, peak_memory_bytes=peak_memory_bytes())
 
     def store_log() -> None:
-        stored_log.finish({SERIES_FILE: exposition.to_text(metrics.everything), **report})
+        stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
 
     def end() -> None:
         for step in (push, log_end, store_log):
@@ -161,9 +158,11 @@ def _end_well(config: Config, outcome: Outcome, *, status: Status, log_format: s
     if refusal and config.promotion.refused_is_failure:
         raise GateRefusedError(f"the gate refused run {status.run}, which is committed and whole: {refusal}")
     name = "skipped" if outcome.is_skipped else "committed" if outcome.is_new else "already_committed"
-    status.end(outcome=name, code=contract.ExitCode.OK, reason=refusal)
+    with after_commit("end.failed"):
+        status.end(outcome=name, code=contract.ExitCode.OK, reason=refusal)
     if log_format == "text":
-        print_summary(outcome, config=config, seconds=status.seconds)
+        with after_commit("summary.failed"):
+            print_summary(outcome, config=config, seconds=status.seconds)
     return contract.ExitCode.OK
 
 
@@ -186,14 +185,12 @@ def _push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
 
 
 def _make_report(config: Config, outcome: Outcome) -> dict[str, bytes]:
-    """The page beside the stored log; that it cannot be made costs a warning, never the run."""
-    try:
+    """The page beside the stored log; nothing when it cannot be made."""
+    with after_commit("report.failed"):
         store = open_store(config.store, environ=os.environ)
         page = make_report(outcome.committed, read_metrics(store, outcome.committed), outcome.gate)
-    except Exception as error:  # noqa: BLE001 - the result stands
-        logs.warn("report.failed", reason=f"{type(error).__name__}: {error}")
-        return {}
-    return {REPORT_FILE: page}
+        return {contract.REPORT_FILE: page}
+    return {}
 
 
 def _end_stalled(reason: str, stacks: str, *, status: Status) -> None:

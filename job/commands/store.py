@@ -19,7 +19,7 @@ def check(line: CommandLine, loaded: LoadedConfig) -> int:
         IntegrityError: the store does not give back what was written.
     """
     store = configured_store(loaded)
-    key, data = f"{contract.CHECKS_PREFIX}{clock.token(8)}", b"mnist-job store check"
+    key, data = contract.check_key(clock.token(8)), b"mnist-job store check"
     try:
         if store.create(key, data) != data:
             raise IntegrityError(f"store {store.uri}: {key} does not hold what was written")
