@@ -26,7 +26,7 @@ def _current() -> World:
 
 class _Simulated(clock.Source):
     def now(self) -> float:
-        return _current().calendar()
+        return _current().now
 
     def monotonic(self) -> float:
         return _current().now

@@ -6,7 +6,6 @@ only when the scheduler says so. Nothing here knows the protocol; `protocol.py` 
 
 import contextlib
 import random
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ _EPOCH_SECONDS = 1_780_000_000.0
 _DEADLINE_SECONDS = 20.0
 _MAX_STEPS = 60_000
 _NAP_SECONDS = 300.0
-_WRONG_SECONDS, _STEPS_PER_SETTING = 1800, 50
 _FOCUS = 0.4
 _SPEEDS = (0.02, 1.0, 1.0, 10.0)
 
@@ -93,11 +91,6 @@ class World:
         self.page_size = self.random.choice((2, 5, 1000))
         self.me: Client | None = None
         self._hub = greenlet.getcurrent()
-
-    def calendar(self) -> float:
-        """What the running client takes for the time: wrong by half an hour at most, and set anew now and then."""
-        said = zlib.crc32(f"{self.name_of_client()} {self.num_steps // _STEPS_PER_SETTING}".encode())
-        return self.now + said % (2 * _WRONG_SECONDS + 1) - _WRONG_SECONDS
 
     def connect(self) -> Store:
         """A store of its own for a client."""
