@@ -72,7 +72,7 @@ def _build(given: Mapping[str, _Setting]) -> Config:
         section, _, field = name.partition(".")
         sections.setdefault(section, {})[field] = _checked(setting, name=name)
     try:
-        return Config(**sections)  # type: ignore[arg-type]
+        return Config.model_validate(sections)
     except ValidationError as error:
         origins = {name: setting.origin for name, setting in given.items()}
         raise ConfigError("\n".join(_describe_all(error, origins))) from error
@@ -132,9 +132,7 @@ def _did_you_mean(names: Iterable[str]) -> str:
 
 
 def _from_flags(flags: Sequence[str]) -> dict[str, _Setting]:
-    return {
-        name: _Setting(value=_null_is_none(text), origin=f"--{name}") for name, text in parse_flags(flags).items()
-    }
+    return {name: _Setting(value=_null_is_none(text), origin=f"--{name}") for name, text in parse_flags(flags).items()}
 
 
 def _null_is_none(text: str) -> str | None:

@@ -11,7 +11,9 @@ import yaml
 _MAX_VALUES = 10_000
 """Aliases counted as often as they are used: nine lines of them can stand for a thousand million values."""
 _TAG = "tag:yaml.org,2002:"
-_KINDS = frozenset(_TAG + kind for kind in "str int float bool null timestamp map seq merge value".split())
+_KINDS = frozenset(
+    f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge")
+)
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?|\.)[0-9_]*[eE][-+]?[0-9]+")
 
@@ -27,6 +29,19 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise _refusal(node, f"the key {twice!r} is there twice")
         return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that looks like a number to anybody, such as `1e3`."""
+
+
+_Dumper.add_implicit_resolver(f"{_TAG}float", _NUMBER, list("-+.0123456789"))  # type: ignore[no-untyped-call]
+
+
+def dump(value: object, *, is_flow: bool = False) -> str:
+    """Plain values as YAML that `parse_settings` and `parse_values` read back."""
+    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=is_flow, width=1000)
+    return text
 
 
 def parse_settings(text: str) -> object:
@@ -67,7 +82,9 @@ def _to_setting(loader: _Loader, node: yaml.Node) -> object:
             raise _refusal(node, "~ is null in YAML, and the home folder in a path; write null or '~'")
         return None
     if node.tag == f"{_TAG}int" and _OCTAL.fullmatch(node.value):
-        raise _refusal(node, f"{node.value} is an octal number in YAML, and a decimal one elsewhere; drop the zero in front")
+        raise _refusal(
+            node, f"{node.value} is an octal number in YAML, and a decimal one elsewhere; drop the zero in front"
+        )
     return str(node.value)
 
 
@@ -75,7 +92,8 @@ def _to_value(loader: _Loader, node: yaml.Node) -> object:
     for scalar in _scalars(node):
         if _is_ambiguous(scalar):
             raise _refusal(
-                scalar, f"{scalar.value} is read in more than one way; write a plain number or true or false, or quote the text"
+                scalar,
+                f"{scalar.value} is read in more than one way; write a plain number or true or false, or quote the text",
             )
     return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
 

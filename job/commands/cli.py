@@ -50,7 +50,9 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     if unknown:
         from job.config_sources import suggest_flag  # late: importing the schema takes 0.3 s
 
-        raise ConfigError(f"{unknown[0]}: unknown option{suggest_flag(unknown[0])}; see mnist-job {options.command} --help")
+        raise ConfigError(
+            f"{unknown[0]}: unknown option{suggest_flag(unknown[0])}; see mnist-job {options.command} --help"
+        )
     return CommandLine(command=options.command, options=options, settings=settings)
 
 

@@ -1,11 +1,12 @@
 """Which function each subcommand is. Imports it late: some commands need little."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from job import logs
+from job import ambient, logs
 from job.commands.cli import CommandLine
 from job.config_sources import LoadedConfig, load_config
 from job.observe.termination import Status, choose_path
@@ -31,6 +32,8 @@ _COMMANDS = {
     "config schema": "settings:print_schema",
 }
 """Subcommand -> `module:function` in this room."""
+_COMPUTING = ("run", "verify", "promote", "reproduce")
+"""What they say depends on the bits that a model gives."""
 
 
 def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
@@ -41,7 +44,10 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
     """
     if line.command == "run":  # bad settings are to be found in the pod's status too
         status.path = choose_path(_termination_log_flag(line.settings))
+    ambient.take_over(os.environ)
     loaded = load_config(line.settings, config_file=line.options.config)
+    if line.command in _COMPUTING:
+        ambient.check(os.environ)
     if line.command == "run":
         from job.commands.run import run_command
 
