@@ -323,6 +323,12 @@ def _check_keras_file(path: Path) -> None:
             )
 
 
+def home_folder() -> Path | None:
+    """The home folder of this user; None for a user id without HOME and without an entry in /etc/passwd."""
+    home = os.path.expanduser("~")  # noqa: PTH111
+    return Path(home) if os.path.isabs(home) else None  # noqa: PTH117
+
+
 def check_store(scheme: str, environ: Mapping[str, str], *, has_endpoint: bool) -> None:
     """Refuse what would lead a store elsewhere than its settings say, and cannot be overridden.
 

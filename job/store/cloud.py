@@ -56,7 +56,7 @@ _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 
-_GCLOUD_FILE = Path("~/.config/gcloud/application_default_credentials.json")
+_GCLOUD_FILE = Path(".config/gcloud/application_default_credentials.json")
 
 _MISSING_CODES = ("NoSuchBucket", "ContainerNotFound")
 _ACCESS_CODES = (
@@ -204,7 +204,8 @@ def _with_bucket_in_host(endpoint: str, bucket: str) -> str:
 def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
     """Refuse at once, instead of waiting for a metadata server that is not there."""
     groups = _CREDENTIALS[scheme]
-    if scheme == "gs" and _GCLOUD_FILE.expanduser().is_file():  # left by `gcloud auth application-default login`
+    home = ambient.home_folder()
+    if scheme == "gs" and home and (home / _GCLOUD_FILE).is_file():  # left by `gcloud auth application-default login`
         return
     if not any(all(environ.get(name) for name in group) for group in groups):
         choices = ", or ".join(" and ".join(group) for group in groups)
