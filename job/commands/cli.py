@@ -45,7 +45,7 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         ConfigError: an unknown command or option.
         SystemExit: after `--help` and `--version`.
     """
-    settings, rest = _split_settings(arguments)
+    settings, rest = split_settings(arguments)
     options, unknown = _make_parser().parse_known_args(rest)
     if unknown:
         raise ConfigError(_describe_unknown(unknown[0], command=options.command))
@@ -85,7 +85,8 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
-def _split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take apart the settings, each with its value, and what argparse is to see; checks nothing."""
     settings: list[str] = []
     rest: list[str] = []
     remaining = list(arguments)
