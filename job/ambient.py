@@ -105,6 +105,13 @@ TABLE = (
         why="logs, memory and threads",
     ),
     Ambient(
+        names="TF_VAR_* TF_CLI_* TF_TOKEN_* TF_REGISTRY_* TF_DATA_DIR TF_INPUT TF_WORKSPACE TF_IN_AUTOMATION TF_LOG TF_LOG_PATH "
+        "TF_LOG_CORE TF_LOG_PROVIDER TF_PLUGIN_CACHE_DIR",
+        read_by="Terraform",
+        treatment="no effect",
+        why="they only look like TensorFlow's, may hold secrets, and are recorded nowhere",
+    ),
+    Ambient(
         names="TF_* XLA_* TENSORFLOW_* PJRT_* MLIR_* ONEDNN_* DNNL_* EIGEN_*",
         read_by="TensorFlow, XLA, oneDNN",
         treatment="recorded, bits",
@@ -117,7 +124,7 @@ TABLE = (
         why="which kernels run on a GPU",
     ),
     Ambient(
-        names="CUDA_* NVIDIA_* NCCL_* TPU_*",
+        names="CUDA_* NVIDIA_* NCCL_*",
         read_by="CUDA, NCCL",
         treatment="recorded",
         why="which GPUs are seen (`cluster.expected_gpus` checks it), and how they talk",
@@ -267,6 +274,8 @@ _MOVES_THE_STORE = {
     "az": ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT"),
 }
 _MAX_CHARACTERS = 500
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
+"""In names such as NVIDIA_API_KEY, which a family of names takes in: never recorded."""
 
 
 def take_over(environ: MutableMapping[str, str]) -> None:
@@ -372,7 +381,7 @@ def recorded(environ: Mapping[str, str]) -> dict[str, str]:
     """What is set of what is only recorded: name -> value, for attempt.json."""
     found = {}
     for name, value in sorted(environ.items()):
-        row = _row_of(name)
+        row = None if _SECRET.search(name) else _row_of(name)
         is_other = row is not None and row.treatment == "default" and value != row.value
         if row is not None and (row.treatment.startswith("recorded") or is_other):
             found[name] = _without_password(value)[:_MAX_CHARACTERS]

@@ -49,6 +49,12 @@ class TestTable:
         }
         assert ambient.recorded(environ) == {"HTTPS_PROXY": "http://***@proxy:3128"}
 
+    @pytest.mark.parametrize(
+        "name", ["TF_VAR_password", "TF_TOKEN_host", "TF_CLI_CONFIG_FILE", "NVIDIA_API_KEY", "TF_X_SECRET"]
+    )
+    def test_secret_in_a_family_of_names_is_not_recorded(self, name: str) -> None:
+        assert ambient.recorded({name: "canary"}) == {}
+
 
 class TestOwned:
     @pytest.mark.parametrize(
