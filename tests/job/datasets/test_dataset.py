@@ -181,9 +181,15 @@ class TestRefusals:
             (lambda d: replace(d, class_names=("a", "\ud800")), r"class_names must be different printable texts"),
             (lambda d: replace(d, class_names=NAMES * 101), r"class_names must hold 2 to 1000, received 1010"),
             (lambda d: replace(d, class_names=("a", "b\nc")), r"class_names must be different printable texts"),
-            (lambda d: replace(d, class_names=("1", 1)), r"class_names must be different printable texts, received '1'"),
+            (
+                lambda d: replace(d, class_names=("1", 1)),
+                r"class_names must be different printable texts, received '1'",
+            ),
             *(
-                (lambda d, odd=odd: replace(d, class_names=("a", odd)), rf"class_names must be texts .*, received {said}")
+                (
+                    lambda d, odd=odd: replace(d, class_names=("a", odd)),
+                    rf"class_names must be texts .*, received {said}",
+                )
                 for odd, said in (
                     (None, "None"),
                     ("", "''"),
@@ -195,7 +201,10 @@ class TestRefusals:
                     (object(), "a object"),
                 )
             ),
-            (lambda d: replace(d, class_names=np.array([["a", "b"]])), r"class_names must be a tuple .* received ndarray"),
+            (
+                lambda d: replace(d, class_names=np.array([["a", "b"]])),
+                r"class_names must be a tuple .* received ndarray",
+            ),
             (lambda d: replace(d, class_names=None), r"class_names must be a tuple of names, received NoneType"),
         ],
     )

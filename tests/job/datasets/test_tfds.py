@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from job.datasets.idx import load_idx
-from job.datasets.tfds import is_prepared, load_tfds, probe
+from job.datasets.tfds import has_copy, load_tfds, probe
 from job.errors import NotFoundError, UnavailableError
 from tests.conftest import IDX_FILES, REPOSITORY, RunJob, job_environment
 
@@ -208,7 +208,7 @@ class TestFolderWithDownloads:
     def test_damaged_copy_does_not_pass_for_prepared(self, tmp_path: Path) -> None:
         """Else a missing network is not probed, and a missing file is not named."""
         (tmp_path / "mnist.safetensors").write_bytes(b"damaged")
-        assert not is_prepared("mnist", cache_dir=tmp_path)
+        assert not has_copy("mnist", cache_dir=tmp_path)
 
     def test_cache_that_may_not_be_entered_is_reported_without_a_traceback(
         self, tmp_path: Path, run_job: RunJob, dead_port: int
