@@ -334,7 +334,7 @@ def test_temporary_folder_without_room_for_the_export_is_69_before_anything_is_t
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        (f"--promotion.model_name={LONG}", "needs a name of 310 bytes, runs/local"),
+        (f"--promotion.model_name={LONG}", "needs a name of 310 bytes, nnn"),
         (f"--store.uri=file:./{LONG}", "needs a name of 300 bytes, nnn"),
         (f"--store.uri=file:./{'/'.join([LONG[:200]] * 20)}", "at most 4095 are possible; use a shorter folder"),
         (
