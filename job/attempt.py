@@ -134,7 +134,7 @@ def _longest_keys(config: Config, identity: AttemptIdentity) -> list[str]:
     keys = [
         f"{contract.attempt_prefix(run_id, attempt_id=attempt_id)}{_LONGEST_MODEL_FILE}",
         f"{contract.checkpoint_prefix(run_id)}{'0' * 64}",
-        f"{contract.log_prefix(run_id)}{attempt_id}/000000{contract.LOG_SUFFIX}",
+        contract.log_key(run_id, attempt_id=attempt_id, number=0),
         contract.gate_key(run_id),
     ]
     if config.promotion.enabled:
