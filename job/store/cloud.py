@@ -74,6 +74,10 @@ _ACCESS_CODES = (
 _REGION_CODES = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
 
 
+_MAX_KEY_BYTES = 1024
+"""Of S3, Google Cloud Storage and Azure alike."""
+
+
 class CloudBackend:
     """Objects in a bucket, below an optional prefix."""
 
@@ -140,6 +144,20 @@ class CloudBackend:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
                 return
+
+    def check_key(self, key: str) -> None:
+        """Refuse a key that is too long with the prefix of the URI."""
+        prefix = self._uri.partition("://")[2].partition("/")[2].strip("/")
+        num_bytes = len(f"{prefix}/{key}".lstrip("/").encode())
+        if num_bytes > _MAX_KEY_BYTES:
+            raise ConfigError(
+                f"store.uri: {self._uri}: the run needs keys of {num_bytes} bytes, such as ...{key[-80:]}, at most "
+                f"{_MAX_KEY_BYTES} are possible; use a shorter prefix, run.id or promotion.model_name"
+            )
+
+    def free_bytes(self) -> int | None:
+        """Not known."""
+        return None
 
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Nothing to do: one PUT leaves nothing behind."""
