@@ -8,10 +8,12 @@ in `IN_A_CLUSTER`.
 import contextlib
 import io
 import itertools
+import os
 import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import yaml
 from job.commands.cli import parse_command_line as parse_job
 from job.config import default_values
 from job.config_sources import check_flags
+from job.contract import Event
 from job.errors import ConfigError, JobError
 from k8s.cli import parse_command_line as parse_client
 from k8s.errors import ClientError
@@ -28,6 +31,7 @@ from tests.charts.helm import RenderError, render_text
 from tests.conftest import REPOSITORY, skip_or_fail
 from tests.documents import PAGES, Block, Command, find_block, read_commands, read_text
 from tests.test_docs_run import SESSIONS, TYPED
+from tests.torture.planted import PLANTED
 
 _STARTERS = ("mnist-job", "scripts/run", "scripts/workers")
 
@@ -128,6 +132,25 @@ def test_every_command_is_known_to_its_program(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_named_settings_exist_and_take_the_named_values(page: str) -> None:
     assert find_wrong_settings(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page: str) -> None:
+    """Links, with the heading behind `#`, and paths in spans of code."""
+    assert [f"{page}:{number}: {name}" for number, name in _named_files(page) if not _is_there(name)] == []
+
+
+def test_every_event_is_in_the_reference_and_every_one_there_is_logged() -> None:
+    page = (REPOSITORY / "docs" / "reference.md").read_text()
+    text = page.partition("\n## Log events\n")[2].partition("\n## ")[0]
+    logged = {event.value for event in Event} | set(re.findall(r'warn\(\s*"([a-z_.]+)"', _sources()))
+    assert {name for name in logged if name not in text} == set()
+    assert {name for name in re.findall(r"\b[a-z]+\.[a-z_]+\b", text) if f'"{name}"' not in _sources()} == set()
+
+
+def test_every_planted_bug_that_is_documented_can_be_planted() -> None:
+    page = (REPOSITORY / "docs" / "reliability.md").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)`: ", page, re.MULTILINE)) <= set(PLANTED)
 
 
 @pytest.mark.parametrize("where", sorted({*(where for *_, where in RUN_ELSEWHERE), *IN_A_CLUSTER.values()}))
@@ -344,6 +367,28 @@ def _output(program: str, *arguments: str) -> str:
     if found is None:
         skip_or_fail(f"no {program} on PATH")
     return subprocess.run([str(found), *arguments], capture_output=True, text=True, timeout=60, check=False).stdout
+
+
+def _named_files(page: str) -> Iterator[tuple[int, str]]:
+    """Below the repository, each with `#` and a heading."""
+    for number, line in read_text(page):
+        for path, heading in re.findall(r"\]\((?!\w+:)([^)#]*)#?([^)]*)\)", line):
+            target = os.path.normpath(Path(page).parent / path) if path else page
+            yield number, f"{target}#{heading}"
+        for path in re.findall(r"`((?:charts|docs|job|k8s|scripts|tests)/[\w./-]+\.\w+)`", line):
+            yield number, f"{path}#"
+
+
+def _is_there(name: str) -> bool:
+    path, _, heading = name.partition("#")
+    target = REPOSITORY / path
+    return "NAME" in path or (target.exists() and (not heading or heading in _headings(target)))
+
+
+def _headings(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @cache
