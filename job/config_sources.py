@@ -19,6 +19,7 @@ from job.config import Config, field_names
 from job.contract import ENV_PREFIX
 from job.errors import ConfigError
 from job.texts import one_line
+from job.uris import shown
 
 # What Kubernetes sets in every pod for a Service called `mnist` or `mnist-...`; ours all have a `__`.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
@@ -187,5 +188,4 @@ def _describe(detail: Any, origins: Mapping[str, str]) -> str:
         return str(rule)
     if len(parts) == 1:  # a contradiction between fields of a section: the text names them
         return f"{name}: {rule}"
-    received = re.sub(r"//[^/@\s]*@", "//***@", repr(detail["input"]))  # never print a password
-    return f"{name}: {rule}, received {received[:80]} [{origins.get(name, 'default')}]"
+    return f"{name}: {rule}, received {shown(detail['input'])} [{origins.get(name, 'default')}]"

@@ -70,8 +70,15 @@ def _write_plain_copy(path: Path, dataset: Dataset, *, digest: str) -> None:
 
 
 def choose_cache_dir(config: DataSection, *, environ: Mapping[str, str]) -> Path:
-    """Where prepared data is kept: as configured, or in the user's cache folder."""
-    if config.cache_dir:
-        return config.cache_dir.expanduser()
+    """Where prepared data is kept: as configured, or in the user's cache folder.
+
+    Raises:
+        NotFoundError: a file stands there, or a link that leads nowhere.
+    """
+    from job.store.folder import check_way
+
     base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mnist-train"
+    cache_dir = config.cache_dir or (Path(base) if base else Path.home() / ".cache") / "mnist-train"
+    if config.source == "tfds":  # the others keep nothing there
+        check_way(cache_dir, name="data.cache_dir")
+    return cache_dir

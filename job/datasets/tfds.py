@@ -37,11 +37,11 @@ def load(config: DataSection, *, cache_dir: Path, open_folder: object) -> tuple[
     """
     return read_or_make(
         plain_copy_path(cache_dir, name=config.dataset),
-        lambda: load_tfds(config.dataset, cache_dir=cache_dir, manual_dir=config.uri),
+        lambda: load_tfds(config.dataset, cache_dir=cache_dir, manual_dir=config.downloads_dir),
     )
 
 
-def load_tfds(name: str, *, cache_dir: Path, manual_dir: str | None) -> Dataset:
+def load_tfds(name: str, *, cache_dir: Path, manual_dir: Path | None) -> Dataset:
     """Read a dataset, preparing it first when the cache does not have it.
 
     Args:
@@ -59,7 +59,7 @@ def load_tfds(name: str, *, cache_dir: Path, manual_dir: str | None) -> Dataset:
         if manual_dir is None:
             probe(name, seconds=PROBE_SECONDS)
         else:
-            check_manual_dir(name, Path(manual_dir))
+            check_manual_dir(name, manual_dir)
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
@@ -130,7 +130,7 @@ def check_manual_dir(name: str, folder: Path) -> None:
             raise NotFoundError(f"data.uri: {path} does not exist; put the downloaded files of {name} there")
 
 
-def _prepare(builder: Any, tfds: Any, *, data_dir: Path, manual_dir: str | None) -> None:
+def _prepare(builder: Any, tfds: Any, *, data_dir: Path, manual_dir: Path | None) -> None:
     from tensorflow_datasets.core.download import downloader
 
     downloader.MAX_RETRIES = 2  # its own 10 mean minutes of silence
