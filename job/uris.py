@@ -24,9 +24,10 @@ _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095
 """Of one folder or file, and of a whole path: more fits no file system."""
 
-STORE_PATTERN = r"^(file:.+|(s3|gs|az)://[A-Za-z0-9$][A-Za-z0-9._-]*(/[^/?#%\\\x00-\x1f\x7f]+)*/?)?$"
-URL_PATTERN = r"^https?://[^/@?#\\\s]+(/[^?#\\\s]*)?$"
-"""What the chart's schema can say of these rules; an empty store URI is the chart's own volume."""
+_UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff"
+STORE_PATTERN = rf"^(file:[^{_UNPRINTABLE}]+|(s3|gs|az)://[A-Za-z0-9$][A-Za-z0-9._-]*(/[^/?#%\\{_UNPRINTABLE}]+)*/?)?$"
+URL_PATTERN = rf"^(https?://[^/@?#\\\s{_UNPRINTABLE}]+(/[^?#\\\s{_UNPRINTABLE}]*)?)?$"
+"""What the chart's schema can say of these rules; an empty text is none there, and an empty store URI is its own volume."""
 
 
 def has_scheme(text: str) -> bool:

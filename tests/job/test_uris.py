@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from job import uris
 from job.config import Config
 from job.config_sources import load_config
 from job.errors import ConfigError
-from tests.conftest import REPOSITORY, S3, Finished, RunJob
+from tests.conftest import REPOSITORY, S3, Finished, RunJob, job_environment
 
 TEXT = [
     ("", "must not be empty"),
@@ -400,6 +401,25 @@ class TestCommands:
 
         assert done.code == 64
         assert "store.uri: is relative to the working folder, which was removed" in done.error
+
+    def test_scripts_run_takes_relative_paths_from_the_callers_folder(self, tmp_path: Path, home: Path) -> None:
+        """Started through a link, and with a CDPATH that has a `scripts` of its own."""
+        (home / "scripts").mkdir()
+        (tmp_path / "linked").symlink_to(REPOSITORY / "scripts" / "run")
+        (tmp_path / "work" / "c.yaml").write_text("data: {source: idx, dataset: mine, uri: below/idx}")
+        done = subprocess.run(
+            ["../linked", "--config=c.yaml", "--store.uri=file:below/out", "--observe.termination_log=message"],
+            cwd=tmp_path / "work",
+            env=job_environment({"CDPATH": str(home), "XDG_CACHE_HOME": str(tmp_path / "cache")}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+        assert done.returncode == 66, done.stderr
+        assert "data.uri: below/idx/train-images-idx3-ubyte.gz does not exist" in done.stderr
+        assert json.loads((tmp_path / "work" / "message").read_text())["code"] == 66
 
     @pytest.mark.parametrize("prefix", ["pre#1", "pre?x=1", "a/../b", "..", "a%20b", "a//b", "a\tb"])
     def test_prefix_that_would_be_stored_elsewhere_is_64_before_any_request(
