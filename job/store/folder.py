@@ -122,13 +122,13 @@ class FolderBackend:
                 folder.mkdir()
         if not folder.is_dir():
             check_way(folder, name=f"store file:{self._folder}")
+        if not self._is_ours(folder):
+            _sync_above(folder)
+            return
         try:
             fsync_folder(folder.parent)
         except PermissionError:  # what is above the store may be closed to us, such as the mount point of a volume
-            if folder != self._folder and self._is_ours(folder):
-                raise
-        except OSError:  # such as a file system of the kernel's own far above
-            if self._is_ours(folder):
+            if folder != self._folder:
                 raise
 
     def _is_ours(self, folder: Path) -> bool:
@@ -205,6 +205,16 @@ def check_way(folder: Path, *, name: str) -> None:
             )
         if path.exists():
             raise NotFoundError(f"{name}: {path}: a file stands where a folder is needed; choose another folder")
+
+
+def _sync_above(folder: Path) -> None:
+    """Make the name of a folder above the store outlive a loss of power, where that folder is open to us."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:

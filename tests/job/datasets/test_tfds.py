@@ -203,7 +203,7 @@ class TestFolderWithDownloads:
         with pytest.raises(
             NotFoundError, match=rf"^data\.uri: .*/{name} does not exist; put the downloaded files of mnist"
         ):
-            load_tfds("mnist", cache_dir=tmp_path / "cache", manual_dir=str(tmp_path))
+            load_tfds("mnist", cache_dir=tmp_path / "cache", manual_dir=tmp_path)
 
     def test_damaged_copy_does_not_pass_for_prepared(self, tmp_path: Path) -> None:
         """Else a missing network is not probed, and a missing file is not named."""
