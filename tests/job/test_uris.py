@@ -280,7 +280,7 @@ class TestSettings:
         """As `echo ... | base64` makes it."""
         place = "http://a" if name in URL_SETTINGS else "file:./a"
         monkeypatch.setenv("MNIST_" + name.upper().replace(".", "__"), f"{place}\n")
-        with pytest.raises(ConfigError, match=rf"^{name}: must not begin or end with a blank or line break, received"):
+        with pytest.raises(ConfigError, match=rf"^{name}: must be one line without control characters, received"):
             load_config([])
 
     def test_what_the_chart_refuses_the_job_refuses_too(self) -> None:
