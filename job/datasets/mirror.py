@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from job.datasets.idx import FILES, PINNED_SHA256, read_files
-from job.errors import ConfigError, ConflictError
+from job.errors import ConfigError, ConflictError, NotFoundError
 from job.store.store import Store
 
 
@@ -28,6 +28,9 @@ def prepare_mirror(store: Store, *, dataset: str, source: Path | None, cache_dir
 
 
 def _copy(source: Path, dataset: str) -> dict[str, bytes]:
+    missing = [source / name for name in FILES.values() if not (source / name).is_file()]
+    if missing:
+        raise NotFoundError(f"--from: {missing[0]} does not exist; name the folder that holds the four .gz files")
     return {part: data for part, (_, data) in read_files(source, dataset=dataset, is_canonical=True).items()}
 
 

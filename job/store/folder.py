@@ -12,22 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from job import clock
-from job.errors import AccessDeniedError, ConfigError, NotFoundError, UnavailableError
+from job.errors import AccessDeniedError, ConfigError, IntegrityError, NotFoundError, UnavailableError
 from job.store.backend import AlreadyExists, Entry, TransientError, point
 
 TEMPORARY_PREFIX = ".tmp-"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-def folder_of(uri: str) -> Path:
-    """The absolute folder that a `file:` URI names; relative ones are taken from the working folder."""
-    path = uri.removeprefix("file:")
-    if path.startswith("//"):
-        path = path[2:]
-        if not path.startswith(("/", "./", "../")):
-            raise ConfigError(f"store.uri: must be file:/absolute or file:./relative, received {uri!r}")
-    return Path(os.path.abspath(path))
 
 
 class FolderBackend:
@@ -67,7 +57,7 @@ class FolderBackend:
         """All files under a folder, sorted by key, without unfinished temporary ones."""
         entries = []
         with self._translated(prefix):
-            for folder, _, names in os.walk(self._path(prefix), onerror=_raise_unless_absent):
+            for folder, _, names in os.walk(self._path(prefix), onerror=self._raise_unless_absent):
                 for name in names:
                     if name.startswith(TEMPORARY_PREFIX):
                         continue
@@ -83,7 +73,8 @@ class FolderBackend:
         with self._translated(prefix):
             try:
                 return sorted(entry.name for entry in os.scandir(self._path(prefix)) if entry.is_dir())
-            except FileNotFoundError:
+            except OSError as error:
+                self._raise_unless_absent(error)
                 return []
 
     def delete(self, key: str) -> None:
@@ -134,29 +125,49 @@ class FolderBackend:
 
     def _path(self, key: str) -> Path:
         path = self._folder / key
-        assert ".." not in path.parts and path.is_relative_to(self._folder), key
+        if ".." in path.parts or "\0" in key or not path.is_relative_to(self._folder):
+            raise IntegrityError(
+                f"store file:{self._folder}: the key {key!r} leads out of the store; this program has not written what names it"
+            )
         return path
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and its parents, each of them durable before anything is written inside.
 
-        One that is there already may have been made by a process that was killed before it came to the fsync.
+        One that is there already may have been made by a process that was killed before it came to the fsync. So above a store
+        that is not there yet every name counts; above one that is there, none.
         """
-        if folder in self._safe_folders:
-            return
-        if folder == self._folder.parent and folder.is_dir():  # not ours, from here on up
-            return
-        self._make_folder(folder.parent)
-        with contextlib.suppress(FileExistsError), point("mkdir", folder.name):
-            folder.mkdir()
+        is_new, found = not self._folder.is_dir(), []
+        while folder not in self._safe_folders and folder != folder.parent and (is_new or self._is_ours(folder)):
+            found.append(folder)
+            folder = folder.parent
+        for folder in reversed(found):
+            self._make_one(folder)
+            self._safe_folders.add(folder)
+
+    def _make_one(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+            with contextlib.suppress(FileExistsError), point("mkdir", folder.name):
+                folder.mkdir()
+        if not folder.is_dir():
+            check_way(folder, name=f"store file:{self._folder}")
+        if not self._is_ours(folder):
+            _sync_above(folder)
+            return
         try:
             fsync_folder(folder.parent)
         except PermissionError:  # what is above the store may be closed to us, such as the mount point of a volume
             if folder != self._folder:
                 raise
-        self._safe_folders.add(folder)
+
+    def _is_ours(self, folder: Path) -> bool:
+        return folder.is_relative_to(self._folder)
+
+    def _raise_unless_absent(self, error: OSError) -> None:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            check_way(self._folder, name=f"store file:{self._folder}")
+        if not isinstance(error, FileNotFoundError):
+            raise error
 
     @contextlib.contextmanager
     def _temporary(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
@@ -208,6 +219,43 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def check_way(folder: Path, *, name: str) -> None:
+    """Refuse a path to a folder, there or not, that goes through a file, or through a link that leads nowhere.
+
+    Such a link is no empty folder: what it leads to may not be mounted yet.
+
+    Args:
+        name: what the message begins with.
+
+    Raises:
+        NotFoundError: naming what stands in the way.
+        AccessDeniedError: what is there may not be seen.
+    """
+    for path in (folder, *folder.parents):
+        try:
+            if path.is_dir():
+                return
+        except OSError as error:
+            kind = AccessDeniedError if error.errno in _NO_ACCESS else NotFoundError
+            raise kind(f"{name}: {path}: {os.strerror(error.errno or 0)}; choose another folder") from error
+        if path.is_symlink():
+            raise NotFoundError(
+                f"{name}: {path} is a link to {path.readlink()}, which is no folder; mount or make that one, or choose another"
+            )
+        if path.exists():
+            raise NotFoundError(f"{name}: {path}: a file stands where a folder is needed; choose another folder")
+
+
+def _sync_above(folder: Path) -> None:
+    """Make the name of a folder above the store outlive a loss of power, where that folder is open to us."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder outlive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -216,8 +264,3 @@ def fsync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _raise_unless_absent(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
