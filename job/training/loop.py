@@ -23,6 +23,7 @@ from job.runs.goodput import Ledger
 from job.signals import StopSignal
 from job.training import evaluation, pipeline
 from job.training.history import EpochRecord, best_epoch, is_evaluated, stops_at
+from job.training.names import under_names
 from job.training.steps import ChunkResult
 from job.training.watchdog import Watchdog
 from job.training.workers import Exchange, exchange_with_nobody
@@ -124,13 +125,13 @@ class Training:
         self._epoch_seconds = checkpoint.meta["epoch_seconds"]
         self.history = [EpochRecord(**record) for record in checkpoint.meta["history"]]
         self._look_for_end()
-        self._best = {name.removeprefix(_BEST): arrays[name] for name in arrays if name.startswith(_BEST)}
-        self._check_best()
+        self._take_best({name.removeprefix(_BEST): arrays[name] for name in arrays if name.startswith(_BEST)})
 
-    def _check_best(self) -> None:
-        """Refuse a checkpoint whose best weights are not those that its history tells of."""
+    def _take_best(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take up the best weights, or refuse a checkpoint in which they are not those that its history tells of."""
         has_best = self._settings.keep == "best" and best_epoch(self.history, self._settings) is not None
         model = self._steps.model_state() if has_best else {}
+        self._best = under_names(arrays, model)
         odd = {(name, array.shape) for name, array in model.items()}
         odd ^= {(name, array.shape) for name, array in self._best.items()}
         if odd:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from job import clock
 from job.errors import ConfigError, IntegrityError, TrainingError
+from job.training.names import state_names, under_names
 from job.training.recipe import Recipe
 from job.training.workers import Workers, peer_errors, was_stopped_while_joining
 
@@ -86,10 +87,10 @@ class StepRunner:
         self._totals = {name: np.zeros((), variable.dtype.as_numpy_dtype) for name, variable in self._sums.items()}
         # model.variables, not .weights: only the former holds the state of Dropout's seed generator.
         variables = [*model.variables, *optimizer.variables]
-        self._state = {f"{index:03d}/{variable.path}": variable for index, variable in enumerate(variables)}
+        self._state = dict(zip(state_names(model, optimizer), variables, strict=True))
         self._own_names = {
-            f"{index:03d}/{variable.path}"
-            for index, variable in enumerate(model.variables)
+            name
+            for name, variable in zip(self._state, model.variables, strict=False)
             if not variable.trainable and variable.aggregation == "none"
         }
         self._model_names = list(self._state)[: len(model.variables)]
@@ -123,11 +124,12 @@ class StepRunner:
             self._state[name].assign(arrays[name])
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Set what `state` returned.
+        """Set what `state` returned, variable by variable in their order, whatever an older release called them.
 
         Raises:
-            IntegrityError: other names or shapes than this model and optimizer have.
+            IntegrityError: other variables or shapes than this model and optimizer have.
         """
+        arrays = under_names(arrays, self._state)
         expected = {(name, tuple(variable.shape)) for name, variable in self._state.items()}
         expected |= {(f"sums/{name}", ()) for name in self._sums}
         odd = expected ^ {(name, array.shape) for name, array in arrays.items()}
