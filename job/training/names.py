@@ -1,4 +1,4 @@
-"""Names of layers and variables that do not depend on what else a process has made (docs/adr/0020).
+"""Names of layers and variables that tell nothing of what else a process has made (docs/adr/0020).
 
 Keras counts layers that nobody named: `dense`, `dense_1`. A build that makes other layers first, or not each time the same number
 of them, gives the same model other names. Here the first automatic `dense` of a model is `dense`, whatever was made before it.
@@ -6,22 +6,19 @@ of them, gives the same model other names. Here the first automatic `dense` of a
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from job.training.devices import layers_of
 
-T = TypeVar("T")
 
-
-def renamed_by_position(model: Any, *, more: Iterable[str] = ()) -> dict[str, str]:
-    """Automatic name -> the name that it has in a process which makes this model alone; names that stay are left out.
+def renamed_by_position(model: Any) -> dict[str, str]:
+    """Automatic name of a layer or variable -> the same name, counted in this model alone; names that stay are left out.
 
     Args:
         model: must be the last one that `model.build_model` has made: Keras' counters tell automatic names from others.
-        more: names beside those of layers and variables, such as the optimizer's.
     """
-    names = {layer.name for layer in layers_of(model)} | set(more)
+    names = {layer.name for layer in layers_of(model)}
     names |= {segment for variable in model.variables for segment in variable.path.split("/")}
     numbers = defaultdict[str, dict[int, str]](dict)
     counters = _counters()
@@ -40,27 +37,6 @@ def renamed_by_position(model: Any, *, more: Iterable[str] = ()) -> dict[str, st
 def rename(text: str, renamed: Mapping[str, str]) -> str:
     """A path, or JSON with names and paths in it, under the new names."""
     return re.sub(r'[^"/]+', lambda found: renamed.get(found[0], found[0]), text)
-
-
-def state_names(model: Any, optimizer: Any) -> list[str]:
-    """One name for each variable of the model, then of the optimizer: position and path, such as `003/sequential/dense/bias`."""
-    renamed = renamed_by_position(model, more=[optimizer.name])
-    paths = [rename(variable.path, renamed) for variable in model.variables]
-    # The last part of an optimizer's path is `<path of the variable>_momentum`, with `_` for `/`.
-    slots = {variable.path.replace("/", "_") + "_": variable.path for variable in model.trainable_variables}
-    for variable in optimizer.variables:
-        folder, slash, last = rename(variable.path, renamed).rpartition("/")
-        of_variable = max((slot for slot in slots if last.startswith(slot)), key=len, default="")
-        if of_variable:
-            last = rename(slots[of_variable], renamed).replace("/", "_") + "_" + last.removeprefix(of_variable)
-        paths.append(folder + slash + last)
-    return [f"{index:03d}/{path}" for index, path in enumerate(paths)]
-
-
-def under_names(arrays: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
-    """What was stored, under the names of the same positions today. Older checkpoints have the names that Keras counted."""
-    today = {name.partition("/")[0]: name for name in names}
-    return {today.get(name.partition("/")[0], name): array for name, array in arrays.items()}
 
 
 def _counters() -> Mapping[str, int]:
