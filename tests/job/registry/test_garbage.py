@@ -461,9 +461,9 @@ class TestCommandLine:
         [warning] = [json.loads(line) for line in dry.stderr.splitlines()]
         assert (warning["event"], warning["run_of_skipped"]) == ("gc.skipped", "broken")
 
-        left_over = folder / "runs/done/.tmp-1-killed"
+        left_over = folder / "runs/done/.tmp-1-0123456789abcdef"
         left_over.write_bytes(b"half")
-        set_age(folder, "runs/done/.tmp-1-killed", days=1)
+        set_age(folder, "runs/done/.tmp-1-0123456789abcdef", days=1)
         deleted = run_job("gc", "--older-than=1d", "--delete")
         assert deleted.code == 0
         assert not left_over.exists()
