@@ -5,10 +5,10 @@ Retries are not made here: counts of retries bound nothing, so `Store` owns them
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import obstore
 from obstore.exceptions import (
@@ -29,6 +29,9 @@ from job.config import StoreSection
 from job.errors import AccessDeniedError, ConfigError, NotFoundError
 from job.store.backend import AlreadyExists, Entry, TransientError
 from job.texts import one_line
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 # Any one complete group is enough; read by obstore itself, listed here to refuse early and by name.
 _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -124,7 +127,7 @@ class CloudBackend:
     def list_objects(self, prefix: str) -> list[Entry]:
         """All objects under a folder, sorted by key."""
         with self._translated(prefix):
-            found = obstore.list(self._store, prefix or None).collect()
+            found = self._list(prefix)
         entries = [
             Entry(key=item["path"], num_bytes=item["size"], modified_seconds=item["last_modified"].timestamp())
             for item in found
@@ -134,8 +137,25 @@ class CloudBackend:
     def list_folders(self, prefix: str) -> list[str]:
         """Names of the folders directly under `prefix`, sorted."""
         with self._translated(prefix):
-            found = obstore.list_with_delimiter(self._store, prefix or None)
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+            try:
+                paths = obstore.list_with_delimiter(self._store, prefix or None)["common_prefixes"]
+            except InvalidPathError:
+                keys = (item["path"].removeprefix(prefix).partition("/") for item in self._list(prefix))
+                paths = [*{name for name, slash, _ in keys if slash}]
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+
+    def _list(self, prefix: str) -> "list[ObjectMeta]":
+        """All objects under a folder, without foreign ones such as `runs//x`, which obstore cannot name.
+
+        A page of a listing that holds one is an error. Their empty segments, `.` and `..` sort before all names of this program:
+        a listing from `0` on has none directly under the folder, and those further down are found by a listing of each folder.
+        """
+        for offset in (None, f"{prefix}0"):
+            with suppress(InvalidPathError):
+                return [*obstore.list(self._store, prefix or None, offset=offset).collect()]
+        level = obstore.list_with_delimiter(self._store, prefix or None)
+        below = (item for folder in level["common_prefixes"] for item in self._list(f"{folder}/"))
+        return [*level["objects"], *below]
 
     def delete(self, key: str) -> None:
         """Remove an object; absent is fine."""

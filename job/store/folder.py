@@ -7,6 +7,7 @@ file system with hard links.
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from job.errors import AccessDeniedError, ConfigError, IntegrityError, NotFoundE
 from job.store.backend import AlreadyExists, Entry, TransientError, point
 
 TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY = re.compile(r"\.tmp-[0-9]+-[0-9a-f]{16}")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -117,7 +119,8 @@ class FolderBackend:
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Remove temporary files that were not touched for so long: their writer was killed."""
         with self._translated(prefix):
-            for path in self._path(prefix).rglob(f"{TEMPORARY_PREFIX}*"):
+            found = self._path(prefix).rglob(f"{TEMPORARY_PREFIX}*")
+            for path in [path for path in found if _TEMPORARY.fullmatch(path.name) and path.is_file()]:
                 with contextlib.suppress(FileNotFoundError):
                     if clock.now() - path.stat().st_mtime > older_than_seconds:
                         with point("unlink", path.name):

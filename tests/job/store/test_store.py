@@ -475,11 +475,11 @@ class TestDisk:
 def test_temporary_files_of_killed_writes_are_swept_once_they_are_old(tmp_path: Path) -> None:
     store = open_store(StoreSection(uri=f"file:{tmp_path}"), environ={})
     store.create("runs/r/COMMIT.json", b"whole")
-    old, fresh = (tmp_path / "runs" / "r" / f".tmp-{name}" for name in ("old", "fresh"))
+    old, fresh = (tmp_path / "runs" / "r" / f".tmp-{number}-0123456789abcdef" for number in (1, 2))
     for path in (old, fresh):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
 
     store.sweep("runs/r/")
 
-    assert sorted(path.name for path in old.parent.iterdir()) == [".tmp-fresh", "COMMIT.json"]
+    assert sorted(path.name for path in old.parent.iterdir()) == [fresh.name, "COMMIT.json"]
