@@ -3,30 +3,21 @@
 Retries are not made here: counts of retries bound nothing, so `Store` owns them with a deadline.
 """
 
-import re
+import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    InvalidPathError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-    UnknownConfigurationKeyError,
-)
-from obstore.exceptions import (
-    NotFoundError as ObjectNotFoundError,
-)
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import NotFoundError as ObjectNotFoundError
 from obstore.store import from_url
 
 from job.config import StoreSection
 from job.errors import AccessDeniedError, ConfigError, NotFoundError
-from job.store.backend import AlreadyExists, Entry, TransientError
+from job.store.backend import AlreadyExists, Entry
+from job.store.faults import NO_BUCKET, of_errno, of_request
 from job.texts import one_line
 
 # Any one complete group is enough; read by obstore itself, listed here to refuse early and by name.
@@ -55,19 +46,10 @@ _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 
-_GCLOUD_FILE = Path("~/.config/gcloud/application_default_credentials.json")
+NEVER_WRITTEN = "checks/never-written"
+"""A key that no program here writes."""
 
-_MISSING_CODES = ("NoSuchBucket", "ContainerNotFound")
-_ACCESS_CODES = (
-    "AccessDenied",
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-)
-_REGION_CODES = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
+_GCLOUD_FILE = Path("~/.config/gcloud/application_default_credentials.json")
 
 
 class CloudBackend:
@@ -75,7 +57,7 @@ class CloudBackend:
 
     def __init__(self, config: StoreSection, *, environ: Mapping[str, str]) -> None:
         self._uri = uri = config.uri
-        scheme = uri.partition(":")[0]
+        self._scheme = scheme = uri.partition(":")[0]
         _require_credentials(scheme, environ=environ)
         endpoint = config.endpoint or (environ.get("AWS_ENDPOINT_URL") if scheme == "s3" else None)
         timeout = timedelta(seconds=config.timeout_seconds)
@@ -93,30 +75,40 @@ class CloudBackend:
             is_path_style = config.path_style if config.path_style is not None else endpoint is not None
             options["virtual_hosted_style_request"] = not is_path_style
             options |= {"region": config.region} if config.region else {}
+        self._is_store = False
         try:
             self._store = from_url(uri, **options)
-        except (BaseError, ValueError, UnknownConfigurationKeyError) as error:
+        except BaseError as error:
+            verdict, cause = of_request(error)
+            if verdict.error is NotFoundError:  # nothing was asked yet
+                raise ConfigError(f"store.uri: {uri} cannot be opened: {cause}") from error
+            raise verdict.to_error(where=uri, cause=cause) from error
+        except ValueError as error:
             raise ConfigError(f"store.uri: {uri} cannot be opened: {one_line(error)}") from error
 
     def create(self, key: str, data: bytes) -> None:
         """Write a new object with one conditional PUT; `AlreadyExists` when the key is taken."""
-        with self._translated(key):
-            obstore.put(self._store, key, data, mode="create", use_multipart=False)
+        with self._translated():
+            try:
+                obstore.put(self._store, key, data, mode="create", use_multipart=False)
+            except AlreadyExistsError as error:
+                raise AlreadyExists(key) from error
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, replacing an older one."""
-        with self._translated(key):
+        with self._translated():
             obstore.put(self._store, key, data)
 
     def get(self, key: str) -> bytes:
         """Read an object; `FileNotFoundError` when absent."""
-        with self._translated(key):
+        with self._translated():
             return bytes(obstore.get(self._store, key).bytes())
 
     def list_objects(self, prefix: str) -> list[Entry]:
         """All objects under a folder, sorted by key."""
-        with self._translated(prefix):
+        with self._translated():
             found = obstore.list(self._store, prefix or None).collect()
+            self._doubt(is_empty=not found)
         entries = [
             Entry(key=item["path"], num_bytes=item["size"], modified_seconds=item["last_modified"].timestamp())
             for item in found
@@ -125,62 +117,67 @@ class CloudBackend:
 
     def list_folders(self, prefix: str) -> list[str]:
         """Names of the folders directly under `prefix`, sorted."""
-        with self._translated(prefix):
+        with self._translated():
             found = obstore.list_with_delimiter(self._store, prefix or None)
+            self._doubt(is_empty=not found["common_prefixes"] and not found["objects"])
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
 
     def delete(self, key: str) -> None:
         """Remove an object; absent is fine."""
-        with self._translated(key):
+        with self._translated():
             try:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
-                return
+                if (
+                    self._scheme == "s3"
+                ):  # it deletes lists of keys and says nothing of absent ones: this is no answer of a store
+                    raise
 
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Nothing to do: one PUT leaves nothing behind."""
 
-    @contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn what obstore raises into what the table says of it; a key that is missing is a `FileNotFoundError`."""
         try:
             yield
-        except AlreadyExistsError as error:
-            raise AlreadyExists(key) from error
         except (ObjectNotFoundError, FileNotFoundError) as error:
-            self._raise_unless_missing_key(error)
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise AccessDeniedError(
-                f"store {self._uri}: access denied: {_reason(error)}; check the credentials"
-            ) from error
-        except InvalidPathError as error:
-            raise ConfigError(f"store.uri: {self._uri}: {one_line(error)}") from error
-        except BaseError as error:
-            self._raise_by_code(error)
+            verdict, cause = of_request(error)
+            raise (self._to_error(error) if verdict is NO_BUCKET else FileNotFoundError(cause)) from error
+        except OSError as error:
+            raise of_errno(error.errno).to_error(where=self._uri, cause=one_line(error)) from error
+        except (BaseError, NotImplementedError) as error:
+            raise self._to_error(error) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # pyo3's: no `Exception`, and nobody can import it
+                raise
+            raise self._to_error(error) from error
 
-    def _raise_unless_missing_key(self, error: Exception) -> NoReturn:
-        if any(code in str(error) for code in _MISSING_CODES):
-            raise NotFoundError(
-                f"store {self._uri}: the bucket does not exist; create it or correct store.uri"
-            ) from error
-        raise FileNotFoundError(_reason(error)) from error
+    def _doubt(self, *, is_empty: bool) -> None:
+        """Any web page with 200 passes for an empty listing: ask once for a key that nobody has written.
 
-    def _raise_by_code(self, error: BaseError) -> NoReturn:
-        """Tell apart what obstore reports as one generic error, by the code in the server's reply."""
-        text = str(error)
-        if "status code: 404" in text or any(code in text for code in _MISSING_CODES):
+        Raises:
+            NotFoundError: it is there, as on a web server, or at a proxy that wants a login first.
+        """
+        if not is_empty or self._is_store:
+            return
+        try:
+            obstore.get(self._store, NEVER_WRITTEN)
+        except FileNotFoundError:
+            self._is_store = True
+        except (
+            BaseError
+        ):  # the listing is all that this account may do, or the network is at fault: the next request says it
+            return
+        else:
             raise NotFoundError(
-                f"store {self._uri}: the bucket does not exist; create it or correct store.uri"
-            ) from error
-        refusal = rf"status code: 40[13]|(<Code>|\(code: )({'|'.join(_ACCESS_CODES)})\b"  # the latter: of one delete
-        if re.search(refusal, text):
-            raise AccessDeniedError(
-                f"store {self._uri}: access denied: {_reason(error)}; check the credentials"
-            ) from error
-        if "redirect without LOCATION" in text or any(f"<Code>{code}</Code>" in text for code in _REGION_CODES):
-            raise ConfigError(
-                f"store.region: the bucket of {self._uri} is in another region: {_reason(error)}"
-            ) from error
-        raise TransientError(_reason(error)) from error
+                f"store {self._uri}: what answers is no such store: it has a key that nobody has written; correct "
+                "store.endpoint or store.uri, or log in at the proxy"
+            )
+
+    def _to_error(self, error: BaseException) -> Exception:
+        verdict, cause = of_request(error)
+        return verdict.to_error(where=self._uri, cause=cause)
 
 
 def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
@@ -191,13 +188,3 @@ def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
     if not any(all(environ.get(name) for name in group) for group in groups):
         choices = ", or ".join(" and ".join(group) for group in groups)
         raise AccessDeniedError(f"store {scheme}://: no credentials found in the environment; set {choices}")
-
-
-def _reason(error: BaseException) -> str:
-    """The server's own code and message where there is one, else the first line of the error."""
-    text = one_line(error)
-    code = re.search(r"<Code>(.*?)</Code>", text)
-    message = re.search(r"<Message>(.*?)</Message>", text)
-    if code:
-        return f"{code.group(1)}: {message.group(1)}" if message else code.group(1)
-    return text.partition(" Debug source")[0][:300]
