@@ -100,7 +100,8 @@ _NO_STORE = _at_once(NotFoundError, "what answers is no such store; correct stor
 _TRY_AGAIN = _may_pass(CHECK_NETWORK)
 _NO_NAME = _may_pass("correct the host name in store.endpoint, or check the name server")
 _TRUST = _at_once(ConfigError, "name a file with its issuer's certificate in SSL_CERT_FILE")
-_CERTIFICATE = _at_once(ConfigError, "renew it there, correct store.endpoint, or set this machine's clock")
+_OUT_OF_DATE = _at_once(ConfigError, "renew it there, or set this machine's clock")
+_OTHER_HOST = _at_once(ConfigError, "correct the host in store.endpoint, or the certificate there")
 _ENDPOINT = _at_once(ConfigError, "correct store.endpoint: its http or https, host and port")
 _CREDENTIALS = _at_once(AccessDeniedError, "correct the credentials and the file that their variable names")
 _ACCOUNT = _at_once(ConfigError, "set AZURE_STORAGE_ACCOUNT_NAME")
@@ -147,27 +148,33 @@ _CODES: Mapping[Verdict, str] = {
 CODES: Mapping[str, Verdict] = {code: verdict for verdict, codes in _CODES.items() for code in codes.split()}
 """Of S3, STS, GCS, Azure, OAuth and MinIO: it decides before the status, which S3 uses for opposite things (400)."""
 
-_CAUSES: tuple[tuple[str, Verdict], ...] = (
-    (r"InvalidMessage\(|AlertReceived\(|PeerIncompatible\(|hyper::Error\( Parse\(", _ENDPOINT),
-    (r"kind: Builder|BadScheme|InvalidUri", _ENDPOINT),
-    (r"dns error", _NO_NAME),
-    (r"proxy authorization required", _DENIED),
+_CAUSES: tuple[tuple[str, str, Verdict], ...] = (
+    (
+        r"InvalidMessage\(|AlertReceived\(|PeerIncompatible\(",
+        "the other side speaks no TLS, or none of ours: ",
+        _ENDPOINT,
+    ),
+    (r"hyper::Error\( Parse\(", "the other side does not speak HTTP: ", _ENDPOINT),
+    (r"kind: Builder|BadScheme|InvalidUri", "no request can be made of it: ", _ENDPOINT),
+    (r"dns error", "", _NO_NAME),
+    (r"proxy authorization required", "", _DENIED),
     (
         r"token file|TokenFile|OpenCredentials|DecodeCredentials|Credential \{|InvalidAccessKey|decode service account",
+        "",
         _CREDENTIALS,
     ),
-    (r"MissingAccount", _ACCOUNT),
-    (r"HttpError|Error performing|JoinError", _TRY_AGAIN),
-    (r"InvalidHeaderValue", _ODD_VALUE),
+    (r"MissingAccount", "", _ACCOUNT),
+    (r"HttpError|Error performing|JoinError", "", _TRY_AGAIN),
+    (r"InvalidHeaderValue", "", _ODD_VALUE),
 )
 """Found in the text of an error that has no status, the first that fits. What is refused, cut or silent may come back."""
 
 _CERTIFICATES: Mapping[str, tuple[str, Verdict]] = {
     "UnknownIssuer": ("is of an issuer that this machine does not trust", _TRUST),
-    "Expired": ("has expired", _CERTIFICATE),
-    "NotValidYet": ("is not valid yet", _CERTIFICATE),
-    "NotValidForName": ("is for another host name", _CERTIFICATE),
-    "Revoked": ("was revoked", _CERTIFICATE),
+    "Expired": ("has expired", _OUT_OF_DATE),
+    "NotValidYet": ("is not valid yet", _OUT_OF_DATE),
+    "NotValidForName": ("is for another host name", _OTHER_HOST),
+    "Revoked": ("was revoked", _OUT_OF_DATE),
 }
 """Why rustls does not take a certificate, by its own names; each may end in `Context`."""
 
@@ -211,9 +218,9 @@ def of_request(error: BaseException) -> tuple[Verdict, str]:
         return _of_certificate(certificate[1], flat)
     request, innermost = _request(shown)[:300], _innermost(debug)
     cause = request if innermost in request else f"{request}: {innermost}"
-    for pattern, verdict in _CAUSES:
+    for pattern, words, verdict in _CAUSES:
         if re.search(pattern, f"{shown} {flat}"):
-            return verdict, cause
+            return verdict, f"{words}{cause}"
     return _KINDS.get(type(error).__name__, _NO_STORE), cause
 
 
@@ -240,9 +247,10 @@ def _of_certificate(name: str, flat: str) -> tuple[Verdict, str]:
 def _request(shown: str) -> str:
     """Such as `PUT http://host/key`, and what the server said to it; without times, which differ from try to try."""
     text = re.sub(r"^.*?Error performing (\w+ \S+) in \S+ +- |^Generic \w+ error: ", r"\1: ", shown).removeprefix(": ")
-    return text.replace(": HTTP error: error sending request", "").replace(
+    text = text.replace(": HTTP error: error sending request", "").replace(
         "Server returned non-2xx status code", "status"
     )
+    return text.rstrip(" :")
 
 
 def _innermost(debug: str) -> str:
