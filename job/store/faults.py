@@ -159,7 +159,7 @@ _CAUSES: tuple[tuple[str, str, Verdict], ...] = (
     (r"dns error", "", _NO_NAME),
     (r"proxy authorization required", "", _DENIED),
     (
-        r"token file|TokenFile|OpenCredentials|DecodeCredentials|Credential \{|InvalidAccessKey|decode service account",
+        r"token file|TokenFile|OpenCredentials|DecodeCredentials|Credential \{|InvalidAccessKey|service account file",
         "",
         _CREDENTIALS,
     ),
