@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -361,19 +362,34 @@ def faulty(library: Path, **failing: str) -> dict[str, str]:
 
 class TestFileSystems:
     @pytest.mark.parametrize("reason", ["EPERM", "EOPNOTSUPP", "ENOSYS", "EMLINK", "EINVAL", "EXDEV"])
-    def test_without_hard_links_a_store_works(
-        self, reason: str, library: Path, tmp_path: Path, run_job: RunJob
+    def test_without_hard_links_a_name_is_given_once(
+        self, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        done = run_job("store", "check", f"--store.uri=file:{tmp_path}/store", env=faulty(library, link=reason))
-        assert (done.code, done.error) == (0, "")
-        assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+        monkeypatch.setattr(os, "link", lambda source, target: _fail(reason))
+        backend = FolderBackend(tmp_path / "store")
+        backend.create("a/key", b"first")
+        with pytest.raises(AlreadyExists):
+            backend.create("a/key", b"second")
+        assert (backend.get("a/key"), os.listdir(tmp_path / "store" / "a")) == (b"first", ["key"])
 
     @pytest.mark.parametrize("reason", ["EINVAL", "EOPNOTSUPP", "ENOSYS", "EBADF"])
     def test_folder_that_cannot_be_fsynced_is_passed_over(
-        self, reason: str, library: Path, tmp_path: Path, run_job: RunJob
+        self, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        done = run_job("store", "check", f"--store.uri=file:{tmp_path}/store", env=faulty(library, fsync_folder=reason))
+        def fsync_files_only(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
+            _fail(reason) if Path(f"/proc/self/fd/{descriptor}").is_dir() else fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync_files_only)
+        backend = FolderBackend(tmp_path / "store")
+        backend.create("a/key", b"first")
+        backend.put("a/key", b"second")
+        assert backend.get("a/key") == b"second"
+
+    def test_store_on_such_a_file_system_passes_the_check(self, library: Path, tmp_path: Path, run_job: RunJob) -> None:
+        env = faulty(library, link="EPERM", fsync_folder="EINVAL")
+        done = run_job("store", "check", f"--store.uri=file:{tmp_path}/store", env=env)
         assert (done.code, done.error) == (0, "")
+        assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
 
     @pytest.mark.parametrize(
         ("failing", "code", "words"),
@@ -460,7 +476,12 @@ class TestFileSystems:
 
 
 def _no_link(source: Path, target: Path) -> None:
-    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    _fail("EPERM")
+
+
+def _fail(reason: str) -> NoReturn:
+    number = getattr(errno, reason)
+    raise OSError(number, os.strerror(number))
 
 
 RACE = """
