@@ -52,7 +52,7 @@ class FaultyS3:
     """The server's state.
 
     Attributes:
-        plan: faults by HTTP method, each used for one request in turn; the last of `always` for all that follow.
+        plan: faults by HTTP method, each used for one request in turn, None for a healthy answer; `always` is for all that follow.
     """
 
     endpoint: str = ""
@@ -60,7 +60,7 @@ class FaultyS3:
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     num_writes: int = 0
-    plan: dict[str, list[Fault]] = field(default_factory=dict)
+    plan: dict[str, list[Fault | None]] = field(default_factory=dict)
     always: Fault | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
