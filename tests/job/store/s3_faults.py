@@ -52,7 +52,7 @@ class FaultyS3:
     """The server's state.
 
     Attributes:
-        plan: faults by HTTP method, each used for one request in turn, None for a healthy answer; `always` is for all that follow.
+        plan: faults by HTTP method, each used for one request in turn, None for a healthy answer; `always` is for all others.
     """
 
     endpoint: str = ""
