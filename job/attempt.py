@@ -5,7 +5,8 @@ What is trained is behind `Workload` (`training/workload.py`). Tests put a plain
 thousands of times a minute, without TensorFlow.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from job import clock, contract
 from job.config import Config
 from job.contract import Event
 from job.digests import canonical_json, sha256_hex
-from job.errors import PeerLostError
+from job.errors import JobError, PeerLostError
 from job.logs import emit, warn
 from job.observe.phases import Phases
 from job.observe.stored_logs import StoredLog
@@ -34,6 +35,7 @@ from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
 from job.store.open import open_store
 from job.store.store import Store, Traffic
+from job.texts import one_line
 from job.training import agreement
 from job.training.loop import Training
 from job.training.watchdog import Watchdog
@@ -89,7 +91,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
 
     Raises:
         JobError: its class gives the exit code; before COMMIT readers see no result of this run.
-        StopRequested: SIGTERM or SIGINT.
+        StopRequested: SIGTERM, SIGINT or SIGHUP.
     """
     phases, run_id = surroundings.phases, surroundings.identity.run
     with phases("store"):
@@ -294,11 +296,15 @@ def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings,
 def finish(
     config: Config, store: Store, committed: CommittedRun, *, surroundings: Surroundings, workload: Workload
 ) -> Outcome:
-    """What follows a COMMIT, by this attempt or another: gate, serving layout, cleaning up."""
+    """What follows a COMMIT, by this attempt or another: gate, serving layout, cleaning up.
+
+    Raises:
+        JobError: the store failed while gate or layout were at work, or holds something damaged. The result stands.
+    """
     view, gate = surroundings.view, None
     outcome = _outcome(store, committed, surroundings=surroundings)
     model = champion.model_name(config, dataset=committed.dataset.name)
-    with surroundings.phases("publish"):
+    with surroundings.phases("publish"), after_commit("gate.failed", fatal=JobError):
         if config.promotion.enabled:
             gate = Gate(
                 store=store,
@@ -308,13 +314,32 @@ def finish(
                 reevaluate=workload.predict_with,
             ).settle(committed)
             view.decided(is_promoted=gate.verdict == "promoted")
+    with surroundings.phases("publish"), after_commit("layout.failed", fatal=JobError):
         newest = serving.finish_champions_layout(store, model)
         if newest:
             view.champion_is(newest.to.accuracy)
     with surroundings.phases("clean_up"):
-        write.clean_up(store, committed)
-        apply_retention(store, model, **config.retention.model_dump())
+        with after_commit("cleanup.failed"):
+            write.clean_up(store, committed)
+        with after_commit("retention.failed"):
+            apply_retention(store, model, **config.retention.model_dump())
     return replace(outcome, gate=gate)
+
+
+@contextlib.contextmanager
+def after_commit(event: str, *, fatal: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """What follows a COMMIT: a fault in it costs a warning under that name. The committed run is never a failure by it.
+
+    Raises:
+        the errors that `fatal` names, unchanged.
+    """
+    try:
+        yield
+    except fatal:
+        raise
+    except Exception as error:  # noqa: BLE001 - the result stands
+        reason = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
+        warn(event, reason=one_line(reason))
 
 
 def _register_attempt(

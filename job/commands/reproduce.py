@@ -20,7 +20,8 @@ from job.commands.lookup import configured_store, find_committed
 from job.config import REFERENCE_ONLY, Config
 from job.config_sources import LoadedConfig, parse_flags
 from job.contract import ENV_PREFIX, ExitCode
-from job.errors import ConflictError, IntegrityError
+from job.digests import canonical_json
+from job.errors import ConfigError, ConflictError, IntegrityError
 from job.runs.identity import is_result_of
 from job.runs.lineage import Lineage, bits_depend_on
 from job.runs.read import CommittedRun, read_commit
@@ -66,7 +67,24 @@ class Reproduction:
 def reproduce(line: CommandLine, loaded: LoadedConfig) -> int:
     """Train again, and say whether everything is equal."""
     committed = find_committed(configured_store(loaded), line.options.run)
+    _check_file(loaded, committed, path=line.options.config)
     return reproduce_run(loaded.config, committed, to_uri=line.options.to, settings=line.settings)
+
+
+def _check_file(loaded: LoadedConfig, committed: CommittedRun, *, path: Path | None) -> None:
+    """Raises:
+    ConfigError: a setting of the file decides the result and is not what the COMMIT says, which is what is trained again.
+    """
+    given = loaded.config.model_dump(mode="json")
+    for section, fields in settings_of(committed).items():
+        for field, committed_value in fields.items():
+            name = f"{section}.{field}"
+            is_of_file = path is not None and loaded.origins.get(name) == str(path)
+            if is_of_file and canonical_json(given[section][field]) != canonical_json(committed_value):
+                raise ConfigError(
+                    f"{name}: reproduce takes it from the COMMIT ({committed_value!r}), received {given[section][field]!r} in {path}; "
+                    f"give it as a flag, or leave it out of the file"
+                )
 
 
 def reproduce_run(config: Config, committed: CommittedRun, *, to_uri: str | None, settings: Sequence[str]) -> int:

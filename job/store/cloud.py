@@ -49,6 +49,9 @@ _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 NEVER_WRITTEN = "checks/never-written"
 """A key that no program here writes."""
 
+_PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+"""Of the variables that obstore reads."""
+
 _GCLOUD_FILE = Path("~/.config/gcloud/application_default_credentials.json")
 
 
@@ -59,6 +62,11 @@ class CloudBackend:
         self._uri = uri = config.uri
         self._scheme = scheme = uri.partition(":")[0]
         _require_credentials(scheme, environ=environ)
+        _require_clean_values(scheme, environ=environ)
+        if not _is_clean(config.region or ""):
+            raise ConfigError(
+                f"store.region: must be printable and without spaces around it, received {config.region!r}"
+            )
         endpoint = config.endpoint or (environ.get("AWS_ENDPOINT_URL") if scheme == "s3" else None)
         timeout = timedelta(seconds=config.timeout_seconds)
         options: dict[str, Any] = {
@@ -188,3 +196,19 @@ def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
     if not any(all(environ.get(name) for name in group) for group in groups):
         choices = ", or ".join(" and ".join(group) for group in groups)
         raise AccessDeniedError(f"store {scheme}://: no credentials found in the environment; set {choices}")
+
+
+def _require_clean_values(scheme: str, *, environ: Mapping[str, str]) -> None:
+    """Refuse what no HTTP header can carry: obstore panics at it, or signs with it and is refused."""
+    for name, value in environ.items():
+        is_json = scheme == "gs" and value.lstrip().startswith("{")
+        if name.startswith(_PREFIXES[scheme]) and not is_json and not _is_clean(value):
+            raise AccessDeniedError(
+                f"store {scheme}://: {name} must be printable and without spaces or line breaks around it, received one of "
+                f"{len(value)} characters that is not; make the Secret again, with printf %s instead of echo"
+            )
+
+
+def _is_clean(value: str) -> bool:
+    """Whether it has no line break or other control character, no byte that is no UTF-8, and no space around it."""
+    return value.isprintable() and value == value.strip()

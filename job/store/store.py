@@ -177,10 +177,13 @@ class Store:
 
     def _in_worker(self, attempt: Callable[[], T], *, deadline: float) -> T:
         future = self._executor.submit(attempt)
-        try:
-            return future.result(timeout=max(deadline - clock.monotonic(), 0.001))
-        except concurrent.futures.TimeoutError as error:
-            # The stuck request keeps its thread until its own time-out; later calls get a fresh one.
-            self._executor.shutdown(wait=False)
-            self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="store")
-            raise TransientError("no answer before the deadline") from error
+
+        def is_done(seconds: float) -> bool:
+            return bool(concurrent.futures.wait([future], timeout=seconds).done)
+
+        if clock.wait(is_done, seconds=deadline - clock.monotonic()):
+            return future.result()
+        # The stuck request keeps its thread until its own time-out; later calls get a fresh one.
+        self._executor.shutdown(wait=False)
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="store")
+        raise TransientError("no answer before the deadline")

@@ -83,19 +83,19 @@ class KeepsEverything(FolderBackend):
 
 def test_gc_that_deletes_nothing_of_what_it_says_fails(tmp_path: Path) -> None:
     store = Store(KeepsEverything(tmp_path), uri=f"file:{tmp_path}", deadline_seconds=5)
-    store.create("checks/left-over", b"data")
+    store.create("checks/0123456789abcdef", b"data")
     ages = {"older_than_seconds": 1.0, "now_seconds": 100.0}
     [garbage] = find_garbage(store, **ages)
     with pytest.raises(
-        NotFoundError, match=r"1 objects are still listed after they were deleted, such as checks/left-over; see"
+        NotFoundError, match=r"1 objects are still listed after they were deleted, such as checks/0123456789abcdef; see"
     ):
         delete_garbage(store, garbage, **ages)
 
 
 def test_gc_says_what_it_did_and_that_there_was_nothing(tmp_path: Path, run_job: RunJob) -> None:
     store = open_store(StoreSection(uri=f"file:{tmp_path / 'out'}"), environ={})
-    store.create("checks/left-over", b"data")
-    os.utime(tmp_path / "out" / "checks" / "left-over", (0, 0))
+    store.create("checks/0123456789abcdef", b"data")
+    os.utime(tmp_path / "out" / "checks" / "0123456789abcdef", (0, 0))
     said = [
         run_job("gc", "--older-than=1h", *flags).stdout.splitlines()[-1] for flags in ((), ("--delete",), ("--delete",))
     ]

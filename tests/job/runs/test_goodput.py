@@ -32,6 +32,7 @@ class World:
 
     def __init__(self) -> None:
         self.now = 2.0**30
+        self.step_seconds = self.paused_seconds = 0.0
         self.registered: list[float] = []
         self.meta: dict[str, Any] | None = None
         self.step = 0
@@ -79,7 +80,11 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     # A calendar that is far from the monotonic clock: whoever mixes the two is wrong by days.
-    source = SimpleNamespace(now=lambda: world.now, monotonic=lambda: world.now - 2.0**20)
+    source = SimpleNamespace(
+        now=lambda: world.now + world.step_seconds,
+        monotonic=lambda: world.now - world.paused_seconds - 2.0**20,
+        paused_seconds=lambda: world.paused_seconds,
+    )
     monkeypatch.setattr(clock, "source", source)
     monkeypatch.setattr(phases_module, "seconds_since_process_start", lambda: PROCESS_SECONDS)
     return world
