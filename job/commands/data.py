@@ -23,10 +23,12 @@ def prepare(line: CommandLine, loaded: LoadedConfig) -> int:
         source=line.options.source,
         cache_dir=choose_cache_dir(loaded.config.data, environ=os.environ),
     )
-    print(
-        f"{dataset}: {len(written)} files verified and written to {store.uri}; use --data.source=idx "
-        f"--data.uri={shlex.quote(target)}"
+    done = (
+        f"{len(written)} files verified and written to {store.uri}"
+        if written
+        else f"verified, and in {store.uri} already"
     )
+    print(f"{dataset}: {done}; use --data.source=idx --data.uri={shlex.quote(target)}")
     return contract.ExitCode.OK
 
 

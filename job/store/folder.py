@@ -1,10 +1,11 @@
 """The `file:` store: the same verbs as an object store over a folder, safe against crashes and power loss.
 
-A write is a temporary file, fsync, then `os.link` (create-only) or `os.replace`, then fsync of the folder. Needs a
-file system with hard links.
+A write is a temporary file, fsync, then `os.link` (create-only) or `os.replace`, then fsync of the folder. Where there are no
+hard links (FAT, many FUSE file systems) a rename that replaces nothing gives the name; docs/adr/0021 says why that is as safe.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
@@ -13,13 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from job import clock
-from job.errors import AccessDeniedError, ConfigError, IntegrityError, NotFoundError, UnavailableError
-from job.store.backend import AlreadyExists, Entry, TransientError, point
+from job.errors import AccessDeniedError, ConfigError, IntegrityError, NotFoundError
+from job.store.backend import AlreadyExists, Entry, point
+from job.store.faults import UNABLE, of_errno
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(r"\.tmp-[0-9]+-[0-9a-f]{16}")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV)
+"""EPERM: FAT and exFAT; EOPNOTSUPP: SMB servers; ENOSYS: FUSE and old gVisor; EMLINK: where a file has one name at most."""
+_NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+"""What file systems say that write names down by themselves, or cannot: PostgreSQL passes over them as well."""
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of linux/fcntl.h and linux/fs.h
+_SMB = ("cifs", "smb3")
 
 
 class FolderBackend:
@@ -34,7 +43,7 @@ class FolderBackend:
         with self._temporary(key, data) as (temporary, path):
             try:
                 with point("link", key):
-                    os.link(temporary, path)
+                    self._name(temporary, path, key=key)
             except FileExistsError as error:
                 fsync_folder(path.parent)  # its writer may have been killed before it came to this
                 raise AlreadyExists(key) from error
@@ -126,6 +135,22 @@ class FolderBackend:
                         with point("unlink", path.name):
                             path.unlink()
 
+    def _name(self, temporary: Path, path: Path, *, key: str) -> None:
+        """Give a finished file its name in one step, so that nobody ever sees half of it; `FileExistsError` when it is taken."""
+        try:
+            os.link(temporary, path)
+        except OSError as no_link:
+            if no_link.errno not in _NO_HARD_LINKS:
+                raise
+            try:
+                _rename_new(temporary, path)
+            except OSError as error:
+                if error.errno not in _NO_SUCH_RENAME:
+                    raise
+                reasons = f"no hard links ({no_link.strerror}) and no exclusive rename ({error.strerror})"
+                cause = f"{reasons}, so that two attempts could both write it"
+                raise UNABLE.to_error(where=f"file:{self._folder}: {key}", cause=cause) from error
+
     def _path(self, key: str) -> Path:
         path = self._folder / key
         if ".." in path.parts or "\0" in key or not path.is_relative_to(self._folder):
@@ -199,17 +224,36 @@ class FolderBackend:
         except FileNotFoundError:
             raise
         except OSError as error:
-            where = f"store file:{self._folder}: {key or '(root)'}"
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            if error.errno in _NO_ACCESS:
-                raise AccessDeniedError(f"{where}: {reason}; choose a folder that can be written: store.uri") from error
-            if error.errno in _NO_SPACE:
-                raise UnavailableError(
-                    f"{where}: {reason}; make room or choose another folder, then start again"
-                ) from error
-            if error.errno in (errno.ENOTDIR, errno.EEXIST):
-                raise NotFoundError(f"{where}: {reason}; a file stands where store.uri needs a folder") from error
-            raise TransientError(f"{key}: {reason}") from error
+            cause = os.strerror(error.errno) if error.errno else str(error)
+            raise of_errno(error.errno).to_error(
+                where=f"file:{self._folder}: {key or '(root)'}", cause=cause
+            ) from error
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """`renameat2` with RENAME_NOREPLACE, which Python does not offer: a name that is taken is refused by the kernel.
+
+    Raises:
+        OSError: EOPNOTSUPP on SMB, whose client in Linux tells the server to replace: two machines would both succeed.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None or _file_system(target.parent) in _SMB:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(target))
+    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def _file_system(folder: Path) -> str:
+    """The kernel's name of the file system that a folder is on; empty when it cannot be told."""
+    device = folder.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[2] == wanted:
+                return rest.split()[0]
+    return ""
 
 
 def _is_there(path: Path) -> bool:
@@ -260,10 +304,13 @@ def _sync_above(folder: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a loss of power."""
+    """Make the names in a folder outlive a loss of power, where the file system can be told to."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with point("fsync folder", folder.name):
             os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
     finally:
         os.close(descriptor)
