@@ -81,7 +81,8 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = (
         69,
         "Unavailable",
-        "store or data source unreachable until the deadline; no space; the last checkpoint could not be saved in time",
+        "store or data source unreachable until the deadline; no space; the last checkpoint could not be saved in time; what a "
+        "command was asked to print could not be written",
         "yes",
         "repair the store or the network, then resume",
     )
@@ -110,7 +111,7 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = (
         75,
         "Interrupted",
-        "interrupted by SIGTERM or SIGINT; where training stood is saved, and the same run id goes on from there",
+        "interrupted by SIGTERM, SIGINT or SIGHUP; where training stood is saved, and the same run id goes on from there",
         "yes",
         "nothing: a checkpoint is saved, and the next pod goes on from it",
     )

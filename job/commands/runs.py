@@ -63,10 +63,16 @@ _COLUMNS: Mapping[str, Callable[[_Row], Any]] = {
     "gate": lambda row: f"{row.gate.verdict} ({row.gate.rule})" if row.gate else None,
     "champion": lambda row: ", ".join(f"{m.model} {m.version} since {m.when[:16]}" for m in row.served) or None,
     "attempts": lambda row: row.record.get("counters", {}).get("attempts"),
-    "seconds": lambda row: row.record.get("goodput", {}).get("wall_seconds"),
+    "seconds": lambda row: _seconds(row.record),
     "committed": lambda row: row.record.get("committed"),
 }
 """Heading -> what a run has to say under it; None is a dash in the table."""
+
+
+def _seconds(record: Mapping[str, Any]) -> float | None:
+    """Wall time of all attempts. Older versions took it from the calendar: a step back made it negative."""
+    seconds = record.get("goodput", {}).get("wall_seconds")
+    return max(0.0, seconds) if isinstance(seconds, int | float) else None
 
 
 def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row | None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from job import clock
 from job.contract import log_key, log_of_key, log_prefix
 from job.errors import JobError
 from job.logs import json_formatter, warn
@@ -60,7 +61,12 @@ class StoredLog(logging.Handler):
             target=self._write_last, args=(self._store, files), daemon=True, name="last log segment"
         )
         thread.start()
-        thread.join(EXIT_SECONDS)
+
+        def has_ended(seconds: float) -> bool:
+            thread.join(seconds)
+            return not thread.is_alive()
+
+        clock.wait(has_ended, seconds=EXIT_SECONDS)
 
     def _write_last(self, store: Store, files: Mapping[str, bytes]) -> None:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.contract import ATTEMPT_FILES, attempt_of_key, attempt_prefix, attempts_prefix, commit_key, run_key
+from job.contract import ATTEMPT_FILES, attempt_of_key, attempt_prefix, attempts_prefix, commit_key, run_key, run_prefix
 from job.digests import sha256_hex
 from job.errors import ConflictError, IntegrityError
 from job.runs.identity import compile_of
@@ -268,6 +268,12 @@ def created_at(store: Store, run: CommittedRun) -> str:
     data = store.get(key)
     recorded = parse_object(data, key=key).get("created") if data is not None else None
     return str(recorded or run.record.get("committed") or _LONG_AGO)
+
+
+def begun_seconds(store: Store, run_id: str) -> float | None:
+    """When a run was first started, in seconds since the epoch, by the clock of the store; None when it is not there."""
+    key = run_key(run_id)
+    return next((entry.modified_seconds for entry in store.list_objects(run_prefix(run_id)) if entry.key == key), None)
 
 
 def recorded_compile(store: Store, run_id: str, *, cpu_replicas: int) -> str | None:
