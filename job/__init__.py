@@ -12,10 +12,13 @@ config_sources.py  flags, environment, YAML; unknown names and their errors
 contract.py        what the outside world relies on: exit codes, store keys, event names, environment names
 errors.py          one typed error per exit code
 logs.py            log events: JSON or text
-signals.py         SIGTERM and SIGINT
+signals.py         SIGTERM, SIGINT and SIGHUP
+streams.py         stdout and stderr, which never end the process
 clock.py           time, sleep and random tokens: the one seam for the simulation
 digests.py         canonical JSON, and the hashes of bytes and arrays
 measures.py        top-k accuracy, AUC and F1 of stored predictions
+ambient.py         what libraries read from the environment: owned, recorded or refused
+strict_yaml.py     YAML in which nothing is dropped, and nothing means two things
 plugins.py         the user's own functions
 texts.py           one line of any error, and tables
 """

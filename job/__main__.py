@@ -4,14 +4,17 @@ Every error that ends the process ends here: one line on stderr, the termination
 """
 
 import contextlib
+import faulthandler
 import os
 import sys
+import threading
 import traceback
 from typing import NoReturn
 
+from job import streams
 from job.contract import ExitCode
-from job.errors import JobError
-from job.observe.termination import Status
+from job.errors import JobError, UnavailableError
+from job.observe.termination import Status, find_path
 from job.signals import StopRequested, StopSignal
 
 
@@ -19,39 +22,60 @@ def main() -> NoReturn:
     """Run the command line of this process and exit; never returns."""
     stop = StopSignal()
     stop.install()  # first of all: as PID 1 the kernel drops SIGTERM until a handler is there
-    code = _run(sys.argv[1:], stop=stop)
-    stop.ignore()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):  # its reader has gone, as in `mnist-job runs | head -1`
-            stream.flush()
-    os._exit(code)  # tearing TensorFlow down takes a second, and a stuck store thread for ever
+    code: int = ExitCode.UNKNOWN
+    try:
+        code = _run(sys.argv[1:], stop=stop)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)  # tearing TensorFlow down takes a second, and a stuck store thread for ever
 
 
 def _run(arguments: list[str], *, stop: StopSignal) -> int:
     status = Status()
     try:
-        from job.commands.cli import parse_command_line
+        try:
+            _prepare()
+            return _obey(arguments, stop=stop, status=status)
+        finally:
+            stop.ignore()
+    except BaseException as error:  # noqa: BLE001 - the last net: a panic of a Rust library is no Exception
+        return _report(status, *_describe(error))
 
+
+def _prepare() -> None:
+    streams.protect()
+    faulthandler.enable()  # a crash of native code leaves its stacks on stderr
+    threading.excepthook = _say_thread_failed
+
+
+def _obey(arguments: list[str], *, stop: StopSignal, status: Status) -> int:
+    """Parse the command line and do what it says; returns the exit code."""
+    from job.commands.cli import parse_command_line, split_settings
+
+    if split_settings(arguments)[1][:1] == ["run"]:  # a line that is refused is to be found in the pod's status too
+        status.path = find_path(arguments, os.environ)
+    try:
         line = parse_command_line(arguments)
-        from job.commands.dispatch import dispatch  # after parsing: --help needs none of it
+    except SystemExit:  # argparse after --help
+        return _printed()
+    from job.commands.dispatch import PRINTING, dispatch  # after parsing: --help needs none of it
 
-        return dispatch(line, stop=stop, status=status)
-    except SystemExit as leaving:  # argparse after --help
-        return leaving.code if isinstance(leaving.code, int) else 0
-    except StopRequested as signal:
-        stop.ignore()
-        return _report(status, ExitCode.INTERRUPTED, f"{signal} received; start the same run again")
-    except JobError as error:
-        stop.ignore()
-        return _report(status, error.code, str(error))
-    except Exception as error:  # noqa: BLE001 - the last net
-        stop.ignore()
-        if isinstance(error, BrokenPipeError) and (not status.run or status.code is not None):
-            return ExitCode.OK  # only what was printed is lost
-        traceback.print_exc()
-        is_bug = isinstance(error, AssertionError)  # of ours or of a user's own model: no retry can help
-        code = ExitCode.TRAINING_FAILED if is_bug else ExitCode.UNKNOWN
-        return _report(status, code, f"{type(error).__name__}: {error}")
+    code = dispatch(line, stop=stop, status=status)
+    return _printed() if code == ExitCode.OK and line.command in PRINTING else code
+
+
+def _printed() -> int:
+    """Exit code 0 of a command that was asked for its output alone.
+
+    Raises:
+        UnavailableError: the output was lost.
+    """
+    sys.stdout.flush()
+    loss = streams.loss_of(sys.stdout)
+    if loss:
+        raise UnavailableError(f"stdout: {loss}; what was asked for is not written; send it elsewhere")
+    return ExitCode.OK
 
 
 def _report(status: Status, code: ExitCode, reason: str) -> int:
@@ -60,9 +84,35 @@ def _report(status: Status, code: ExitCode, reason: str) -> int:
         print(f"mnist-job: error {code.value}: {line}", file=sys.stderr)
     try:
         status.end(outcome="interrupted" if code == ExitCode.INTERRUPTED else "failed", code=code, reason=reason)
-    except Exception:  # noqa: BLE001 - a fault in saying how it ended must not change how it ended
+    except BaseException:  # noqa: BLE001 - a fault in saying how it ended must not change how it ended
         traceback.print_exc()
     return code
+
+
+def _describe(error: BaseException) -> tuple[ExitCode, str]:
+    """Exit code and reason; a traceback on stderr for what nobody raised on purpose."""
+    if isinstance(error, StopRequested):
+        return ExitCode.INTERRUPTED, f"{error} received; start the same run again"
+    if isinstance(error, JobError):
+        return error.code, str(error)
+    reason = type(error).__name__
+    with contextlib.suppress(
+        Exception
+    ):  # an error of the user's own class may not know its own text; no memory is left
+        traceback.print_exception(error)
+        reason = f"{reason}: {error}"
+    is_bug = isinstance(error, AssertionError)  # of ours or of a user's own model: no retry can help
+    return ExitCode.TRAINING_FAILED if is_bug else ExitCode.UNKNOWN, reason
+
+
+def _say_thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """A thread died of an error that nobody waits for: what depends on it is seen by the watchdog."""
+    from job import logs
+
+    threading.__excepthook__(failed)
+    if failed.exc_type is not SystemExit:
+        name = failed.thread.name if failed.thread else ""
+        logs.warn("thread.failed", thread=name, reason=f"{failed.exc_type.__name__}: {failed.exc_value}")
 
 
 if __name__ == "__main__":

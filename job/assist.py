@@ -22,7 +22,7 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
 
     Raises:
         JobError: its class gives the exit code.
-        StopRequested: SIGTERM or SIGINT, of this worker or of another.
+        StopRequested: SIGTERM, SIGINT or SIGHUP, of this worker or of another.
     """
     phases, run_id = surroundings.phases, surroundings.identity.run
     with phases("store"):

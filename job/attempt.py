@@ -5,7 +5,8 @@ What is trained is behind `Workload` (`training/workload.py`). Tests put a plain
 thousands of times a minute, without TensorFlow.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from job import clock, contract
 from job.config import Config
 from job.contract import Event
 from job.digests import canonical_json, sha256_hex
-from job.errors import PeerLostError
+from job.errors import JobError, PeerLostError
 from job.logs import emit, warn
 from job.observe.phases import Phases
 from job.observe.stored_logs import StoredLog
@@ -34,11 +35,14 @@ from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
 from job.store.open import open_store
 from job.store.store import Store, Traffic
+from job.texts import one_line
 from job.training import agreement
 from job.training.loop import Training
 from job.training.watchdog import Watchdog
 from job.training.workers import ALONE, NothingToTrainError, Workers
 from job.training.workload import Prepared, Results, Workload
+
+_LONGEST_MODEL_FILE = "model/variables/variables.data-00000-of-00001"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +93,12 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
 
     Raises:
         JobError: its class gives the exit code; before COMMIT readers see no result of this run.
-        StopRequested: SIGTERM or SIGINT.
+        StopRequested: SIGTERM, SIGINT or SIGHUP.
     """
     phases, run_id = surroundings.phases, surroundings.identity.run
     with phases("store"):
         store = open_store(config.store, environ=surroundings.environ, traffic=surroundings.traffic)
+        store.check_keys(_longest_keys(config, surroundings.identity))
         store.list_objects(contract.run_prefix(run_id))  # a missing bucket or a wrong key is known at once
         workers = surroundings.workers
         if workers.are_several and read.read_commit(store, run_id) is not None:
@@ -121,6 +126,25 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
             config, store, surroundings=surroundings, workload=workload, prepared=prepared, result_digest=digest
         )
     return finish(config, store, committed, surroundings=surroundings, workload=workload)
+
+
+def _longest_keys(config: Config, identity: AttemptIdentity) -> list[str]:
+    """Of each folder that the run writes to, the longest key or a longer one: an attempt may get a number behind its id."""
+    run_id, attempt_id = identity.run, f"{identity.attempt}-999"
+    keys = [
+        f"{contract.attempt_prefix(run_id, attempt_id=attempt_id)}{_LONGEST_MODEL_FILE}",
+        f"{contract.checkpoint_prefix(run_id)}{'0' * 64}",
+        contract.log_key(run_id, attempt_id=attempt_id, number=0),
+        contract.gate_key(run_id),
+    ]
+    if config.promotion.enabled:
+        model, version = champion.model_name(config, dataset=config.data.name), 999_999_999
+        keys += [
+            contract.claim_key(run_id, model=model, version=version),
+            contract.champion_key(model, version=version),
+            f"{contract.version_prefix(model, version=version)}{_LONGEST_MODEL_FILE}",
+        ]
+    return keys
 
 
 def _prepare(
@@ -159,6 +183,7 @@ def _make_result(
     phases, run_id = surroundings.phases, surroundings.identity.run
     with phases("store"):
         store.sweep(contract.run_prefix(run_id))
+        store.check_room(prepared.weight_bytes)
         lineage, stored = _register_attempt(config, store, surroundings, device=prepared.device)
         identity = AttemptIdentity(run=run_id, attempt=lineage.attempt)
         surroundings = replace(surroundings, identity=identity)
@@ -294,11 +319,15 @@ def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings,
 def finish(
     config: Config, store: Store, committed: CommittedRun, *, surroundings: Surroundings, workload: Workload
 ) -> Outcome:
-    """What follows a COMMIT, by this attempt or another: gate, serving layout, cleaning up."""
+    """What follows a COMMIT, by this attempt or another: gate, serving layout, cleaning up.
+
+    Raises:
+        JobError: the store failed while gate or layout were at work, or holds something damaged. The result stands.
+    """
     view, gate = surroundings.view, None
     outcome = _outcome(store, committed, surroundings=surroundings)
     model = champion.model_name(config, dataset=committed.dataset.name)
-    with surroundings.phases("publish"):
+    with surroundings.phases("publish"), after_commit("gate.failed", fatal=JobError):
         if config.promotion.enabled:
             gate = Gate(
                 store=store,
@@ -308,13 +337,32 @@ def finish(
                 reevaluate=workload.predict_with,
             ).settle(committed)
             view.decided(is_promoted=gate.verdict == "promoted")
+    with surroundings.phases("publish"), after_commit("layout.failed", fatal=JobError):
         newest = serving.finish_champions_layout(store, model)
         if newest:
             view.champion_is(newest.to.accuracy)
     with surroundings.phases("clean_up"):
-        write.clean_up(store, committed)
-        apply_retention(store, model, **config.retention.model_dump())
+        with after_commit("cleanup.failed"):
+            write.clean_up(store, committed)
+        with after_commit("retention.failed"):
+            apply_retention(store, model, **config.retention.model_dump())
     return replace(outcome, gate=gate)
+
+
+@contextlib.contextmanager
+def after_commit(event: str, *, fatal: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """What follows a COMMIT: a fault in it costs a warning under that name. The committed run is never a failure by it.
+
+    Raises:
+        the errors that `fatal` names, unchanged.
+    """
+    try:
+        yield
+    except fatal:
+        raise
+    except Exception as error:  # noqa: BLE001 - the result stands
+        reason = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
+        warn(event, reason=one_line(reason))
 
 
 def _register_attempt(

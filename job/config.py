@@ -6,9 +6,9 @@ dataset; checks that need those are made where they are known.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -17,14 +17,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from job.contract import ENV_PREFIX, RUN_ID_MAX_CHARACTERS, is_run_id
+from job import strict_yaml
+from job.contract import RUN_ID_MAX_CHARACTERS, is_run_id
 
 TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
 SOURCES = {"tfds": "job.datasets.tfds", "idx": "job.datasets.idx", "digits": "job.datasets.digits"}
@@ -35,11 +33,13 @@ _DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | r
 
 def _split_list(value: object) -> object:
     """Accept `512,256` and `[512, 256]` from flags and variables, beside a real list from YAML."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
-    if isinstance(value, Sequence) and all(isinstance(item, str) for item in value):
-        return [part for item in value for part in str(item).strip("[] ").split(",") if part]
-    return value
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("[") != text.endswith("]"):
+        raise ValueError("must be a list such as 512,256 or [512, 256]")
+    items = text.removeprefix("[").removesuffix("]").strip()
+    return [part.strip() for part in items.split(",")] if items else []
 
 
 def _check_function(value: str | None) -> str | None:
@@ -59,9 +59,10 @@ def _parse_mapping(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value)
+        return strict_yaml.parse_values(value)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError("must be a mapping such as {width: 16}") from error
+        reason = getattr(error, "problem", None)
+        raise ValueError(f"must be a mapping such as {{width: 16}}{f' ({reason})' if reason else ''}") from error
 
 
 def _check_json(value: dict[str, Any]) -> dict[str, Any]:
@@ -80,31 +81,16 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 30, allow_inf_nan=False)]
 Names = Annotated[
     tuple[Annotated[str, Field(pattern=r"^(top_[1-9][0-9]{0,2}_accuracy|auc|f1_macro)$")], ...],
-    NoDecode,
     BeforeValidator(_split_list),
 ]
-Arguments = Annotated[dict[str, Any], NoDecode, BeforeValidator(_parse_mapping), AfterValidator(_check_json)]
-Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], NoDecode, BeforeValidator(_split_list)]
+Arguments = Annotated[dict[str, Any], BeforeValidator(_parse_mapping), AfterValidator(_check_json)]
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(_split_list)]
 
 
 class Section(BaseModel):
     """One group of settings: unknown keys are errors, values cannot be changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_boolean(cls, value: object, info: ValidationInfo) -> object:
-        assert info.field_name
-        kind = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and bool not in (
-            kind,
-            *get_args(kind),
-        ):  # YAML's `epochs: true` would else count as 1
-            raise PydanticCustomError(
-                "no_boolean", "must be a valid integer" if kind is int else "must not be a boolean"
-            )
-        return value
 
 
 class RunSection(Section):
@@ -397,20 +383,10 @@ class ObserveSection(Section):
         return _check_url(value)
 
 
-class Config(BaseSettings):
+class Config(BaseModel):
     """All settings of one attempt. Build it with `load_config`, which knows the order of the sources."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX,
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        cli_implicit_flags=False,
-        cli_exit_on_error=False,
-        nested_model_default_partial_update=True,
-    )
-
-    reads_environment: ClassVar[bool] = True
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     run: RunSection = RunSection()
     data: DataSection = DataSection()
@@ -430,18 +406,6 @@ class Config(BaseSettings):
                 "train.early_stopping_patience and train.keep=best look at a validation split; set data.validation_fraction"
             )
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment before the YAML values, which `load_config` hands in; flags come first by themselves."""
-        return (env_settings, init_settings) if cls.reads_environment else (init_settings,)
 
 
 def field_names() -> list[str]:
@@ -474,7 +438,7 @@ def describe_fields() -> list[tuple[str, str, str]]:
 def to_text(value: object) -> str:
     """A setting's value as it would be written in the YAML file."""
     plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-    return str(yaml.safe_dump(plain, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
+    return strict_yaml.dump(plain, is_flow=True).removesuffix("...\n").strip()
 
 
 def _section_class(annotation: object) -> type[Section]:

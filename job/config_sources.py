@@ -6,22 +6,24 @@ Owns the order of the sources, unknown names and the errors that name a setting.
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
-from job.config import Config, field_names
+from job import ambient, strict_yaml
+from job.config import Config, default_values, field_names
 from job.contract import ENV_PREFIX
 from job.errors import ConfigError
 from job.texts import one_line
 
 # What Kubernetes sets in every pod for a Service called `mnist` or `mnist-...`; ours all have a `__`.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
+_SHORT_NAMES = {"lr": "learning_rate", "bs": "global_batch_size", "wd": "weight_decay", "momentum": "optimizer"}
+"""What people call a setting -> how it is called here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,9 @@ def load_config(flags: Sequence[str], *, config_file: Path | None = None) -> Loa
     Raises:
         ConfigError: one line per bad setting, with its name, the rule, what was received and the nearest name.
     """
-    flag_values = parse_flags(flags)
-    from_environment = _environment_origins(os.environ)
-    from_file = _read_yaml(config_file) if config_file else {}
-    origins = {name: str(config_file) for name in _leaf_names(from_file)}
-    origins |= from_environment | {name: f"--{name}" for name in flag_values}
-    return LoadedConfig(config=_build(Config, flag_values, origins=origins, from_file=from_file), origins=origins)
+    given = _from_file(config_file) if config_file else {}
+    given |= _from_environment(os.environ) | _from_flags(flags)
+    return LoadedConfig(config=_build(given), origins={name: setting.origin for name, setting in given.items()})
 
 
 def check_flags(flags: Sequence[str]) -> Config:
@@ -56,37 +55,94 @@ def check_flags(flags: Sequence[str]) -> Config:
     Raises:
         ConfigError: as from `load_config`.
     """
-    values = parse_flags(flags)
-    return _build(_FlagsOnly, values, origins={name: f"--{name}" for name in values}, from_file={})
+    return _build(_from_flags(flags))
 
 
-class _FlagsOnly(Config):
-    """The same schema, deaf to the environment."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setting:
+    """A value that somebody gave, before it is checked, and where it came from."""
 
-    reads_environment = False
+    value: object
+    origin: str
 
 
-def _build(
-    kind: type[Config], flags: Mapping[str, str], *, origins: Mapping[str, str], from_file: Mapping[str, Any]
-) -> Config:
+def _build(given: Mapping[str, _Setting]) -> Config:
+    sections: dict[str, dict[str, object]] = {}
+    for name, setting in given.items():
+        section, _, field = name.partition(".")
+        sections.setdefault(section, {})[field] = _checked(setting, name=name)
     try:
-        return kind(_cli_parse_args=[f"--{name}={value}" for name, value in flags.items()], **from_file)
+        return Config.model_validate(sections)
     except ValidationError as error:
+        origins = {name: setting.origin for name, setting in given.items()}
         raise ConfigError("\n".join(_describe_all(error, origins))) from error
-    except SettingsError as error:
-        raise ConfigError(one_line(error)) from error
+
+
+def _checked(setting: _Setting, *, name: str) -> object:
+    """One rule for flags, variables and files: nothing is no value, a value is one line of text, and `null` is null."""
+    value = setting.value
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            _check_text(text, name=name, origin=setting.origin)
+    return value
+
+
+def _check_text(text: str, *, name: str, origin: str) -> None:
+    rule = ""
+    if not text.strip() and default_values().get(name) != "":
+        rule = "must have a value; leave it out for the default, write null for none and [] for an empty list"
+    elif _is_not_one_line(text) and not name.endswith(".args"):
+        rule = "must be one line without control characters"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        rule = "must be UTF-8 text"
+    if rule:
+        raise ConfigError(f"{name}: {rule}, received {_without_password(ascii(text))[:80]} [{origin}]")
+
+
+def _is_not_one_line(text: str) -> bool:
+    return any(ord(letter) < 32 or ord(letter) in (0x7F, 0x85, 0x2028, 0x2029) for letter in text)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean X?`, or nothing when no known name is close."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    return _did_you_mean(difflib.get_close_matches(name, known, n=1, cutoff=0.6))
+
+
+def nearest_settings(given: str) -> list[str]:
+    """Settings that somebody may mean with a name, the likeliest first: `lr`, `epochs`, `train.batch-size`."""
+    section, _, field = given.lstrip("-").lower().replace("-", "_").rpartition(".")
+    field = _SHORT_NAMES.get(field, field)
+    known = field_names()
+    named = [name for name in known if name.partition(".")[2] == field]
+    named = named or [name for name in known if field and name.endswith(f"_{field}")]
+    in_section = [name for name in named if name.startswith(f"{section}.")]
+    return in_section or named[:3] or difflib.get_close_matches(f"{section}.{field}", known, n=1, cutoff=0.6)
+
+
+def suggest_flag(argument: str) -> str:
+    """`; did you mean --train.epochs?` for an argument that is no flag of this program; empty when nothing is close."""
+    return _did_you_mean(f"--{name}" for name in nearest_settings(argument.partition("=")[0]))
+
+
+def _did_you_mean(names: Iterable[str]) -> str:
+    text = " or ".join(names)
+    return f"; did you mean {text}?" if text else ""
+
+
+def _from_flags(flags: Sequence[str]) -> dict[str, _Setting]:
+    return {name: _Setting(value=_null_is_none(text), origin=f"--{name}") for name, text in parse_flags(flags).items()}
+
+
+def _null_is_none(text: str) -> str | None:
+    return None if text == "null" else text
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, str]:
     """Name -> value; the last of several flags of one name wins, for lists too.
 
-    Names are checked here, before pydantic sees them: it knows no nearest name.
+    Names are checked here: pydantic knows no nearest name.
     """
     known = field_names()
     values: dict[str, str] = {}
@@ -97,75 +153,74 @@ def parse_flags(flags: Sequence[str]) -> dict[str, str]:
         if not argument.startswith("--"):
             raise ConfigError(f"{argument}: must be --section.field=VALUE; see mnist-job run --help")
         if name not in known:
-            hint = nearest(name.replace("-", "_"), known)
-            raise ConfigError(f"--{name}: unknown flag{hint.replace('mean ', 'mean --')}; see mnist-job run --help")
+            raise ConfigError(f"--{name}: unknown flag{suggest_flag(name)}; see mnist-job run --help")
         if not separator:
             if not remaining or remaining[0].startswith("--"):
                 raise ConfigError(f"--{name}: must have a value, as in --{name}=VALUE")
             value = remaining.pop(0)
-        values[name] = _checked_text(value, name=f"--{name}")
+        values[name] = value
     return values
 
 
-def _checked_text(value: str, *, name: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{name}: must be UTF-8 text, received {value[:80]!a}") from error
-    return value
-
-
-def _environment_origins(environ: Mapping[str, str]) -> dict[str, str]:
-    """Check our variables' names: pydantic ignores an unknown one without a word."""
+def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
+    """Our variables, in upper or lower case; what starts like one and is none is refused."""
     known = {ENV_PREFIX + name.upper().replace(".", "__"): name for name in field_names()}
-    origins: dict[str, str] = {}
-    for variable in environ:
+    given: dict[str, _Setting] = {}
+    for variable, text in environ.items():
         upper = variable.upper()
-        if not upper.startswith(ENV_PREFIX):
-            continue
-        if upper in known:
-            _checked_text(environ[variable], name=variable)
-            origins[known[upper]] = variable
-        elif "__" in upper or not _SERVICE_LINK.search(upper):
-            raise ConfigError(f"{variable}: unknown variable{nearest(upper, list(known))}; see mnist-job run --help")
-    return origins
+        name = known.get(upper)
+        if name is None:
+            _check_variable(variable)
+        elif name in given:
+            raise ConfigError(f"{name}: {given[name].origin} and {variable} are the same setting; keep one of the two")
+        else:
+            given[name] = _Setting(value=_null_is_none(text), origin=variable)
+    return given
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key that is there twice: the first one would be dropped without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As in `SafeLoader`."""
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is there twice", node.start_mark)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return mapping
+def _check_variable(variable: str) -> None:
+    upper = variable.upper()
+    if not upper.startswith(ENV_PREFIX) or variable in ambient.OWN_VARIABLES:
+        return
+    if "__" in upper or not _SERVICE_LINK.search(upper):
+        raise ConfigError(f"{variable}: unknown variable{_suggest_variable(upper)}; see mnist-job run --help")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _suggest_variable(upper: str) -> str:
+    named = nearest_settings(upper.removeprefix(ENV_PREFIX).replace("__", "."))
+    return _did_you_mean(ENV_PREFIX + name.upper().replace(".", "__") for name in named)
+
+
+def _from_file(path: Path) -> dict[str, _Setting]:
+    return {
+        f"{section}.{field}": _Setting(value=value, origin=str(path))
+        for section, fields in _read_yaml(path).items()
+        for field, value in fields.items()
+    }
+
+
+def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        content = strict_yaml.parse_settings(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {path} cannot be read: {one_line(error)}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
-        raise ConfigError(f"--config: {path} is not YAML: {one_line(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that no calendar has
+        raise ConfigError(f"--config: {path} is not YAML: {_describe_yaml(error)}") from error
     if content is None:
         return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise ConfigError(f"--config: {path} must hold sections such as 'train:', received {type(content).__name__}")
     for key, value in content.items():
         if key not in Config.model_fields:
             sections = list(Config.model_fields)
             raise ConfigError(f"{key}: unknown section in {path}{nearest(key, sections)}; known: {', '.join(sections)}")
         if not isinstance(value, dict):
-            raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {value!r}")
+            raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {str(value)[:80]}")
     return content
 
 
-def _leaf_names(content: Mapping[str, Any]) -> list[str]:
-    return [f"{section}.{field}" for section, fields in content.items() for field in fields]
+def _describe_yaml(error: Exception) -> str:
+    return one_line(error, limit=300).replace(' in "<unicode string>",', " at")
 
 
 def _describe_all(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
@@ -181,11 +236,15 @@ def _describe(detail: Any, origins: Mapping[str, str]) -> str:
     parts = [str(part) for part in detail["loc"]]
     name = ".".join(parts[:2])
     if detail["type"] == "extra_forbidden":
-        return f"{name}: unknown setting{nearest(name, field_names())} [{origins.get(name, 'config')}]"
+        return f"{name}: unknown setting{_did_you_mean(nearest_settings(name))} [{origins.get(name, 'config')}]"
     rule = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("String ", "")
     if not parts:  # a contradiction between sections: likewise
         return str(rule)
     if len(parts) == 1:  # a contradiction between fields of a section: the text names them
         return f"{name}: {rule}"
-    received = re.sub(r"//[^/@\s]*@", "//***@", repr(detail["input"]))  # never print a password
+    received = _without_password(repr(detail["input"]))
     return f"{name}: {rule}, received {received[:80]} [{origins.get(name, 'default')}]"
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)

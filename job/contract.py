@@ -5,7 +5,7 @@ Owns the names that users, the chart, dashboards and tests may depend on. A chan
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 ENV_PREFIX = "MNIST_"
@@ -14,6 +14,7 @@ ENV_PREFIX = "MNIST_"
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 RUN_ID_PATTERN = rf"^{_LABEL}(\.{_LABEL})*$"
 RUN_ID_MAX_CHARACTERS = 253
+_MODEL = r"[a-z0-9](?:[-a-z0-9._]*[a-z0-9])?"
 
 TERMINATION_MESSAGE_MAX_BYTES = 4096
 """The kubelet cuts a termination message at this length."""
@@ -80,7 +81,8 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = (
         69,
         "Unavailable",
-        "store or data source unreachable until the deadline; no space; the last checkpoint could not be saved in time",
+        "store or data source unreachable until the deadline; no space; the last checkpoint could not be saved in time; what a "
+        "command was asked to print could not be written",
         "yes",
         "repair the store or the network, then resume",
     )
@@ -109,7 +111,7 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = (
         75,
         "Interrupted",
-        "interrupted by SIGTERM or SIGINT; where training stood is saved, and the same run id goes on from there",
+        "interrupted by SIGTERM, SIGINT or SIGHUP; where training stood is saved, and the same run id goes on from there",
         "yes",
         "nothing: a checkpoint is saved, and the next pod goes on from it",
     )
@@ -218,9 +220,32 @@ def is_run_id(text: str) -> bool:
     return len(text) <= RUN_ID_MAX_CHARACTERS and re.fullmatch(RUN_ID_PATTERN, text) is not None
 
 
+def is_model_name(text: str) -> bool:
+    """Whether `text` may name a model: `promotion.model_name`, or what is made of a dataset's name."""
+    return re.fullmatch(_MODEL, text) is not None
+
+
+# What people, consoles and file systems put beside the program's own objects (`runs/`, `.DS_Store`, `@eaDir/x`, `07`) is
+# foreign: no parser below knows it. Each `_of_key` is the inverse of a maker of keys: it knows what that one makes, no more.
+
+_NINE_DIGITS, _SIX_DIGITS = "([0-9]{9}|[1-9][0-9]{9,})", "([0-9]{6}|[1-9][0-9]{6,})"
+_SIXTEEN_HEX = "[0-9a-f]{16}"
+_MODEL_FILE = r"(?:saved_model|fingerprint|keras_metadata)\.pb|variables/variables\.[^/]+|assets/.+"
+"""A file of a SavedModel, as TensorFlow lays it out."""
+
 RUNS_PREFIX = "runs/"
 CHECKS_PREFIX = "checks/"
 """Where `store check` tries the store out."""
+
+
+def check_key(token: str) -> str:
+    """What `store check` writes and deletes again; `token`: 16 hex digits."""
+    return f"{CHECKS_PREFIX}{token}"
+
+
+def is_check_key(key: str) -> bool:
+    """Whether `store check` may have left this object."""
+    return re.fullmatch(CHECKS_PREFIX + _SIXTEEN_HEX, key) is not None
 
 
 def run_prefix(run_id: str) -> str:
@@ -238,6 +263,13 @@ def commit_key(run_id: str) -> str:
     return f"{run_prefix(run_id)}COMMIT.json"
 
 
+ATTEMPT_FILES = ("attempt.json", "metrics.json", "predictions.safetensors")
+"""In an attempt's folder, beside the model."""
+
+SERIES_FILE, REPORT_FILE = "metrics.prom", "report.html"
+"""Of an attempt, beside its log segments: all series at its end, and the page for people."""
+
+
 def attempts_prefix(run_id: str) -> str:
     """Where all attempts of a run lie, one folder each."""
     return f"{run_prefix(run_id)}attempts/"
@@ -248,18 +280,42 @@ def attempt_prefix(run_id: str, *, attempt_id: str) -> str:
     return f"{attempts_prefix(run_id)}{attempt_id}/"
 
 
+def attempt_of_key(key: str) -> tuple[str, str, str] | None:
+    """(run, attempt, name of the file in the attempt's folder) of one of the files that an attempt writes."""
+    found = _parts_of(rf"attempts/([^/]+)/({_any_of(ATTEMPT_FILES)}|model/(?:{_MODEL_FILE}))", key)
+    return (found[0], found[1], found[2]) if found and is_run_id(found[1]) else None
+
+
 def log_prefix(run_id: str) -> str:
     """Where the log segments of all attempts lie, create-only, and `metrics.prom` beside them: outside COMMIT."""
     return f"{run_prefix(run_id)}logs/"
 
 
-LOG_SUFFIX = ".jsonl"
-"""Of a log segment."""
+def log_key(run_id: str, *, attempt_id: str, number: int) -> str:
+    """One log segment of an attempt; they are numbered from 0."""
+    return f"{log_prefix(run_id)}{attempt_id}/{number:06d}.jsonl"
+
+
+def log_of_key(key: str) -> tuple[str, str, int] | None:
+    """(run, attempt, number) of a log segment."""
+    found = _parts_of(rf"logs/([^/]+)/{_SIX_DIGITS}\.jsonl", key)
+    return (found[0], found[1], int(found[2])) if found and is_run_id(found[1]) else None
 
 
 def checkpoint_prefix(run_id: str) -> str:
     """Where a run's checkpoints lie, named by step and content."""
     return f"{run_prefix(run_id)}checkpoints/"
+
+
+def checkpoint_key(run_id: str, *, step: int, content_hash: str) -> str:
+    """One checkpoint; `content_hash`: the first 16 hex digits of its SHA-256."""
+    return f"{checkpoint_prefix(run_id)}{step:09d}-{content_hash}.safetensors"
+
+
+def checkpoint_of_key(key: str) -> tuple[str, int, str] | None:
+    """(run, step, content hash) of a checkpoint."""
+    found = _parts_of(rf"checkpoints/{_NINE_DIGITS}-({_SIXTEEN_HEX})\.safetensors", key)
+    return (found[0], int(found[1]), found[2]) if found else None
 
 
 def gate_key(run_id: str) -> str:
@@ -277,9 +333,47 @@ def claim_key(run_id: str, *, model: str, version: int) -> str:
     return f"{claims_prefix(run_id)}{model}.{version:09d}"
 
 
+def claim_of_key(key: str) -> tuple[str, str, int] | None:
+    """(run, model, version) of a claim."""
+    found = _parts_of(rf"claims/({_MODEL})\.{_NINE_DIGITS}", key)
+    return (found[0], found[1], int(found[2])) if found and int(found[2]) else None
+
+
 def retirements_prefix(run_id: str) -> str:
     """Marks of retention, which is about to remove the run or has removed it: it may not become champion any more."""
     return f"{run_prefix(run_id)}retirements/"
+
+
+def retirement_key(run_id: str, *, token: str) -> str:
+    """One mark of retention; `token`: 16 hex digits."""
+    return f"{retirements_prefix(run_id)}{token}"
+
+
+def retirement_of_key(key: str) -> tuple[str, ...] | None:
+    """(run,) of a mark of retention."""
+    return _parts_of(f"retirements/{_SIXTEEN_HEX}", key)
+
+
+def _record_of_key(key: str) -> tuple[str, ...] | None:
+    """(run,) of run.json, COMMIT.json, gate.json, and of the files beside a log."""
+    found = _parts_of(rf"(?:run|COMMIT|gate)\.json|logs/([^/]+)/(?:{_any_of((SERIES_FILE, REPORT_FILE))})", key)
+    return found if found and (found[1] is None or is_run_id(found[1])) else None
+
+
+def run_of_key(key: str) -> str | None:
+    """The run that an object of this program belongs to; None for a foreign object."""
+    parsers = (_record_of_key, attempt_of_key, log_of_key, checkpoint_of_key, claim_of_key, retirement_of_key)
+    return next((str(parts[0]) for parse in parsers if (parts := parse(key))), None)
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return "|".join(re.escape(name) for name in names)
+
+
+def _parts_of(pattern: str, key: str) -> tuple[str, ...] | None:
+    """The run, and the groups of `pattern`, which describes the rest of a key of a run."""
+    match = re.fullmatch(f"{RUNS_PREFIX}([^/]+)/(?:{pattern})", key)
+    return match.groups() if match and is_run_id(match[1]) else None
 
 
 MODELS_PREFIX = "models/"
@@ -295,6 +389,12 @@ def champion_key(model: str, *, version: int) -> str:
     return f"{champions_prefix(model)}{version:09d}.json"
 
 
+def champion_of_key(key: str) -> tuple[str, int] | None:
+    """(model, version) of a move."""
+    match = re.fullmatch(rf"{MODELS_PREFIX}({_MODEL})/champion/{_NINE_DIGITS}\.json", key)
+    return (match[1], int(match[2])) if match and int(match[2]) else None
+
+
 def versions_prefix(model: str) -> str:
     """TensorFlow Serving's layout: one folder a version."""
     return f"{MODELS_PREFIX}{model}/versions/"
@@ -303,3 +403,14 @@ def versions_prefix(model: str) -> str:
 def version_prefix(model: str, *, version: int) -> str:
     """The SavedModel of one champion version."""
     return f"{versions_prefix(model)}{version}/"
+
+
+def version_of_folder(name: str) -> int | None:
+    """The champion version that a folder of this name holds; None for any name but `str(version)`, such as `07` or `+7`."""
+    return int(name) if re.fullmatch("[1-9][0-9]*", name) else None
+
+
+def version_of_key(key: str) -> tuple[str, int, str] | None:
+    """(model, version, name of the file in the version's folder) of a file of a serving layout."""
+    match = re.fullmatch(rf"{MODELS_PREFIX}({_MODEL})/versions/([1-9][0-9]*)/({_MODEL_FILE})", key)
+    return (match[1], int(match[2]), match[3]) if match else None

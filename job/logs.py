@@ -6,7 +6,6 @@ Owns the format and the keys that every event carries. Native TensorFlow noise g
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -73,12 +72,9 @@ def json_formatter(*, run: str, attempt: str, worker: int = 0) -> logging.Format
 
 
 def write_line(line: str) -> None:
-    """Write to stdout; a reader that has gone, such as a `tee` that died, must not end a training."""
-    try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Write to stdout, which loses what it cannot take (`streams.py`)."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 class _LineHandler(logging.Handler):

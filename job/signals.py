@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first one asks the run to stop.
+"""SIGTERM, SIGINT and SIGHUP: the first one asks the run to stop.
 
 Outside a deferred block the main thread is interrupted at any line, which is safe because every state of a run is
 safe against a kill; inside, the block looks at `requested` itself.
@@ -24,9 +24,11 @@ class StopSignal:
         self._is_ignored = False
 
     def install(self) -> None:
-        """Take SIGTERM and SIGINT; as PID 1 the kernel drops SIGTERM until this has run."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        """Take SIGTERM, SIGINT and SIGHUP; as PID 1 the kernel drops SIGTERM until this has run. `nohup` keeps SIGHUP away."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # the terminal or the ssh session was closed
+            signal.signal(signal.SIGHUP, self._on_signal)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

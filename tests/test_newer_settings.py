@@ -22,7 +22,6 @@ class _NewData(DataSection):
 
 
 class _NewConfig(Config):
-    reads_environment = False
     train: _NewTrain = _NewTrain()
     data: _NewData = _NewData()
 

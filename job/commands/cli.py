@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from job import __version__
 from job.errors import ConfigError
@@ -45,19 +45,48 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
         ConfigError: an unknown command or option.
         SystemExit: after `--help` and `--version`.
     """
-    settings, rest = _split_settings(arguments)
-    options = _make_parser().parse_args(rest)
+    settings, rest = split_settings(arguments)
+    options, unknown = _make_parser().parse_known_args(rest)
+    if unknown:
+        raise ConfigError(_describe_unknown(unknown[0], command=options.command))
     return CommandLine(command=options.command, options=options, settings=settings)
 
 
+def _describe_unknown(argument: str, *, command: str) -> str:
+    if not argument.startswith("-"):
+        return f"{argument}: unknown argument; see mnist-job {command} --help"
+    from job.config_sources import suggest_flag  # late: importing the schema takes 0.3 s
+
+    return f"{argument}: unknown option{suggest_flag(argument)}; see mnist-job {command} --help"
+
+
 class _Parser(argparse.ArgumentParser):
-    """An argparse parser that leaves by our own way out."""
+    """An argparse parser that leaves by our own way out, and takes no option twice."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def _split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+class _Once(argparse.Action):
+    """Stores the value of an option; argparse itself would drop the first of two without a word."""
+
+    _is_given = False
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: object, option: str | None = None
+    ) -> None:
+        if self._is_given:
+            parser.error(f"{option}: must be given once, received it twice; the second is {value!s}")
+        self._is_given = True
+        setattr(namespace, self.dest, value)
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take apart the settings, each with its value, and what argparse is to see; checks nothing."""
     settings: list[str] = []
     rest: list[str] = []
     remaining = list(arguments)

@@ -1,17 +1,15 @@
 """Which function each subcommand is. Imports it late: some commands need little."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from job import logs
+from job import ambient, logs
 from job.commands.cli import CommandLine
 from job.config_sources import LoadedConfig, load_config
-from job.observe.termination import Status, choose_path
+from job.observe.termination import Status
 from job.signals import StopSignal
-
-_TERMINATION_LOG = "--observe.termination_log="
 
 _COMMANDS = {
     "verify": "verify:verify",
@@ -31,6 +29,11 @@ _COMMANDS = {
     "config schema": "settings:print_schema",
 }
 """Subcommand -> `module:function` in this room."""
+_COMPUTING = ("run", "verify", "promote", "reproduce")
+"""What they say depends on the bits that a model gives."""
+
+PRINTING = frozenset({"runs", "show", "logs", "config show", "config schema"})
+"""Subcommands that are asked for what they print alone: when that is lost, they have failed."""
 
 
 def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
@@ -39,9 +42,10 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
     Raises:
         JobError, StopRequested: for `__main__` to report.
     """
-    if line.command == "run":  # bad settings are to be found in the pod's status too
-        status.path = choose_path(_termination_log_flag(line.settings))
+    ambient.take_over(os.environ)
     loaded = load_config(line.settings, config_file=line.options.config)
+    if line.command in _COMPUTING:
+        ambient.check(os.environ)
     if line.command == "run":
         from job.commands.run import run_command
 
@@ -56,11 +60,6 @@ def _find_command(name: str) -> Callable[[CommandLine, LoadedConfig], int]:
         importlib.import_module(f"job.commands.{module}"), function
     )
     return found
-
-
-def _termination_log_flag(settings: list[str]) -> Path | None:
-    given = [setting for setting in settings if setting.startswith(_TERMINATION_LOG)]
-    return Path(given[-1].removeprefix(_TERMINATION_LOG)) if given else None
 
 
 def _to_stderr(text: str) -> None:

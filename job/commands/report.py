@@ -19,8 +19,6 @@ from job.runs.read import CommittedRun, more_metrics
 from job.texts import say_placement
 from job.training.evaluation import most_confused
 
-REPORT_FILE = "report.html"
-
 _WIDTH, _HEIGHT, _MARGIN = 460, 220, 44
 _COLOURS = ("#1f6feb", "#d1470c")
 _MAX_WRONG = 20

@@ -3,12 +3,13 @@
 import os
 import resource
 import sys
+import threading
 from typing import Any
 
-from job import __version__, contract, logs
+from job import __version__, contract, logs, streams
 from job.assist import assist
-from job.attempt import Outcome, Surroundings, run
-from job.commands.report import REPORT_FILE, make_report
+from job.attempt import Outcome, Surroundings, after_commit, run
+from job.commands.report import make_report
 from job.commands.summary import print_summary
 from job.config import Config
 from job.config_sources import LoadedConfig
@@ -31,8 +32,11 @@ from job.store.open import open_store
 from job.training.keras_workload import KerasWorkload
 from job.training.workers import Workers, workers_from_environment
 
-SERIES_FILE = "metrics.prom"
-"""Beside the stored log: all series at the end of the attempt."""
+_READER_SECONDS = 10.0
+"""How long a line of the log may wait for its reader, such as a paused `less`: training goes on without it then."""
+
+_TELL_SECONDS = 60.0
+"""How long a stalled attempt may take to say so."""
 
 
 def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
@@ -42,6 +46,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         JobError, StopRequested: for `__main__` to report.
     """
     config = loaded.config
+    streams.give_up_after(_READER_SECONDS)
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
     pod, phases = contract.pod_from_environment(os.environ), Phases()
     status.path = choose_path(config.observe.termination_log)
@@ -54,15 +59,25 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     metrics = _make_metrics(config, pod, status=status, phases=phases, is_chief=workers.is_chief)
     report: dict[str, bytes] = {}
 
-    def end() -> None:
+    def push() -> None:
         if config.observe.pushgateway_url and workers.is_chief:
             exposition.push(config.observe.pushgateway_url, metrics.outcome, group=_push_group(config, pod))
+
+    def log_end() -> None:
         goodput = status.goodput() if status.goodput else None
         _emit_end(status, display, phases=phases.to_json(), goodput=goodput, peak_memory_bytes=peak_memory_bytes())
-        stored_log.finish({SERIES_FILE: exposition.to_text(metrics.everything), **report})
+
+    def store_log() -> None:
+        stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
+
+    def end() -> None:
+        for step in (push, log_end, store_log):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - one way of telling the end must not take the others along
+                logs.warn("end.incomplete", step=step.__name__, reason=f"{type(error).__name__}: {error}")
 
     status.on_end = end
-    status.write()
     logs.configure(
         log_format,
         run=identity.run,
@@ -71,6 +86,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         write=display.write,
         also=stored_log if workers.is_chief else None,
     )
+    status.write()
     logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     if config.observe.metrics_port:
         exposition.serve(metrics.running, port=config.observe.metrics_port)
@@ -142,9 +158,11 @@ def _end_well(config: Config, outcome: Outcome, *, status: Status, log_format: s
     if refusal and config.promotion.refused_is_failure:
         raise GateRefusedError(f"the gate refused run {status.run}, which is committed and whole: {refusal}")
     name = "skipped" if outcome.is_skipped else "committed" if outcome.is_new else "already_committed"
-    status.end(outcome=name, code=contract.ExitCode.OK, reason=refusal)
+    with after_commit("end.failed"):
+        status.end(outcome=name, code=contract.ExitCode.OK, reason=refusal)
     if log_format == "text":
-        print_summary(outcome, config=config, seconds=status.seconds)
+        with after_commit("summary.failed"):
+            print_summary(outcome, config=config, seconds=status.seconds)
     return contract.ExitCode.OK
 
 
@@ -167,28 +185,38 @@ def _push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
 
 
 def _make_report(config: Config, outcome: Outcome) -> dict[str, bytes]:
-    """The page beside the stored log; that it cannot be made costs a warning, never the run."""
-    try:
+    """The page beside the stored log; nothing when it cannot be made."""
+    with after_commit("report.failed"):
         store = open_store(config.store, environ=os.environ)
         page = make_report(outcome.committed, read_metrics(store, outcome.committed), outcome.gate)
-    except Exception as error:  # noqa: BLE001 - the result stands
-        logs.warn("report.failed", reason=f"{type(error).__name__}: {error}")
-        return {}
-    return {REPORT_FILE: page}
+        return {contract.REPORT_FILE: page}
+    return {}
 
 
 def _end_stalled(reason: str, stacks: str, *, status: Status) -> None:
-    """End the process from the watchdog's thread: the main one hangs."""
+    """End the process from the watchdog's thread: the main one hangs, and may hold a lock that telling the end needs."""
     code = contract.ExitCode.STALLED
-    logs.error("training.stalled", reason=reason, stacks=stacks.splitlines())
-    print(f"mnist-job: error {code.value}: {reason}", file=sys.stderr)
-    status.end(outcome="stalled", code=code, reason=reason)
-    sys.stdout.flush()
-    os._exit(code)
+
+    def tell() -> None:
+        logs.error("training.stalled", reason=reason, stacks=stacks.splitlines())
+        print(f"mnist-job: error {code.value}: {reason}", file=sys.stderr)
+        status.end(outcome="stalled", code=code, reason=reason)
+
+    try:
+        telling = threading.Thread(target=tell, daemon=True, name="tell the end")
+        telling.start()
+        telling.join(_TELL_SECONDS)
+    finally:
+        os._exit(code)
 
 
 def _emit_end(status: Status, display: Display, **fields: Any) -> None:
     display.stop()
+    if status.failure:
+        logs.warn("termination_log.failed", path=str(status.path), reason=status.failure)
+    loss = streams.loss_of(sys.stdout)
+    if loss:
+        logs.warn("output.lost", stream="stdout", reason=loss)  # the stored log has it
     if status.outcome == "interrupted":
         logs.warn(Event.RUN_INTERRUPTED, step=status.step, epoch=status.epoch, reason=status.reason)
     elif status.code:

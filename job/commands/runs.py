@@ -25,7 +25,8 @@ def list_runs(line: CommandLine, loaded: LoadedConfig) -> int:
     """Table of the runs, oldest first."""
     store = configured_store(loaded)
     moves = moves_by_run(store)
-    found = (_look_at(store, run_id, moves.get(run_id, [])) for run_id in store.list_folders(contract.RUNS_PREFIX))
+    names = [name for name in store.list_folders(contract.RUNS_PREFIX) if contract.is_run_id(name)]
+    found = (_look_at(store, run_id, moves.get(run_id, [])) for run_id in names)
     rows = [{name: value(row) for name, value in _COLUMNS.items()} for row in found if row]
     rows.sort(key=lambda row: str(row["committed"] or "~"))
     rows = rows[-line.options.last :] if line.options.last else rows
@@ -62,14 +63,20 @@ _COLUMNS: Mapping[str, Callable[[_Row], Any]] = {
     "gate": lambda row: f"{row.gate.verdict} ({row.gate.rule})" if row.gate else None,
     "champion": lambda row: ", ".join(f"{m.model} {m.version} since {m.when[:16]}" for m in row.served) or None,
     "attempts": lambda row: row.record.get("counters", {}).get("attempts"),
-    "seconds": lambda row: row.record.get("goodput", {}).get("wall_seconds"),
+    "seconds": lambda row: _seconds(row.record),
     "committed": lambda row: row.record.get("committed"),
 }
 """Heading -> what a run has to say under it; None is a dash in the table."""
 
 
+def _seconds(record: Mapping[str, Any]) -> float | None:
+    """Wall time of all attempts. Older versions took it from the calendar: a step back made it negative."""
+    seconds = record.get("goodput", {}).get("wall_seconds")
+    return max(0.0, seconds) if isinstance(seconds, int | float) else None
+
+
 def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row | None:
-    """One run; None when retention removed it."""
+    """One run; None when retention removed it, and for a foreign folder."""
     state, recorded, gate = "unfinished", None, None
     try:
         recorded = read.read_run(store, run_id)
@@ -77,6 +84,8 @@ def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row 
             state = "abandoned" if isinstance(recorded, ClosedRun) else "committed"
             gate = read_gate(store, run_id)
         elif store.get(contract.run_key(run_id)) is None:
+            if not any(contract.run_of_key(entry.key) for entry in store.list_objects(contract.run_prefix(run_id))):
+                return None
             state = "not started"
     except IntegrityError as error:
         state = "damaged"
@@ -119,7 +128,7 @@ def show(line: CommandLine, loaded: LoadedConfig) -> int:
 def moves_by_run(store: Store) -> dict[str, list[tuple[Move, bool]]]:
     """Every run that was ever champion: its moves, newest first, each with whether it is the champion now."""
     found: dict[str, list[tuple[Move, bool]]] = {}
-    for model in store.list_folders(contract.MODELS_PREFIX):
+    for model in champion.list_models(store):
         for number, made in enumerate(champion.history(store, model)):
             found.setdefault(made.run, []).append((made, number == 0))
     return found
@@ -127,12 +136,12 @@ def moves_by_run(store: Store) -> dict[str, list[tuple[Move, bool]]]:
 
 def report(line: CommandLine, loaded: LoadedConfig) -> int:
     """Write the report of a committed run again."""
-    from job.commands.report import REPORT_FILE, make_report, write_report
+    from job.commands.report import make_report, write_report
 
     store = configured_store(loaded)
     committed = find_committed(store, line.options.run)
     page = make_report(committed, read.read_metrics(store, committed), read_gate(store, committed.run))
-    path = Path(line.options.to or REPORT_FILE)
+    path = Path(line.options.to or contract.REPORT_FILE)
     write_report(path, page)
     print(path)
     return contract.ExitCode.OK

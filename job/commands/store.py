@@ -1,11 +1,14 @@
 """The commands about the store as such: store check, gc."""
 
-from job import clock, contract
+from job import clock, contract, logs
 from job.commands.cli import CommandLine
 from job.commands.lookup import configured_store
 from job.config_sources import LoadedConfig
 from job.errors import IntegrityError, NotFoundError
 from job.registry.garbage import delete_garbage, find_garbage
+from job.store.store import Store
+
+_SKEW_SECONDS = 60.0
 
 
 def check(line: CommandLine, loaded: LoadedConfig) -> int:
@@ -16,7 +19,7 @@ def check(line: CommandLine, loaded: LoadedConfig) -> int:
         IntegrityError: the store does not give back what was written.
     """
     store = configured_store(loaded)
-    key, data = f"{contract.CHECKS_PREFIX}{clock.token(8)}", b"mnist-job store check"
+    key, data = contract.check_key(clock.token(8)), b"mnist-job store check"
     try:
         if store.create(key, data) != data:
             raise IntegrityError(f"store {store.uri}: {key} does not hold what was written")
@@ -32,10 +35,9 @@ def check(line: CommandLine, loaded: LoadedConfig) -> int:
 
 def collect_garbage(line: CommandLine, loaded: LoadedConfig) -> int:
     """List what no result reaches; with --delete, delete it."""
-    store, ages = (
-        configured_store(loaded),
-        {"older_than_seconds": line.options.older_than, "now_seconds": clock.now()},
-    )
+    store = configured_store(loaded)
+    now_seconds = _cautious_now(store) if line.options.delete else clock.now()
+    ages = {"older_than_seconds": line.options.older_than, "now_seconds": now_seconds}
     num_objects = num_bytes = 0
     for garbage in find_garbage(store, **ages):
         gone = delete_garbage(store, garbage, **ages) if line.options.delete else garbage
@@ -50,3 +52,21 @@ def collect_garbage(line: CommandLine, loaded: LoadedConfig) -> int:
     verb = "deleted" if line.options.delete else "dry run, nothing deleted; --delete would delete"
     print(f"gc of {store.uri}: {verb} {num_objects} objects, {num_bytes} bytes")
     return contract.ExitCode.OK
+
+
+def _cautious_now(store: Store) -> float:
+    """The time of this machine, or the store's where that is earlier: by a clock that is ahead, living runs would be old."""
+    key, now = f"{contract.CHECKS_PREFIX}{clock.token(8)}", clock.now()
+    store.create(key, b"mnist-job gc asks for the time")
+    try:
+        written = [entry.modified_seconds for entry in store.list_objects(contract.CHECKS_PREFIX) if entry.key == key]
+    finally:
+        store.delete(key)
+    store_now = min([now, *written])
+    if now - store_now > _SKEW_SECONDS:
+        logs.warn(
+            "gc.clock_ahead",
+            seconds=round(now - store_now),
+            reason="the clock of this machine; ages are by the store's",
+        )
+    return store_now

@@ -4,9 +4,12 @@ Does not know where the examples come from, nor how many of them are used.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ Images = NDArray[Any] | Rows
 Labels = NDArray[np.int64]
 
 MAX_CLASSES = 1000
+_MAX_NAME_CHARACTERS = 256
 
 _LARGEST_SCALED = 100.0
 """Floats above it are warned about: 0..255 pictures that nobody divided, or a table that nobody scaled."""
@@ -44,7 +48,7 @@ class Dataset:
         train_labels: int64 [N] in 0..len(class_names) - 1.
         test_images: [M, ...] of the same type and shape.
         test_labels: int64 [M].
-        class_names: one name per class, in label order.
+        class_names: one name per class, in label order: different texts that can be printed, or numbers.
         validation_images, validation_labels: [V, ...] and int64 [V], or both None. Without them `data.validation_fraction` takes
             them from the training split.
     """
@@ -88,27 +92,47 @@ def to_canonical(dataset: Dataset) -> Dataset:
     Raises:
         IntegrityError: naming the array and the rule that it breaks.
     """
-    _check_class_names(dataset.class_names)
+    class_names = _to_class_names(dataset.class_names)
     if (dataset.validation_images is None) != (dataset.validation_labels is None):
         raise IntegrityError("dataset: validation_images and validation_labels go together; return both or neither")
     arrays: dict[str, Any] = {}
     for split in dataset.splits():
         images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-        rows, labels = _canonical_split(split, images, labels, dataset.class_names)
+        rows, labels = _canonical_split(split, images, labels, class_names)
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = rows, labels
         _check_alike(split, rows, arrays["train_images"])
-    return Dataset(**arrays, class_names=tuple(map(str, dataset.class_names)))
+    return Dataset(**arrays, class_names=class_names)
 
 
-def _check_class_names(names: object) -> None:
-    if not isinstance(names, Sequence) or isinstance(names, str):
+def _to_class_names(names: object) -> tuple[str, ...]:
+    """The names as texts: what the metrics, the report and the export say about a class.
+
+    Raises:
+        IntegrityError: one of them cannot be shown, or says nothing, such as None.
+    """
+    if isinstance(names, np.ndarray) and names.ndim == 1:
+        names = names.tolist()
+    if not isinstance(names, Sequence) or isinstance(names, str | bytes):
         raise IntegrityError(f"dataset: class_names must be a tuple of names, received {type(names).__name__}")
     if len(names) < 2 or len(names) > MAX_CLASSES:
         raise IntegrityError(f"dataset: class_names must hold 2 to {MAX_CLASSES}, received {len(names)}")
-    texts = [str(name) for name in names]
+    texts = [_to_class_name(name) for name in names]
     odd = next((text for text in texts if texts.count(text) > 1 or not text.isprintable()), None)
     if odd is not None:
         raise IntegrityError(f"dataset: class_names must be different printable texts, received {odd[:80]!a}")
+    return tuple(texts)
+
+
+def _to_class_name(name: object) -> str:
+    is_text = isinstance(name, str | Enum) and bool(str(name).strip())
+    is_number = isinstance(name, np.bool_) or (isinstance(name, Real) and math.isfinite(name))
+    if not (is_text or is_number) or len(str(name)) > _MAX_NAME_CHARACTERS:
+        received = ascii(name)[:80] if isinstance(name, str | bytes | float | None) else f"a {type(name).__name__}"
+        raise IntegrityError(
+            f"dataset: class_names must be texts or numbers, not empty and of at most {_MAX_NAME_CHARACTERS} characters, "
+            f"received {received}"
+        )
+    return str(name)
 
 
 def _check_alike(split: str, images: Images, train_images: Images) -> None:

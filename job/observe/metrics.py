@@ -29,7 +29,7 @@ _COUNTERS = {
     "examples": "Training examples of the run, each counted once over all attempts.",
     "epochs": "Passes over the training split of the run, counted once over all attempts.",
     "attempts": "Attempts at the run that came as far as attempt.json.",
-    "interruptions": "SIGTERM or SIGINT during the training of the run.",
+    "interruptions": "SIGTERM, SIGINT or SIGHUP during the training of the run.",
 }
 
 _GAUGES = {

@@ -8,6 +8,8 @@ from pathlib import Path
 from job import clock
 
 PROCESS, START_UP, WAIT_FOR_WORKERS = "process", "start_up", "wait_for_workers"
+PAUSED = "paused"
+"""Beside the phases: the time in which the process did not run."""
 PHASES = (
     PROCESS,
     START_UP,
@@ -32,6 +34,7 @@ class Phases:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._paused_before = clock.paused_seconds()
         self._name, self._since = PROCESS, clock.monotonic() - seconds_since_process_start()
         self._last_beat_seconds = self._since
         self.switch(START_UP)
@@ -73,7 +76,8 @@ class Phases:
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, the running one included; they add up to the age of the process."""
         self.switch(self._name)
-        return dict(self._seconds)
+        paused = clock.paused_seconds() - self._paused_before
+        return self._seconds | ({PAUSED: paused} if paused else {})
 
     def to_json(self) -> dict[str, float]:
         """Seconds by phase, to the millisecond."""

@@ -5,7 +5,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from job.contract import LOG_SUFFIX, log_prefix
+from job import clock
+from job.contract import log_key, log_of_key, log_prefix
 from job.errors import JobError
 from job.logs import json_formatter, warn
 from job.store.store import Store
@@ -20,7 +21,7 @@ class StoredLog(logging.Handler):
     def __init__(self, *, run: str, attempt: str) -> None:
         super().__init__()
         self.setFormatter(json_formatter(run=run, attempt=attempt))
-        self._prefix = f"{log_prefix(run)}{attempt}/"
+        self._run, self._attempt = run, attempt
         self._lines: list[str] = []
         self._num_segments = 0
         self._flush_lock = threading.Lock()
@@ -44,7 +45,7 @@ class StoredLog(logging.Handler):
             data = ("\n".join(lines) + "\n").encode()
             try:
                 # A container that was restarted in its pod finds its own earlier segments.
-                while store.create(f"{self._prefix}{self._num_segments:06d}{LOG_SUFFIX}", data) != data:
+                while store.create(self._key(self._num_segments), data) != data:
                     self._num_segments += 1
                 self._num_segments += 1
             except JobError as error:
@@ -60,15 +61,23 @@ class StoredLog(logging.Handler):
             target=self._write_last, args=(self._store, files), daemon=True, name="last log segment"
         )
         thread.start()
-        thread.join(EXIT_SECONDS)
+
+        def has_ended(seconds: float) -> bool:
+            thread.join(seconds)
+            return not thread.is_alive()
+
+        clock.wait(has_ended, seconds=EXIT_SECONDS)
 
     def _write_last(self, store: Store, files: Mapping[str, bytes]) -> None:
         try:
             for name, data in files.items():
-                store.put(self._prefix + name, data)
+                store.put(f"{log_prefix(self._run)}{self._attempt}/{name}", data)
         except JobError as error:
             warn("logs.not_stored", files=list(files), reason=str(error))
         self.write_segment(store)
+
+    def _key(self, number: int) -> str:
+        return log_key(self._run, attempt_id=self._attempt, number=number)
 
     def _locked(self) -> Any:
         assert self.lock
@@ -79,10 +88,8 @@ def read_stored_log(store: Store, run_id: str) -> list[str]:
     """All stored lines of a run: attempts in the order in which they started, each from its first line on."""
     attempts: dict[str, list[str]] = {}
     for entry in store.list_objects(log_prefix(run_id)):
-        if not entry.key.endswith(LOG_SUFFIX):
-            continue
-        attempt = entry.key.removeprefix(log_prefix(run_id)).partition("/")[0]
-        data = store.get(entry.key)
-        attempts.setdefault(attempt, []).extend((data or b"").decode(errors="replace").splitlines())
+        if segment := log_of_key(entry.key):
+            data = store.get(entry.key)
+            attempts.setdefault(segment[1], []).extend((data or b"").decode(errors="replace").splitlines())
     # Every line starts with its time, in a form that sorts.
     return [line for lines in sorted(attempts.values(), key=lambda lines: lines[:1]) for line in lines]

@@ -3,17 +3,20 @@
 Rewritten while the run goes on, so that a pod killed for memory still says how far it was.
 """
 
-import contextlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from job import clock
-from job.contract import TERMINATION_FIELDS, TERMINATION_MESSAGE_MAX_BYTES, ExitCode
+from job.contract import ENV_PREFIX, TERMINATION_FIELDS, TERMINATION_MESSAGE_MAX_BYTES, ExitCode
 
 KUBELET_PATH = Path("/dev/termination-log")
+_FIELD = "termination_log"
+_FLAG, _VARIABLE = f"--observe.{_FIELD}", f"{ENV_PREFIX}OBSERVE__{_FIELD.upper()}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,12 +36,14 @@ class Status:
     """Of the champion after this attempt, on the test split that it was scored on; not part of the message."""
     commit: str | None = None
     seconds: float = 0.0
-    started_seconds: float = field(default_factory=clock.monotonic, repr=False)
+    started_seconds: float = field(default_factory=clock.elapsed, repr=False)
     path: Path | None = field(default=None, repr=False)
     goodput: Callable[[], Mapping[str, Any]] | None = field(default=None, repr=False)
     """Where the time of all attempts went, once the run is open."""
     on_end: Callable[[], None] | None = field(default=None, repr=False)
     """Called once the outcome is known, to log it."""
+    failure: str = field(default="", repr=False)
+    """Why the message could not be written."""
 
     def end(self, *, outcome: str, code: ExitCode, reason: str = "") -> None:
         """Record how it ended, write the message for the last time, and log it."""
@@ -49,7 +54,7 @@ class Status:
 
     def write(self) -> None:
         """Rewrite the message; a path that cannot be written costs the message, never the run."""
-        self.seconds = round(clock.monotonic() - self.started_seconds, 3)
+        self.seconds = round(clock.elapsed() - self.started_seconds, 3)
         if self.path is None:
             return
         content = {str(name): getattr(self, name) for name in TERMINATION_FIELDS}
@@ -59,10 +64,53 @@ class Status:
             reason = self.reason.encode(errors="replace")
             content["reason"] = reason[: max(0, len(reason) - 2 * excess - 16)].decode(errors="ignore") + " ..."
             data = json.dumps(content, ensure_ascii=False).encode(errors="replace")[:TERMINATION_MESSAGE_MAX_BYTES]
-        with contextlib.suppress(OSError):
-            self.path.write_bytes(data)
+        try:
+            _write_at_once(self.path, data)
+        except (OSError, ValueError) as error:  # ValueError: such as a NUL in the path
+            self.failure = str(error)
+
+
+def _write_at_once(path: Path, data: bytes) -> None:
+    """The kubelet mounts the file itself, so that none can take its place. A pipe that nobody reads is refused."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o666)
+    with open(descriptor, "wb") as file:
+        file.write(data)
 
 
 def choose_path(configured: Path | None) -> Path | None:
     """The configured file, or the one that the kubelet mounts where it is there."""
     return configured or (KUBELET_PATH if KUBELET_PATH.exists() else None)
+
+
+def find_path(arguments: Sequence[str], environ: Mapping[str, str]) -> Path | None:
+    """Where the message goes, as far as a command line can tell that may be refused for anything else.
+
+    Args:
+        arguments: of `mnist-job`, as given. The last flag counts, then the variable, then the file of `--config`.
+    """
+    in_files = (path for file in _values_of("--config", arguments) for path in _in_yaml(Path(file)))
+    in_environment = (value for name, value in environ.items() if name.upper() == _VARIABLE)
+    *_, found = "", *in_files, *in_environment, *_values_of(_FLAG, arguments)
+    return choose_path(Path(found) if found else None)
+
+
+def _values_of(name: str, arguments: Sequence[str]) -> Iterator[str]:
+    """What is given with a flag: `--name=VALUE` or `--name VALUE`."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        if argument == name and not following.startswith("--"):
+            yield following
+        elif argument.startswith(f"{name}="):
+            yield argument.removeprefix(f"{name}=")
+
+
+def _in_yaml(path: Path) -> Iterator[str]:
+    """Values of the field in a file that may be YAML up to some line only."""
+    import yaml
+
+    try:
+        events = yaml.parse(path.read_text("utf-8", errors="replace"))
+        for event, following in itertools.pairwise(events):
+            if getattr(event, "value", None) == _FIELD and isinstance(following, yaml.ScalarEvent):
+                yield following.value
+    except (OSError, ValueError, yaml.YAMLError):
+        return

@@ -26,8 +26,6 @@ FORMAT = 1
 _MAX_ANCHORS = 20
 """Each record carries the anchors of so many test splits and metrics: a nightly schedule on new data adds one a night."""
 _MAX_LISTINGS, _LISTING_SECONDS = 20, 0.05
-_NAME = re.compile(r"(\d{9,})\.json")
-_CLAIM = re.compile(r"(.+)\.(\d{9,})")
 
 T = TypeVar("T")
 By = Literal["gate", "promote", "rollback"]
@@ -155,7 +153,8 @@ def move(
     # 3. So one of the two sees the other, however long either pauses in between.
     claim = canonical_json({"run": to.run, "model": model, "version": version})
     store.create(contract.claim_key(to.run, model=model, version=version), claim)
-    if store.list_objects(contract.retirements_prefix(to.run)):
+    marks = store.list_objects(contract.retirements_prefix(to.run))
+    if any(contract.retirement_of_key(entry.key) for entry in marks):
         raise ConflictError(
             f"run {to.run} is being removed, or was (retention.keep_runs); it cannot become champion any more"
         )
@@ -184,8 +183,8 @@ def no_champion(store: Store, model: str) -> NotFoundError:
 
 def claimed_versions(store: Store, run_id: str) -> list[tuple[str, int]]:
     """(model, version) of every claim on a run. Whether a claim became a move, the record of that version says."""
-    names = (entry.key.rpartition("/")[2] for entry in store.list_objects(contract.claims_prefix(run_id)))
-    return [(match[1], int(match[2])) for name in names if (match := _CLAIM.fullmatch(name))]
+    keys = (entry.key for entry in store.list_objects(contract.claims_prefix(run_id)))
+    return [(parts[1], parts[2]) for key in keys if (parts := contract.claim_of_key(key))]
 
 
 def read_version(store: Store, model: str, *, version: int) -> Move | None:
@@ -243,17 +242,23 @@ def choose_model(store: Store, config: Config) -> str:
     """
     if config.promotion.model_name:
         return config.promotion.model_name
-    found = store.list_folders(contract.MODELS_PREFIX)
+    found = list_models(store)
     if len(found) == 1:
         return found[0]
     which = f"there are {', '.join(found)}" if found else "no run was promoted yet"
     raise NotFoundError(f"store {store.uri}: which model is not clear: {which}; name it with --promotion.model_name")
 
 
+def list_models(store: Store) -> list[str]:
+    """Names of all models that ever had a champion, sorted; other folders beside them are foreign."""
+    names = store.list_folders(contract.MODELS_PREFIX)
+    return [name for name in names if contract.is_model_name(name) and list_versions(store, name)]
+
+
 def list_versions(store: Store, model: str) -> list[int]:
     """Numbers of all moves, ascending."""
-    names = (entry.key.rpartition("/")[2] for entry in store.list_objects(contract.champions_prefix(model)))
-    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+    keys = (entry.key for entry in store.list_objects(contract.champions_prefix(model)))
+    return sorted(parts[1] for key in keys if (parts := contract.champion_of_key(key)))
 
 
 def _carry_anchors(before: Move | None, *, to: CommittedModel, gate: GateRecord | None) -> tuple[Anchor, ...]:

@@ -16,15 +16,18 @@ from job.contract import (
     attempt_prefix,
     attempts_prefix,
     checkpoint_prefix,
+    is_check_key,
+    is_model_name,
+    is_run_id,
     log_prefix,
     run_key,
+    run_of_key,
     run_prefix,
-    version_prefix,
 )
 from job.errors import IntegrityError
 from job.logs import warn
 from job.registry.serving import list_layouts, newest_loadable
-from job.runs.read import ATTEMPT_FILE, ClosedRun, read_run
+from job.runs.read import ClosedRun, is_attempt_file, read_run
 from job.runs.write import abandon
 from job.store.backend import Entry
 from job.store.store import Store
@@ -58,12 +61,13 @@ def find_garbage(store: Store, *, older_than_seconds: float, now_seconds: float)
         now_seconds: seconds since the epoch.
     """
     before_seconds = now_seconds - older_than_seconds
-    checks = [entry for entry in store.list_objects(CHECKS_PREFIX) if entry.modified_seconds < before_seconds]
+    checks = [entry for entry in store.list_objects(CHECKS_PREFIX) if is_check_key(entry.key)]
+    checks = [entry for entry in checks if entry.modified_seconds < before_seconds]
     if checks:
         yield Garbage(place=CHECKS_PREFIX, reason="left over from store check", entries=tuple(checks))
-    for model in store.list_folders(MODELS_PREFIX):
+    for model in filter(is_model_name, store.list_folders(MODELS_PREFIX)):
         yield from _of_model(store, model, before_seconds=before_seconds)
-    for run_id in store.list_folders(RUNS_PREFIX):
+    for run_id in filter(is_run_id, store.list_folders(RUNS_PREFIX)):
         try:
             garbage = _of_run(store, run_id, before_seconds=before_seconds)
         except IntegrityError as error:  # a COMMIT that cannot be read: what it names is not known
@@ -90,14 +94,13 @@ def _of_model(store: Store, model: str, *, before_seconds: float) -> Iterator[Ga
     layouts = list_layouts(store, model)
     newest = newest_loadable(layouts)
     for layout in layouts:
-        is_ours = layout.prefix == version_prefix(model, version=layout.version) and layout.version < newest
         is_old = all(entry.modified_seconds < before_seconds for entry in layout.entries)
-        if is_ours and is_old and not layout.is_loadable:
+        if layout.version < newest and is_old and not layout.is_loadable:
             yield Garbage(place=layout.prefix, reason="serving layout that was cut off", entries=layout.entries)
 
 
 def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | None:
-    entries = store.list_objects(run_prefix(run_id))
+    entries = [entry for entry in store.list_objects(run_prefix(run_id)) if run_of_key(entry.key)]
     recorded = read_run(store, run_id)
     if recorded is None:
         return _of_unfinished(run_id, entries, before_seconds=before_seconds)
@@ -116,7 +119,7 @@ def _of_run(store: Store, run_id: str, *, before_seconds: float) -> Garbage | No
         for entry in entries
         if entry.key.startswith(working)
         and not entry.key.startswith(kept)
-        and not (kept and entry.key.endswith(f"/{ATTEMPT_FILE}"))  # which attempts worked on it stays known
+        and not (kept and is_attempt_file(entry.key))  # which attempts worked on it stays known
         and entry.modified_seconds < before_seconds
     ]
     return Garbage(place=run_prefix(run_id), reason=reason, entries=tuple(old)) if old else None

@@ -10,7 +10,7 @@ Never imports TensorFlow. When the champion was scored on another test split, th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,11 @@ from job.registry.champion import Move
 from job.registry.comparison import Anchor, Candidate, Champion, Probabilities
 from job.registry.rules import Decision, GateRecord, decide
 from job.runs import read
-from job.runs.read import CommittedRun, Predictions
+from job.runs.read import CommittedModel, CommittedRun, Predictions
 from job.store.store import Store
+
+_WRONG_SECONDS = 3600.0
+"""Two clocks that differ by more: one is wrong. The times in a copied store differ by less, as far as the copy took no longer."""
 
 Reevaluate = Callable[[Mapping[str, bytes]], Any]
 """A SavedModel's files -> probabilities float32 [N, C] on this run's test split."""
@@ -78,6 +81,8 @@ class Gate:
         predictions = read.read_predictions(self.store, committed)
         candidate = Candidate(model=model, predictions=predictions, recorded=committed.record["metrics"])
         facts = self._facts_about(newest, committed=committed, predictions=predictions) if newest else None
+        if facts and model.created < facts.model.created and self._was_clock_wrong(model, facts.model):
+            facts = replace(facts, model=replace(facts.model, created=model.created))
         return self._to_record(decide(candidate, facts, rules=self.rules), run=committed.run, newest=newest)
 
     def _decide_and_move(self, committed: CommittedRun) -> GateRecord:
@@ -153,6 +158,21 @@ class Gate:
         except (ConflictError, IntegrityError) as error:
             warn("gate.anchor_unreadable", run_of_anchor=anchor.run, reason=str(error))
         return None
+
+    def _was_clock_wrong(self, ours: CommittedModel, theirs: CommittedModel) -> bool:
+        """Whether the champion only seems to be younger: it starts in the future, or the store saw it begin long before ours."""
+        begun, champions_begun = (read.begun_seconds(self.store, run) for run in (ours.run, theirs.run))
+        is_ahead = theirs.created > clock.timestamp(clock.now() + _WRONG_SECONDS)
+        is_denied = begun is not None and champions_begun is not None and begun > champions_begun + _WRONG_SECONDS
+        if is_ahead or is_denied:
+            warn(
+                "gate.clock_was_wrong",
+                champion=theirs.run,
+                champion_created=theirs.created,
+                created=ours.created,
+                reason="a clock was wrong when one of the two runs was started; this run is not taken for the older one",
+            )
+        return is_ahead or is_denied
 
     def _to_record(self, decision: Decision, *, run: str, newest: Move | None) -> GateRecord:
         return GateRecord(

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from job import clock, contract
-from job.errors import IntegrityError, JobError
+from job.errors import IntegrityError
 from job.logs import emit, warn
 from job.registry import champion
 from job.registry.serving import LAST_FILE, list_layouts, newest_loadable
@@ -21,14 +21,11 @@ from job.store.store import Store
 
 
 def apply_retention(store: Store, model: str, *, keep_runs: int, keep_versions: int) -> None:
-    """Remove everything else of that model. When the store refuses a deletion, log a warning: the run is committed."""
-    try:
-        _remove_old_versions(store, model, keep=keep_versions)
-        reached = reachable_runs(store, keep_versions=keep_versions)
-        old = [run_id for run_id in _old_runs(store, model, keep=keep_runs) if run_id not in reached]
-        remove_runs(store, old, keep_versions=keep_versions)
-    except JobError as error:
-        warn("retention.failed", reason=str(error))
+    """Remove everything else of that model."""
+    _remove_old_versions(store, model, keep=keep_versions)
+    reached = reachable_runs(store, keep_versions=keep_versions)
+    old = [run_id for run_id in _old_runs(store, model, keep=keep_runs) if run_id not in reached]
+    remove_runs(store, old, keep_versions=keep_versions)
 
 
 def reachable_runs(store: Store, *, keep_versions: int) -> set[str]:
@@ -38,7 +35,7 @@ def reachable_runs(store: Store, *, keep_versions: int) -> set[str]:
         IntegrityError: a champion's record is damaged: what it names is not known.
     """
     reached: set[str] = set()
-    for model in store.list_folders(contract.MODELS_PREFIX):
+    for model in champion.list_models(store):
         newest = list(itertools.islice(champion.history(store, model), keep_versions))
         reached |= {made.run for made in newest}
         reached |= newest[0].runs_to_compare_with() if newest else set()
@@ -50,7 +47,7 @@ def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> 
     # 1. Retention writes a mark into each run. Then it looks for claims on it.
     # 2. A move writes its claim first. Then it looks for marks (`champion.move`).
     # 3. So one of the two sees the other: the move gives up, or the run stays.
-    marks = {run_id: f"{contract.retirements_prefix(run_id)}{clock.token(8)}" for run_id in run_ids}
+    marks = {run_id: contract.retirement_key(run_id, token=clock.token(8)) for run_id in run_ids}
     for mark in marks.values():
         store.create(mark, b"{}")
     needed = {run_id for run_id in marks if _may_become_champion(store, run_id)}
@@ -73,7 +70,8 @@ def _may_become_champion(store: Store, run_id: str) -> bool:
 
 def _remove_run(store: Store, run_id: str) -> None:
     write.remove_commit(store, run_id)
-    gone = [entry for entry in store.list_objects(contract.run_prefix(run_id)) if not _closes(run_id, entry.key)]
+    entries = store.list_objects(contract.run_prefix(run_id))
+    gone = [entry for entry in entries if contract.run_of_key(entry.key) and not _closes(run_id, entry.key)]
     for entry in gone:
         store.delete(entry.key)
     emit("retention.removed", run_removed=run_id, objects=len(gone), bytes=sum(entry.num_bytes for entry in gone))
@@ -83,7 +81,8 @@ def _old_runs(store: Store, model: str, *, keep: int) -> list[str]:
     """Committed runs of the model beyond its newest, and those of any whose removal was cut off."""
     objects: dict[str, list[Entry]] = defaultdict(list)
     for entry in store.list_objects(contract.RUNS_PREFIX):
-        objects[entry.key.split("/")[1]].append(entry)
+        if run_id := contract.run_of_key(entry.key):
+            objects[run_id].append(entry)
     committed = {
         run_id: entry.modified_seconds
         for run_id, entries in objects.items()

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from job.contract import version_prefix, versions_prefix
+from job.contract import version_of_key, version_prefix, versions_prefix
 from job.errors import IntegrityError
 from job.logs import emit
 from job.registry import champion
@@ -38,7 +38,7 @@ def finish_layout(store: Store, made: Move) -> None:
     # 1. This attempt may have paused before its last write. Retention then deleted this layout, as a newer champion was made.
     # 2. The write then left a lone `saved_model.pb`, which a server would try to load.
     # 3. So this attempt lists the folder again, and deletes that file if the others are gone.
-    if files.keys() - {entry.key.removeprefix(prefix) for entry in store.list_objects(prefix)}:
+    if files.keys() - _list_files(store, made.model, version=made.version):
         store.delete(prefix + LAST_FILE)
         return
     emit("layout.done", model=made.model, version=made.version, files=len(files))
@@ -60,8 +60,13 @@ def finish_champions_layout(store: Store, model: str) -> Move | None:
 
 def is_whole(store: Store, model: str, *, version: int) -> bool:
     """Whether a version's layout was finished."""
-    prefix = version_prefix(model, version=version)
-    return Layout(prefix=prefix, entries=tuple(store.list_objects(prefix))).is_loadable
+    return LAST_FILE in _list_files(store, model, version=version)
+
+
+def _list_files(store: Store, model: str, *, version: int) -> set[str]:
+    """Names of the SavedModel's files in a version's folder."""
+    entries = store.list_objects(version_prefix(model, version=version))
+    return {parts[2] for entry in entries if (parts := version_of_key(entry.key))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,27 +74,26 @@ class Layout:
     """A folder of a model's serving layout, as it was listed."""
 
     prefix: str
+    version: int
     entries: tuple[Entry, ...]
+    """Those of a SavedModel."""
 
     @property
     def is_loadable(self) -> bool:
         """Whether the file that is written last is there."""
         return any(entry.key == self.prefix + LAST_FILE for entry in self.entries)
 
-    @property
-    def version(self) -> int:
-        """The number that names it."""
-        return int(self.prefix.split("/")[-2])
-
 
 def list_layouts(store: Store, model: str) -> list[Layout]:
-    """All version folders, in the order of their names; one list request."""
-    prefix, entries = versions_prefix(model), defaultdict[str, list[Entry]](list)
-    for entry in store.list_objects(prefix):
-        name, slash, _ = entry.key.removeprefix(prefix).partition("/")
-        if slash and name.isdecimal():
-            entries[name].append(entry)
-    return [Layout(prefix=f"{prefix}{name}/", entries=tuple(found)) for name, found in entries.items()]
+    """All versions of which anything was written, by number; one list request."""
+    entries = defaultdict[int, list[Entry]](list)
+    for entry in store.list_objects(versions_prefix(model)):
+        if parts := version_of_key(entry.key):
+            entries[parts[1]].append(entry)
+    return [
+        Layout(prefix=version_prefix(model, version=version), version=version, entries=tuple(found))
+        for version, found in sorted(entries.items())
+    ]
 
 
 def newest_loadable(layouts: Iterable[Layout]) -> int:
@@ -105,7 +109,7 @@ def check_layout(store: Store, made: Move) -> int:
     """
     prefix = version_prefix(made.model, version=made.version)
     files = read.read_model(store, champion.commit_of(store, made))
-    found = {entry.key.removeprefix(prefix) for entry in store.list_objects(prefix)}
+    found = _list_files(store, made.model, version=made.version)
     different = sorted(found ^ files.keys()) or [name for name in files if store.get(prefix + name) != files[name]]
     if different:
         raise IntegrityError(

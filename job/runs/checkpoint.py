@@ -5,7 +5,6 @@ and never imports TensorFlow.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job import clock
-from job.contract import checkpoint_prefix
+from job.contract import checkpoint_key, checkpoint_of_key, checkpoint_prefix
 from job.digests import sha256_hex
 from job.errors import IntegrityError, UnavailableError
 from job.logs import warn
@@ -24,7 +23,6 @@ from job.texts import one_line
 FORMAT = 2
 _HASH_CHARACTERS = 16
 _MAX_LISTINGS, _LISTING_SECONDS = 1000, 0.05
-_NAME = re.compile(r"(\d{9,})-([0-9a-f]{16})\.safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +91,7 @@ def save(store: Store, run_id: str, checkpoint: Checkpoint) -> str:
         IntegrityError: other content is under that name.
     """
     data = encode(checkpoint)
-    key = f"{checkpoint_prefix(run_id)}{checkpoint.step:09d}-{sha256_hex(data)[:_HASH_CHARACTERS]}.safetensors"
+    key = checkpoint_key(run_id, step=checkpoint.step, content_hash=sha256_hex(data)[:_HASH_CHARACTERS])
     if store.create(key, data) != data:
         raise IntegrityError(f"store {store.uri}: {key} holds other content than its name says")
     return key
@@ -107,16 +105,16 @@ def load_newest(store: Store, run_id: str, *, result_digest: str) -> Checkpoint 
     """
     bad: set[str] = set()
     for _ in range(_MAX_LISTINGS):
-        names = [(step, key) for step, key in _list(store, run_id) if key not in bad]
-        if not names:
+        keys = [key for key in _list(store, run_id) if key not in bad]
+        if not keys:
             break
-        step, key = names[-1]
+        key = keys[-1]
         data = store.get(key)
         if data is None:  # a rival pruned it since it was listed: look again
             clock.sleep(_LISTING_SECONDS)
             continue
         try:
-            return _verify(data, key=key, step=step, result_digest=result_digest)
+            return _verify(data, key=key, result_digest=result_digest)
         except IntegrityError as error:
             warn("checkpoint.skipped", key=key, reason=str(error))
             bad.add(key)
@@ -138,36 +136,33 @@ def load(store: Store, key: str, *, result_digest: str) -> Checkpoint:
     data = store.get(key)
     if data is None:
         raise UnavailableError(f"store {store.uri}: {key}, which worker 0 goes on from, is not there; start again")
-    match = _NAME.fullmatch(key.rpartition("/")[2])
-    if not match:
+    if not checkpoint_of_key(key):
         raise IntegrityError(f"{one_line(key, limit=120)} is not named like a checkpoint")
     try:
-        return _verify(data, key=key, step=int(match[1]), result_digest=result_digest)
+        return _verify(data, key=key, result_digest=result_digest)
     except IntegrityError as error:
         raise IntegrityError(f"store {store.uri}: {key}: {error}") from error
 
 
 def prune(store: Store, run_id: str, *, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints (0: all of them)."""
-    names = _list(store, run_id)
-    for _, key in names[: max(0, len(names) - keep)]:
+    keys = _list(store, run_id)
+    for key in keys[: max(0, len(keys) - keep)]:
         store.delete(key)
 
 
-def _list(store: Store, run_id: str) -> list[tuple[int, str]]:
-    """(step, key) of every object that is named like a checkpoint, oldest first."""
-    found = []
-    for entry in store.list_objects(checkpoint_prefix(run_id)):
-        match = _NAME.fullmatch(entry.key.rpartition("/")[2])
-        if match:
-            found.append((int(match[1]), entry.key))
-    return sorted(found)
+def _list(store: Store, run_id: str) -> list[str]:
+    """The keys of all checkpoints, oldest first."""
+    keys = (entry.key for entry in store.list_objects(checkpoint_prefix(run_id)))
+    found = [(parts[1], key) for key in keys if (parts := checkpoint_of_key(key))]
+    return [key for _, key in sorted(found)]
 
 
-def _verify(data: bytes, *, key: str, step: int, result_digest: str) -> Checkpoint:
-    match = _NAME.fullmatch(key.rpartition("/")[2])
-    assert match  # only such keys are listed
-    if sha256_hex(data)[:_HASH_CHARACTERS] != match[2]:
+def _verify(data: bytes, *, key: str, result_digest: str) -> Checkpoint:
+    parts = checkpoint_of_key(key)
+    assert parts  # only such keys are listed
+    _, step, content_hash = parts
+    if sha256_hex(data)[:_HASH_CHARACTERS] != content_hash:
         raise IntegrityError("its content is not what its name says")
     checkpoint = decode(data)
     if checkpoint.step != step or checkpoint.result_digest != result_digest:

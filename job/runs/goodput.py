@@ -40,7 +40,7 @@ class Ledger:
         earlier_seconds: by category, of the attempts before.
         down_seconds: time in which no attempt ran.
         overlap_seconds: time in which two attempts ran at once; the calendar counts it once.
-        num_interruptions: SIGTERM or SIGINT during training, after which the state was saved.
+        num_interruptions: SIGTERM, SIGINT or SIGHUP during training, after which the state was saved.
         chain: the attempts whose steps are in the weights, each with the step it took up.
         is_bit_identical: all steps were computed on equal hardware and versions.
         are_workers_alike: the workers of this attempt have equal hardware and versions.
@@ -127,12 +127,11 @@ class Ledger:
     def goodput(self) -> dict[str, Any]:
         """Productive time over the wall time of all attempts so far, and where the rest went.
 
-        `wall_seconds` is now - first start - down_seconds + overlap_seconds. `seconds` are measured phase by phase. Tests hold
-        the two to agree.
+        `seconds` are measured phase by phase, and `wall_seconds` is their sum: a step of the calendar changes neither. Where the
+        calendar makes no step, now - first start - down_seconds + overlap_seconds is the same; tests hold the two to agree.
         """
-        now, own_phases = self._read_clocks()
-        seconds = self._by_category(own_phases)
-        wall_seconds = now - self.first_started_seconds - self.down_seconds + self.overlap_seconds
+        seconds = self._by_category(self.phases.seconds)
+        wall_seconds = sum(seconds.values())
         return {
             "ratio": round(seconds.get(PRODUCTIVE, 0.0) / wall_seconds, 4) if wall_seconds > 0 else 0.0,
             "wall_seconds": round(wall_seconds, 3),

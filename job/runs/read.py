@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.contract import attempt_prefix, attempts_prefix, commit_key, run_key
+from job.contract import ATTEMPT_FILES, attempt_of_key, attempt_prefix, attempts_prefix, commit_key, run_key, run_prefix
 from job.digests import sha256_hex
 from job.errors import ConflictError, IntegrityError
 from job.runs.identity import compile_of
 from job.store.store import Store
 
-ATTEMPT_FILE, METRICS_FILE, PREDICTIONS_FILE = "attempt.json", "metrics.json", "predictions.safetensors"
+ATTEMPT_FILE, METRICS_FILE, PREDICTIONS_FILE = ATTEMPT_FILES
 MODEL_FOLDER = "model/"
 _COMMIT_KEYS = {"run", "attempt", "result_digest", "weights_digest", "dataset", "metrics", "files"}
 _CLOSED_KEYS = {"run", "abandoned"}
@@ -253,7 +253,13 @@ def _closed_error(closed: ClosedRun) -> ConflictError:
 def list_attempts(store: Store, run_id: str) -> list[float]:
     """When each attempt of a run registered, in seconds since the epoch, oldest first."""
     entries = store.list_objects(attempts_prefix(run_id))
-    return sorted(entry.modified_seconds for entry in entries if entry.key.endswith(f"/{ATTEMPT_FILE}"))
+    return sorted(entry.modified_seconds for entry in entries if is_attempt_file(entry.key))
+
+
+def is_attempt_file(key: str) -> bool:
+    """Whether it is the key of an attempt.json."""
+    parts = attempt_of_key(key)
+    return parts is not None and parts[2] == ATTEMPT_FILE
 
 
 def created_at(store: Store, run: CommittedRun) -> str:
@@ -262,6 +268,12 @@ def created_at(store: Store, run: CommittedRun) -> str:
     data = store.get(key)
     recorded = parse_object(data, key=key).get("created") if data is not None else None
     return str(recorded or run.record.get("committed") or _LONG_AGO)
+
+
+def begun_seconds(store: Store, run_id: str) -> float | None:
+    """When a run was first started, in seconds since the epoch, by the clock of the store; None when it is not there."""
+    key = run_key(run_id)
+    return next((entry.modified_seconds for entry in store.list_objects(run_prefix(run_id)) if entry.key == key), None)
 
 
 def recorded_compile(store: Store, run_id: str, *, cpu_replicas: int) -> str | None:
@@ -295,11 +307,17 @@ def read_model(store: Store, run: CommittedRun) -> dict[str, bytes]:
     Raises:
         IntegrityError: as from `read_files`.
     """
-    return {
-        name.removeprefix(MODEL_FOLDER): _read(store, file)
-        for name, file in run.files.items()
-        if name.startswith(MODEL_FOLDER)
-    }
+    return {name: _read(store, file) for name, file in _model_files(run).items()}
+
+
+def model_digests(run: CommittedRun) -> dict[str, str]:
+    """SHA-256 of the files of the SavedModel, as committed: name below the model's folder -> 64 hex characters."""
+    return {name: file.sha256 for name, file in _model_files(run).items()}
+
+
+def _model_files(run: CommittedRun) -> dict[str, StoredFile]:
+    files = run.files.items()
+    return {name.removeprefix(MODEL_FOLDER): file for name, file in files if name.startswith(MODEL_FOLDER)}
 
 
 def read_predictions(store: Store, run: CommittedRun) -> Predictions:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from job import clock
-from job.contract import attempt_prefix, attempts_prefix, commit_key, run_key
+from job.contract import attempt_of_key, attempt_prefix, attempts_prefix, commit_key, run_key
 from job.digests import canonical_json, sha256_hex
-from job.errors import ConflictError, JobError, NotFoundError
+from job.errors import ConflictError, NotFoundError
 from job.logs import warn
 from job.runs.checkpoint import prune
 from job.runs.identity import differences, digest_of_inputs, is_result_of
@@ -121,15 +121,9 @@ def commit(store: Store, run_id: str, *, content: Mapping[str, Any]) -> Committe
 
 
 def clean_up(store: Store, run: CommittedRun) -> None:
-    """Delete what only an unfinished run needs: its checkpoints, and the models of attempts that did not win.
-
-    When the store refuses a deletion, log a warning: the run is committed.
-    """
-    winner = attempt_prefix(run.run, attempt_id=run.attempt)
-    try:
-        prune(store, run.run, keep=0)
-        for entry in store.list_objects(attempts_prefix(run.run)):
-            if not entry.key.startswith(winner) and f"{entry.key.split('/')[4]}/" == MODEL_FOLDER:
-                store.delete(entry.key)
-    except JobError as error:
-        warn("cleanup.failed", reason=str(error))
+    """Delete what only an unfinished run needs: its checkpoints, and the models of attempts that did not win."""
+    prune(store, run.run, keep=0)
+    for entry in store.list_objects(attempts_prefix(run.run)):
+        parts = attempt_of_key(entry.key)
+        if parts and parts[1] != run.attempt and parts[2].startswith(MODEL_FOLDER):
+            store.delete(entry.key)

@@ -1,7 +1,8 @@
 """Notices that training has stopped making steps, says where every thread is, and ends the process.
 
 A hung input, a dead device or a deadlock otherwise holds a pod until its deadline, without a word. Compiling, training,
-evaluating and saving are told apart by `Phases`: each change from one to another starts the count anew.
+evaluating and saving are told apart by `Phases`: each change from one to another starts the count anew. A time in which the
+process did not run counts nowhere.
 """
 
 import contextlib
@@ -10,10 +11,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
+from job import clock
+from job.logs import warn
 from job.observe.phases import Phases
 
-LAST_NET_SECONDS = 30.0
-"""How much later faulthandler's own timer ends a process whose interpreter is held by native code."""
+LAST_NET_SECONDS = 3600.0
+"""How much later faulthandler's own timer ends a process whose interpreter is held by native code. That timer alone also counts
+the time in which the process is stopped: after a longer pause it ends the process."""
 
 COMPILE_FACTOR = 4
 """The first chunk is traced, compiled and run before anything is heard of it: it may take so many times as long."""
@@ -52,8 +56,17 @@ class Watchdog:
         self._phases.beat()
 
     def _watch(self, finished: threading.Event) -> None:
+        paused_before = clock.paused_seconds()
         while not finished.wait(min(1.0, self._timeout_seconds / 4)):
             self._set_last_net()
+            paused_seconds = clock.paused_seconds() - paused_before
+            if paused_seconds:
+                paused_before += paused_seconds
+                warn(
+                    "process.paused",
+                    seconds=round(paused_seconds, 1),
+                    reason="this process did not run; no deadline counts it",
+                )
             phase = self._phases.current
             if self._phases.seconds_since_beat > self._limit_seconds(phase):
                 self._on_stall(self._say(phase), _stacks())
@@ -76,8 +89,9 @@ class Watchdog:
 
 
 def _stacks() -> str:
-    """Python stacks of all threads, newest call first."""
-    with tempfile.TemporaryFile() as file:
+    """Python stacks of all threads, newest call first; empty where no file can be made for them, as on a full disk."""
+    with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file=file, all_threads=True)
         file.seek(0)
         return file.read().decode(errors="replace")
+    return ""

@@ -6,6 +6,7 @@ Worker 0 is the chief: the only one that writes to the store.
 
 import contextlib
 import json
+import math
 import re
 import socket
 import threading
@@ -354,10 +355,14 @@ class StrategyExchange:
             except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
                 failures.append(error)
 
+        def has_ended(seconds: float) -> bool:
+            thread.join(seconds)
+            return not thread.is_alive()
+
         thread = threading.Thread(target=gather, daemon=True, name="exchange")
         with self._phases(WAIT_FOR_WORKERS):
             thread.start()
-            thread.join(self._timeout_seconds if has_limit else None)
+            clock.wait(has_ended, seconds=self._timeout_seconds if has_limit else math.inf)
         if failures:
             raise failures[0]
         if not heard:

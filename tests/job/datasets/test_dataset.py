@@ -180,11 +180,45 @@ class TestRefusals:
             ),
             (lambda d: replace(d, class_names=("a", "\ud800")), r"class_names must be different printable texts"),
             (lambda d: replace(d, class_names=NAMES * 101), r"class_names must hold 2 to 1000, received 1010"),
+            (lambda d: replace(d, class_names=("a", "b\nc")), r"class_names must be different printable texts"),
+            (
+                lambda d: replace(d, class_names=("1", 1)),
+                r"class_names must be different printable texts, received '1'",
+            ),
+            *(
+                (
+                    lambda d, odd=odd: replace(d, class_names=("a", odd)),
+                    rf"class_names must be texts .*, received {said}",
+                )
+                for odd, said in (
+                    (None, "None"),
+                    ("", "''"),
+                    (" ", "' '"),
+                    (b"a", "b'a'"),
+                    (float("nan"), "nan"),
+                    ("a" * 257, "'aaa"),
+                    (("a", 1), "a tuple"),
+                    (object(), "a object"),
+                )
+            ),
+            (
+                lambda d: replace(d, class_names=np.array([["a", "b"]])),
+                r"class_names must be a tuple .* received ndarray",
+            ),
+            (lambda d: replace(d, class_names=None), r"class_names must be a tuple of names, received NoneType"),
         ],
     )
     def test_array_that_breaks_a_rule_is_refused(self, change: Callable[[Dataset], Dataset], message: str) -> None:
         with pytest.raises(IntegrityError, match=f"^dataset: {message}"):
             to_canonical(change(make_dataset()))
+
+    @pytest.mark.parametrize(
+        "names", [np.arange(10), tuple(np.arange(10)), list(range(10)), np.array(NAMES), tuple(map(np.str_, NAMES))]
+    )
+    def test_names_of_numpy_become_texts(self, names: Any) -> None:
+        named = to_canonical(replace(make_dataset(), class_names=names)).class_names
+        assert named == NAMES
+        assert {type(name) for name in named} == {str}
 
 
 class TestLimits:

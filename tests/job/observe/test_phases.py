@@ -18,6 +18,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1024.0
+        self.paused_seconds = 0.0
 
     def pass_seconds(self, seconds: float) -> None:
         self.now += seconds
@@ -26,7 +27,10 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("job.clock.source", SimpleNamespace(monotonic=lambda: clock.now))
+    source = SimpleNamespace(
+        monotonic=lambda: clock.now - clock.paused_seconds, paused_seconds=lambda: clock.paused_seconds
+    )
+    monkeypatch.setattr("job.clock.source", source)
     monkeypatch.setattr(module, "seconds_since_process_start", lambda: AGE_SECONDS)
     return clock
 

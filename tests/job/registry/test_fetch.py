@@ -1,14 +1,18 @@
 """The champion in a local folder: whole or absent at every point, the newest versions, and what a reader is told."""
 
+import errno
 import json
 import os
+import re
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from job.config import StoreSection
-from job.errors import IntegrityError, NotFoundError
+from job.errors import ConflictError, IntegrityError, JobError, NotFoundError, UnavailableError
 from job.registry import champion
 from job.registry.champion import Move
 from job.registry.fetch import fetch_champion
@@ -50,7 +54,7 @@ def test_newest_versions_stay_and_foreign_names_too(store: Store, tmp_path: Path
     for run in ("a", "b", "c"):
         promote(store, run)
         fetch_champion(store, MODEL, served, keep=2)
-    assert sorted(os.listdir(served)) == ["2", "3", "readme"]
+    assert sorted(os.listdir(served)) == [".mnist-job", "2", "3", "readme"]
     assert content_of(served / "3") == model_of("c")
 
 
@@ -93,12 +97,12 @@ def test_killed_at_any_point_the_folder_holds_whole_versions_only(
 
 def test_old_left_overs_of_killed_fetches_are_swept(store: Store, tmp_path: Path) -> None:
     promote(store, "a")
-    for name, age_seconds in ((".tmp-old", 7200), (".tmp-young", 60)):
+    for name, age_seconds in ((".tmp-1-0123456789abcdef", 7200), (".tmp-2-0123456789abcdef", 60), (".tmp-mine", 7200)):
         left = tmp_path / "served" / name
         left.mkdir(parents=True)
         os.utime(left, (time.time() - age_seconds,) * 2)
     fetch_champion(store, MODEL, tmp_path / "served", keep=2)
-    assert sorted(os.listdir(tmp_path / "served")) == [".tmp-young", "1"]
+    assert sorted(os.listdir(tmp_path / "served")) == [".mnist-job", ".tmp-2-0123456789abcdef", ".tmp-mine", "1"]
 
 
 def test_damaged_champion_is_not_brought(store: Store, tmp_path: Path) -> None:
@@ -107,6 +111,234 @@ def test_damaged_champion_is_not_brought(store: Store, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"variables\.data is not the object that was committed"):
         fetch_champion(store, MODEL, tmp_path / "served", keep=2)
     assert not (tmp_path / "served").exists()
+
+
+FOREIGN = [
+    "000001",
+    "0",
+    "v3",
+    "3.bak",
+    "-3",
+    "٣",
+    "1e3",
+    "0x10",
+    "1 2",
+    ".DS_Store",
+    "@eaDir",
+    "lost+found",
+    "Thumbs.db",
+]
+
+
+def put_version(folder: Path, *, run: str = "mine") -> Path:
+    for name, data in model_of(run).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_names_that_are_no_version_are_never_touched(store: Store, tmp_path: Path, name: str) -> None:
+    served = tmp_path / "served"
+    put_version(served / name)
+    for number, run in enumerate(("a", "b", "c"), start=1):
+        promote(store, run)
+        brought = fetch_champion(store, MODEL, served, keep=1)
+        assert brought
+        assert brought.version == number
+    assert content_of(served / name) == model_of("mine")
+    assert sorted(os.listdir(served)) == sorted([".mnist-job", "3", name])
+
+
+@pytest.mark.parametrize("name", ["3", "2", "0000002", "99", "+7", " 8", "9 ", "1 ", str(2**63 - 1)])
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_a_server_would_load_instead_is_an_error_and_the_champion_is_there(
+    store: Store, tmp_path: Path, name: str, is_folder: bool
+) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    put_version(served / name) if is_folder else (served / name).touch()
+    promote(store, "a")
+    for _ in range(2):
+        with pytest.raises(
+            ConflictError, match=rf"^--to .*: '{re.escape(name)}' is there, and is no champion of plain"
+        ):
+            fetch_champion(store, MODEL, served, keep=1)
+        assert content_of(served / "1") == model_of("a")
+        assert (served / name).exists()
+
+
+def test_version_that_a_later_move_brought_meanwhile_is_no_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The champion moves, and a quicker fetch brings the next one, while this one is still writing."""
+    promote(store, "a")
+    served, moved = tmp_path / "served", []
+
+    def overtake(point: str) -> None:
+        if point == "before rename 1" and not moved:
+            moved.append(promote(store, "b"))
+            fetch_champion(store, MODEL, served, keep=1)
+
+    monkeypatch.setattr("job.store.backend.on_point", overtake)
+    brought = fetch_champion(store, MODEL, served, keep=1)
+    assert brought
+    assert brought.version == 1
+    assert content_of(served / "2") == model_of("b")
+
+
+def _alter(version: Path) -> None:
+    (version / "saved_model.pb").write_bytes(b"grapj")
+
+
+def _cut(version: Path) -> None:
+    (version / "saved_model.pb").write_bytes(b"gra")
+
+
+def _empty(version: Path) -> None:
+    (version / "saved_model.pb").write_bytes(b"")
+
+
+def _lose(version: Path) -> None:
+    (version / "variables" / "variables.data").unlink()
+
+
+def _make_folder_of_file(version: Path) -> None:
+    (version / "saved_model.pb").unlink()
+    (version / "saved_model.pb").mkdir()
+
+
+def _make_file_of_folder(version: Path) -> None:
+    shutil.rmtree(version / "variables")
+    (version / "variables").write_text("")
+
+
+DAMAGES = [_alter, _cut, _empty, _lose, _make_folder_of_file, _make_file_of_folder]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_version_with_other_content_is_brought_again_and_kept_aside(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+    can_exchange: bool,
+) -> None:
+    """A model of the user's own, or one of another store, that has the champion's number."""
+    if not can_exchange:
+        monkeypatch.setattr("job.registry.fetch._exchange", lambda one, other: False)
+    promote(store, "a")
+    served = tmp_path / "served"
+    damage(put_version(served / "1", run="a"))
+    assert fetch_champion(store, MODEL, served, keep=1)
+    assert content_of(served / "1") == model_of("a")
+    [aside] = served.glob("replaced-1-*")
+    assert content_of(aside) != model_of("a")
+    assert "a server that has loaded it must be started again" in str(vars(caplog.records[0]))
+    damage(served / "1")  # what was fetched and spoilt since is the user's now
+    assert fetch_champion(store, MODEL, served, keep=1)
+    assert content_of(served / "1") == model_of("a")
+    assert len([*served.glob("replaced-1-*")]) == 2
+    assert fetch_champion(store, MODEL, served, keep=1) is None
+    assert not [*served.glob(".tmp-*")]
+
+
+def test_version_of_another_store_makes_room(store: Store, tmp_path: Path) -> None:
+    other = open_store(StoreSection(uri=f"file:{tmp_path / 'other'}", deadline_seconds=2), environ={})
+    served = tmp_path / "served"
+    promote(store, "a")
+    promote(other, "b")
+    fetch_champion(store, MODEL, served, keep=1)
+    assert fetch_champion(other, MODEL, served, keep=1)
+    assert content_of(served / "1") == model_of("b")
+    assert sorted(os.listdir(served)) == [".mnist-job", "1"]
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling", "link", "empty"])
+def test_anything_under_the_champions_number_is_replaced(store: Store, tmp_path: Path, kind: str) -> None:
+    promote(store, "a")
+    served, mine = tmp_path / "served", put_version(tmp_path / "mine")
+    served.mkdir()
+    if kind == "file":
+        (served / "1").write_text("mine")
+    elif kind == "empty":
+        (served / "1").mkdir()
+    else:
+        (served / "1").symlink_to(mine if kind == "link" else tmp_path / "nowhere")
+    assert fetch_champion(store, MODEL, served, keep=1)
+    assert content_of(served / "1") == model_of("a")
+    assert len([*served.glob("replaced-1-*")]) == (kind != "empty")
+    assert content_of(mine) == model_of("mine")
+
+
+def test_other_files_in_a_version_make_no_other_model_of_it(store: Store, tmp_path: Path) -> None:
+    promote(store, "a")
+    served = tmp_path / "served"
+    fetch_champion(store, MODEL, served, keep=1)
+    for name in (".DS_Store", "assets.extra/tf_serving_warmup_requests", "variables/Thumbs.db"):
+        (served / "1" / name).parent.mkdir(exist_ok=True)
+        (served / "1" / name).write_text("mine")
+    assert fetch_champion(store, MODEL, served, keep=1) is None
+
+
+def test_only_what_was_fetched_is_removed(store: Store, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    for run in ("a", "b", "c", "d", "e"):
+        promote(store, run)
+    put_version(served / "1")  # of the user
+    put_version(served / "2", run="b")  # fetched by an older release, which kept no record
+    (served / "3").symlink_to(put_version(tmp_path / "elsewhere", run="c"))
+    (served / "4").write_text("mine")
+    assert fetch_champion(store, MODEL, served, keep=1)
+    assert sorted(os.listdir(served)) == [".mnist-job", "1", "3", "4", "5"]
+    promote(store, "f")
+    (served / "5" / "saved_model.pb").write_bytes(b"changed by hand")
+    assert fetch_champion(store, MODEL, served, keep=1)
+    assert sorted(os.listdir(served)) == [".mnist-job", "1", "3", "4", "5", "6"]
+
+
+def test_record_that_cannot_be_read_is_none(store: Store, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    for run, record in (("a", b"{"), ("b", b"[]"), ("c", b"null"), ("d", b"")):
+        promote(store, run)
+        fetch_champion(store, MODEL, served, keep=1)
+        [path] = (served / ".mnist-job").iterdir()
+        path.write_bytes(record)
+    assert sorted(os.listdir(served)) == [".mnist-job", "4"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("a file"), "Not a directory|File exists"),
+        (lambda path: path.symlink_to("nowhere/at/all"), "File exists"),
+        (lambda path: path.symlink_to(path), "Too many levels|File exists"),
+    ],
+)
+def test_folder_that_cannot_be_is_an_error_with_its_name(
+    store: Store, tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
+    promote(store, "a")
+    make(tmp_path / "served")
+    with pytest.raises(NotFoundError, match=rf"^--to .*served: .*({message}); name a folder that"):
+        fetch_champion(store, MODEL, tmp_path / "served", keep=1)
+
+
+def test_full_disk_is_an_error_that_a_later_fetch_may_not_have(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    promote(store, "a")
+    with monkeypatch.context() as patched:
+        patched.setattr("job.registry.fetch._write", full)
+        with pytest.raises(UnavailableError, match="No space left on device; make room") as raised:
+            fetch_champion(store, MODEL, tmp_path / "served", keep=1)
+    assert isinstance(raised.value, JobError), "fetch --every goes on over it"
+    assert fetch_champion(store, MODEL, tmp_path / "served", keep=1)
 
 
 def test_without_a_champion_it_says_so(store: Store, tmp_path: Path) -> None:

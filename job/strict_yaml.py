@@ -1,0 +1,158 @@
+"""YAML as this program reads it: nothing in it is dropped, and nothing in it means two things.
+
+A setting in a file is the text that a flag would hold. Only inside `args` do values have YAML's types. Raises `yaml.YAMLError`.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+_MAX_VALUES = 10_000
+"""Aliases counted as often as they are used: nine lines of them can stand for a thousand million values."""
+_TAG = "tag:yaml.org,2002:"
+_KINDS = frozenset(
+    f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge")
+)
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
+_NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?|\.)[0-9_]*[eE][-+]?[0-9]+")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice: the first one would be dropped without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As in `SafeLoader`."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise _refusal(node, f"the key {twice!r} is there twice")
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that looks like a number to anybody, such as `1e3`."""
+
+
+_Dumper.add_implicit_resolver(f"{_TAG}float", _NUMBER, list("-+.0123456789"))
+
+
+def dump(value: object, *, is_flow: bool = False) -> str:
+    """Plain values as YAML that `parse_settings` and `parse_values` read back."""
+    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=is_flow, width=1000)
+    return text
+
+
+def parse_settings(text: str) -> object:
+    """Sections with their fields; the value of a field is text, None, a list, or a mapping as from `parse_values`."""
+    loader = _Loader(text)
+    try:
+        root = _checked(loader)
+        if not isinstance(root, yaml.MappingNode):
+            return None if root is None else loader.construct_document(root)
+        return {str(name.value): _to_section(loader, section) for name, section in _items(loader, root)}
+    finally:
+        loader.dispose()
+
+
+def parse_values(text: str) -> object:
+    """Numbers, texts, true, false, null, lists and mappings, with the types of YAML."""
+    loader = _Loader(text)
+    try:
+        root = _checked(loader)
+        return None if root is None else _to_value(loader, root)
+    finally:
+        loader.dispose()
+
+
+def _to_section(loader: _Loader, node: yaml.Node) -> object:
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node, deep=True)
+    return {str(name.value): _to_setting(loader, field) for name, field in _items(loader, node)}
+
+
+def _to_setting(loader: _Loader, node: yaml.Node) -> object:
+    if isinstance(node, yaml.SequenceNode):
+        return [_to_setting(loader, item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return _to_value(loader, node)
+    if node.tag == f"{_TAG}null":
+        if node.value == "~":
+            raise _refusal(node, "~ is null in YAML, and the home folder in a path; write null or '~'")
+        return None
+    if node.tag == f"{_TAG}int" and _OCTAL.fullmatch(node.value):
+        raise _refusal(
+            node, f"{node.value} is an octal number in YAML, and a decimal one elsewhere; drop the zero in front"
+        )
+    return str(node.value)
+
+
+def _to_value(loader: _Loader, node: yaml.Node) -> object:
+    for scalar in _scalars(node):
+        if _is_ambiguous(scalar):
+            raise _refusal(
+                scalar,
+                f"{scalar.value} is read in more than one way; write a plain number or true or false, or quote the text",
+            )
+    return loader.construct_object(node, deep=True)
+
+
+def _is_ambiguous(scalar: yaml.ScalarNode) -> bool:
+    """Whether YAML 1.1 reads a value in another way than YAML 1.2, JSON and Python: `017`, `1:30`, `yes`, `1e3`."""
+    kind, text = scalar.tag.removeprefix(_TAG), scalar.value
+    if scalar.style is not None:
+        return False
+    if kind in ("int", "float"):
+        return ":" in text or _OCTAL.fullmatch(text) is not None
+    if kind == "bool":
+        return text.lower() not in ("true", "false")
+    return kind == "str" and _NUMBER.fullmatch(text) is not None
+
+
+def _items(loader: _Loader, node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Keys and values, with those of merge keys (`<<`) in front: a key of the mapping itself wins."""
+    loader.flatten_mapping(node)
+    items: list[tuple[yaml.Node, yaml.Node]] = node.value
+    odd = next((key for key, _ in items if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str"), None)
+    if odd is not None:
+        raise _refusal(odd, f"a key must be the name of a section or of a setting, received {str(odd.value)[:80]!r}")
+    return items
+
+
+def _checked(loader: _Loader) -> yaml.Node | None:
+    """The one document, of values that this program knows, and not too many of them."""
+    root: yaml.Node | None = loader.get_single_node()
+    if root is not None and _count(root, {}) > _MAX_VALUES:
+        raise _refusal(root, f"it holds more than {_MAX_VALUES:,} values, aliases counted as often as they are used")
+    return root
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values at and below a node; `counted` holds 0 for those that are being counted: they contain themselves."""
+    if node.tag not in _KINDS:
+        raise _refusal(node, f"could not determine a constructor for the tag {node.tag!r}")
+    if counted.get(id(node)) == 0:
+        raise _refusal(node, "a value contains itself")
+    if id(node) not in counted:
+        counted[id(node)] = 0
+        counted[id(node)] = 1 + sum(_count(child, counted) for child in _children(node))
+    return counted[id(node)]
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [each for pair in node.value for each in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    for child in _children(node):
+        yield from _scalars(child)
+
+
+def _refusal(node: yaml.Node, text: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
