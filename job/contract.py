@@ -97,7 +97,7 @@ class ExitCode(enum.IntEnum):
         73,
         "Conflict",
         "the run exists with another result digest, or was closed: given up (`gc`), or removed by retention; the champion "
-        "moved during a `rollback`",
+        "moved during a `rollback`; a folder of `fetch` has a higher number than the champion's",
         "no",
         "submit a new run: this id belongs to other settings",
     )

@@ -23,6 +23,7 @@ from job.runs.identity import is_result_of
 from job.runs.lineage import Lineage, bits_depend_on
 from job.runs.read import CommittedRun, read_commit
 from job.store.open import open_store
+from job.uris import to_store_uri
 
 _DIGESTS = ("result_digest", "weights_digest", "state_digest")
 _OWN_SECTIONS = ("run.", "store.", "promotion.")
@@ -89,7 +90,7 @@ def reproduce_run(config: Config, committed: CommittedRun, *, to_uri: str | None
 
     Args:
         config: how stores are reached, and where prepared data is.
-        to_uri: store for the new run; None: a temporary folder.
+        to_uri: folder or store for the new run; None: a temporary folder.
         settings: flags of the user, such as where the data is now.
 
     Raises:
@@ -97,7 +98,7 @@ def reproduce_run(config: Config, committed: CommittedRun, *, to_uri: str | None
     """
     run_id = f"local.reproduced-{clock.token(4)}"
     with tempfile.TemporaryDirectory(prefix="mnist-reproduce-") as folder:
-        store = config.store.model_copy(update={"uri": to_uri or f"file:{folder}/store"})
+        store = config.store.model_copy(update={"uri": to_store_uri(to_uri or f"{folder}/store")})
         sections = settings_of(committed)
         sections["run"]["id"] = run_id
         sections["data"]["cache_dir"] = str(config.data.cache_dir) if config.data.cache_dir else None
@@ -178,6 +179,9 @@ def _replicas_here(record: Mapping[str, Any]) -> int:
 def _agree(digest: str, before: CommittedRun, now: CommittedRun) -> bool:
     if before.record.get(digest) == now.record.get(digest):
         return True
+    if digest == "state_digest":  # Keras may have counted other layers before
+        named = before.record.get(f"{digest}_by_position")
+        return named is not None and named == now.record.get(f"{digest}_by_position")
     return digest == "result_digest" and is_result_of(now.record.get("inputs", {}), before.record)
 
 

@@ -81,6 +81,7 @@ SAMPLES = {
     ),
 }
 COMPANY = {
+    "data.uri": ("--data.source=idx",),
     "data.args": ("--data.source=a:b",),
     "model.args": ("--model.build=a:b",),
     "train.step_epochs": ("--train.schedule=step",),
@@ -274,7 +275,7 @@ REFUSED_FLAGS = [
     ("--data.dataset=cifar10", r"data: dataset must be one of mnist, fashion_mnist, kmnist, emnist/digits"),
     ("--data.train_examples=0", r"data\.train_examples: must be greater than or equal to 1"),
     ("--store.uri=./out", r"store\.uri: must start with file:, s3://, gs:// or az:// .*received '\./out'"),
-    ("--store.uri=s3://", r"store\.uri: must start with .* and name a folder or bucket, received 's3://'"),
+    ("--store.uri=s3://", r"store\.uri: must be s3://BUCKET or s3://BUCKET/PREFIX.*, received 's3://'"),
     ("--store.endpoint=minio:9000", r"store\.endpoint: must be a URL .*received 'minio:9000'"),
     ("--store.deadline_seconds=-1", r"store\.deadline_seconds: must be greater than 0"),
     ("--promotion.min_accuracy=1.5", r"promotion\.min_accuracy: must be less than or equal to 1"),

@@ -169,13 +169,14 @@ class TestFind:
         assert find(store) == []
 
     def test_left_overs_of_store_check_are_garbage_once_old(self, store: Store, folder: Path) -> None:
-        for name in ("old", "young"):
+        for name in ("0123456789abcdef", "fedcba9876543210", "mine"):
             store.put(f"checks/{name}", b"mnist-job store check")
-        set_age(folder, "checks/old", days=8)
+        for name in ("0123456789abcdef", "mine"):
+            set_age(folder, f"checks/{name}", days=8)
         [garbage] = find(store)
-        assert (garbage.place, keys(garbage), garbage.num_bytes) == ("checks/", {"old"}, 21)
+        assert (garbage.place, keys(garbage), garbage.num_bytes) == ("checks/", {"0123456789abcdef"}, 21)
         assert delete_garbage(store, garbage, **AGES) == garbage
-        assert list(content_of(folder)) == ["checks/young"]
+        assert list(content_of(folder)) == ["checks/fedcba9876543210", "checks/mine"]
 
     def test_nothing_outside_runs_and_checks_is_touched(self, store: Store, folder: Path) -> None:
         for key in ("models/mnist/champion/000000001.json", "runs/notes.txt", "readme"):
@@ -485,9 +486,9 @@ class TestCommandLine:
         [warning] = [json.loads(line) for line in dry.stderr.splitlines()]
         assert (warning["event"], warning["run_of_skipped"]) == ("gc.skipped", "broken")
 
-        left_over = folder / "runs/done/.tmp-1-killed"
+        left_over = folder / "runs/done/.tmp-1-0123456789abcdef"
         left_over.write_bytes(b"half")
-        set_age(folder, "runs/done/.tmp-1-killed", days=1)
+        set_age(folder, "runs/done/.tmp-1-0123456789abcdef", days=1)
         deleted = run_job("gc", "--older-than=1d", "--delete")
         assert deleted.code == 0
         assert not left_over.exists()

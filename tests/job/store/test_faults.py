@@ -235,7 +235,7 @@ PERMANENT: dict[str, tuple[Fault, type[JobError], str]] = {
     "no bucket": (
         reply(404, "NoSuchBucket"),
         NotFoundError,
-        r"^store s3://bucket/prefix: the bucket does not exist; create it or correct store\.uri",
+        r"^store s3://bucket/prefix: the bucket does not exist; create it or correct store\.uri \(NoSuchBucket: as told\)",
     ),
 }
 
@@ -250,7 +250,7 @@ class TestPermanentFaults:
         assert len(server.requests) == 1
         assert seconds < 3
 
-    @pytest.mark.parametrize("fault", [name for name in PERMANENT if name != "no bucket"])
+    @pytest.mark.parametrize("fault", PERMANENT)
     def test_permanent_fault_of_a_delete_is_typed(self, fault: str, server: FaultyS3) -> None:
         answer, error, message = PERMANENT[fault]
         server.always = answer
@@ -272,9 +272,32 @@ class TestPermanentFaults:
         store = connect(server.endpoint, deadline_seconds=0.5)
         refusal_of(lambda: VERBS[verb][1](store), NotFoundError, r"^store s3://bucket/prefix: .*store\.uri")
 
-    def test_https_endpoint_that_speaks_http_is_unavailable(self, server: FaultyS3) -> None:
-        store = connect(server.endpoint.replace("http:", "https:"), deadline_seconds=0.5)
-        refusal_of(lambda: store.get(KEY), UnavailableError, r"failed for 0\.5 s .*check the endpoint")
+    def test_https_endpoint_that_speaks_http_is_a_wrong_endpoint(self, server: FaultyS3) -> None:
+        store = connect(server.endpoint.replace("http:", "https:"))
+        refusal_of(lambda: store.get(KEY), ConfigError, r"speaks no TLS.*; correct store\.endpoint")
+
+    @pytest.mark.parametrize("code", [301, 302, 307, 308])
+    @pytest.mark.parametrize("verb", ["create", "put", "delete"])
+    def test_write_that_is_redirected_is_never_taken_for_done(self, code: int, verb: str, server: FaultyS3) -> None:
+        """obstore follows some redirects with another method: the bucket's old object must not pass for the new one."""
+        prepare(server, "get")
+        with serve() as front:
+            front.always = Fault(status=code, location=server.endpoint)
+            store = connect(front.endpoint, deadline_seconds=1)
+            if verb == "delete" and code in (307, 308):  # sent on as it was
+                store.delete(KEY)
+                assert server.objects == {}
+                return
+            with pytest.raises(JobError, match=r"^store"):
+                VERBS[verb][1](store)
+        assert server.objects == {STORED_KEY: DATA}
+
+    @pytest.mark.parametrize("status", [409, 412])
+    @pytest.mark.parametrize("verb", ["put", "get", "list", "delete"])
+    def test_refusal_of_what_set_no_condition_is_typed(self, status: int, verb: str, server: FaultyS3) -> None:
+        server.always = reply(status, "Refused")
+        error = UnavailableError if status == 409 else NotFoundError
+        refusal_of(lambda: VERBS[verb][1](connect(server.endpoint, deadline_seconds=0.5)), error, "Refused: as told")
 
 
 class TestRefusedCreate:
