@@ -106,6 +106,7 @@ _SPAN = re.compile(r"`([^`]+)`")
 _SPLIT = ("--data.validation_fraction=0.1",)
 _NEEDED = {
     "data.source=idx": ("--data.uri=FOLDER",),
+    "data.uri": ("--data.source=idx",),
     "model.args": ("--model.build=mymodels:small_cnn",),
     "train.early_stopping_patience": _SPLIT,
     "train.keep=best": _SPLIT,

@@ -83,7 +83,7 @@ WEEK = Session(
         **dict.fromkeys(("root on vm", "171.2", "18.1", "53.1", "3253574 bytes"), "..."),
         "p = 0 ": "p = ... ",
     },
-    tolerance=1,  # with so few examples only the words are the same; the numbers are those of tests/acceptance
+    tolerance=10,  # with so few examples only the words are the same; the numbers are those of tests/acceptance
 )
 _TWO = "--train.learning_rate=0.1 --train.global_batch_size=32 --cluster.cpu_replicas=2"
 WORKERS = Session(
