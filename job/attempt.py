@@ -42,6 +42,8 @@ from job.training.watchdog import Watchdog
 from job.training.workers import ALONE, NothingToTrainError, Workers
 from job.training.workload import Prepared, Results, Workload
 
+_LONGEST_MODEL_FILE = "model/variables/variables.data-00000-of-00001"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -96,6 +98,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
     phases, run_id = surroundings.phases, surroundings.identity.run
     with phases("store"):
         store = open_store(config.store, environ=surroundings.environ, traffic=surroundings.traffic)
+        store.check_keys(_longest_keys(config, surroundings.identity))
         store.list_objects(contract.run_prefix(run_id))  # a missing bucket or a wrong key is known at once
         workers = surroundings.workers
         if workers.are_several and read.read_commit(store, run_id) is not None:
@@ -123,6 +126,25 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
             config, store, surroundings=surroundings, workload=workload, prepared=prepared, result_digest=digest
         )
     return finish(config, store, committed, surroundings=surroundings, workload=workload)
+
+
+def _longest_keys(config: Config, identity: AttemptIdentity) -> list[str]:
+    """Of each folder that the run writes to, the longest key or a longer one: an attempt may get a number behind its id."""
+    run_id, attempt_id = identity.run, f"{identity.attempt}-999"
+    keys = [
+        f"{contract.attempt_prefix(run_id, attempt_id=attempt_id)}{_LONGEST_MODEL_FILE}",
+        f"{contract.checkpoint_prefix(run_id)}{'0' * 64}",
+        contract.log_key(run_id, attempt_id=attempt_id, number=0),
+        contract.gate_key(run_id),
+    ]
+    if config.promotion.enabled:
+        model, version = champion.model_name(config, dataset=config.data.name), 999_999_999
+        keys += [
+            contract.claim_key(run_id, model=model, version=version),
+            contract.champion_key(model, version=version),
+            f"{contract.version_prefix(model, version=version)}{_LONGEST_MODEL_FILE}",
+        ]
+    return keys
 
 
 def _prepare(
@@ -161,6 +183,7 @@ def _make_result(
     phases, run_id = surroundings.phases, surroundings.identity.run
     with phases("store"):
         store.sweep(contract.run_prefix(run_id))
+        store.check_room(prepared.weight_bytes)
         lineage, stored = _register_attempt(config, store, surroundings, device=prepared.device)
         identity = AttemptIdentity(run=run_id, attempt=lineage.attempt)
         surroundings = replace(surroundings, identity=identity)

@@ -438,7 +438,7 @@ def describe_fields() -> list[tuple[str, str, str]]:
 def to_text(value: object) -> str:
     """A setting's value as it would be written in the YAML file."""
     plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-    return str(yaml.safe_dump(plain, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
+    return strict_yaml.dump(plain, is_flow=True).removesuffix("...\n").strip()
 
 
 def _section_class(annotation: object) -> type[Section]:

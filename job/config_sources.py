@@ -72,7 +72,7 @@ def _build(given: Mapping[str, _Setting]) -> Config:
         section, _, field = name.partition(".")
         sections.setdefault(section, {})[field] = _checked(setting, name=name)
     try:
-        return Config(**sections)  # type: ignore[arg-type]
+        return Config.model_validate(sections)
     except ValidationError as error:
         origins = {name: setting.origin for name, setting in given.items()}
         raise ConfigError("\n".join(_describe_all(error, origins))) from error

@@ -81,7 +81,8 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = (
         69,
         "Unavailable",
-        "store or data source unreachable until the deadline; no space; the last checkpoint could not be saved in time",
+        "store or data source unreachable until the deadline; no space; the last checkpoint could not be saved in time; what a "
+        "command was asked to print could not be written",
         "yes",
         "repair the store or the network, then resume",
     )

@@ -48,12 +48,16 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     settings, rest = split_settings(arguments)
     options, unknown = _make_parser().parse_known_args(rest)
     if unknown:
-        from job.config_sources import suggest_flag  # late: importing the schema takes 0.3 s
-
-        raise ConfigError(
-            f"{unknown[0]}: unknown option{suggest_flag(unknown[0])}; see mnist-job {options.command} --help"
-        )
+        raise ConfigError(_describe_unknown(unknown[0], command=options.command))
     return CommandLine(command=options.command, options=options, settings=settings)
+
+
+def _describe_unknown(argument: str, *, command: str) -> str:
+    if not argument.startswith("-"):
+        return f"{argument}: unknown argument; see mnist-job {command} --help"
+    from job.config_sources import suggest_flag  # late: importing the schema takes 0.3 s
+
+    return f"{argument}: unknown option{suggest_flag(argument)}; see mnist-job {command} --help"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ from job.commands.cli import CommandLine
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.datasets.prepared import choose_cache_dir
-from job.store.open import folder_opener, is_store_uri, open_store
+from job.store.open import is_store_uri, open_store
 
 
 def prepare(line: CommandLine, loaded: LoadedConfig) -> int:
@@ -34,35 +34,36 @@ def prepare(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def check(line: CommandLine, loaded: LoadedConfig) -> int:
-    """Say quickly whether the configured data can be had."""
+    """Say whether the configured data can be had: 0 when, and only when, a run would get them."""
     config = loaded.config
-    if config.data.source == "tfds":
-        print(f"{config.data.name}: {_find_tfds(config, seconds=line.options.timeout)}")
+    way = _find_tfds(config, seconds=line.options.timeout) if config.data.source == "tfds" else None
+    if way:
+        print(f"{config.data.name}: {way}")
         return contract.ExitCode.OK
-    from job.datasets.load import load_dataset
+    from job.training.examples import load_examples
 
-    data = load_dataset(
-        config.data,
-        cache_dir=choose_cache_dir(config.data, environ=os.environ),
-        open_folder=folder_opener(config.store, environ=os.environ),
-    )
-    print(f"{data.name}: {len(data.dataset.train_labels)} + {len(data.dataset.test_labels)} examples, {data.digest}")
+    data = load_examples(config, environ=os.environ)
+    if config.data.source == "tfds":
+        print(f"{data.name}: a prepared copy is in the cache")
+    else:
+        print(
+            f"{data.name}: {len(data.dataset.train_labels)} + {len(data.dataset.test_labels)} examples, {data.digest}"
+        )
     return contract.ExitCode.OK
 
 
 def _find_tfds(config: Config, *, seconds: float) -> str:
-    """Where the dataset would come from.
+    """Where the dataset would come from; empty when the cache holds it, whose content is then looked at.
 
     Raises:
         UnavailableError: it would be downloaded, and cannot be reached within `seconds`.
-        NotFoundError: a file is missing in the folder of downloads.
+        NotFoundError, IntegrityError: a file is missing in the folder of downloads, or is another.
+        AccessDeniedError: it would be prepared, and the cache cannot be written.
     """
-    from job.datasets.tfds import check_manual_dir, is_prepared, probe
+    from job.datasets.tfds import find_files, has_copy, read_prepared
 
-    if is_prepared(config.data.dataset, cache_dir=choose_cache_dir(config.data, environ=os.environ)):
-        return "a prepared copy is in the cache"
-    if config.data.uri is not None:
-        check_manual_dir(config.data.dataset, Path(config.data.uri))
-        return f"the downloaded files are in {config.data.uri}"
-    probe(config.data.dataset, seconds=seconds)
-    return "the download can be reached"
+    name, uri, cache_dir = config.data.dataset, config.data.uri, choose_cache_dir(config.data, environ=os.environ)
+    if has_copy(name, cache_dir=cache_dir) or read_prepared(name, cache_dir=cache_dir):
+        return ""
+    find_files(name, cache_dir=cache_dir, manual_dir=uri, seconds=seconds)
+    return f"the downloaded files are in {uri}" if uri is not None else "the download can be reached"

@@ -129,8 +129,8 @@ def _to_class_name(name: object) -> str:
     if not (is_text or is_number) or len(str(name)) > _MAX_NAME_CHARACTERS:
         received = ascii(name)[:80] if isinstance(name, str | bytes | float | None) else f"a {type(name).__name__}"
         raise IntegrityError(
-            f"dataset: class_names must be texts or numbers, not empty and of at most {_MAX_NAME_CHARACTERS} characters, received "
-            f"{received}"
+            f"dataset: class_names must be texts or numbers, not empty and of at most {_MAX_NAME_CHARACTERS} characters, "
+            f"received {received}"
         )
     return str(name)
 

@@ -194,9 +194,12 @@ def _read_header(file: gzip.GzipFile | io.BytesIO, *, name: str, is_images: bool
     magic, *sizes = struct.unpack(f">{1 + num_sizes}I", header)
     if magic != expected_magic:
         is_other = magic in (_IMAGES_MAGIC, _LABELS_MAGIC)
+        advice = (
+            "are images and labels swapped?" if is_other else "it is no IDX file of images or labels; copy it again"
+        )
         raise IntegrityError(
-            f"data: {name} must hold {'images' if is_images else 'labels'} (magic {expected_magic:#x}), received magic {magic:#x}; "
-            + ("are images and labels swapped?" if is_other else "it is no IDX file of bytes; copy it again")
+            f"data: {name} must hold {'images' if is_images else 'labels'} (magic {expected_magic:#x}), "
+            f"received magic {magic:#x}; {advice}"
         )
     return sizes
 

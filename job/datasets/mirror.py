@@ -1,10 +1,9 @@
 """A mirror of a dataset's four files in a folder or store, for clusters without a network: `data prepare`."""
 
-import hashlib
 from pathlib import Path
 
 from job.datasets.idx import FILES, PINNED_SHA256, read_files
-from job.errors import ConfigError, ConflictError, NotFoundError
+from job.errors import ConfigError, ConflictError
 from job.store.store import Store
 
 
@@ -42,18 +41,8 @@ def _copy(source: Path, dataset: str) -> dict[str, bytes]:
 
 
 def _download(dataset: str, *, cache_dir: Path) -> dict[str, bytes]:
-    """The files as tensorflow-datasets downloaded them, found by their checksum."""
-    from job.datasets.tfds import load_tfds
+    """The files as tensorflow-datasets downloads them."""
+    from job.datasets.tfds import download_files
 
-    load_tfds(dataset, cache_dir=cache_dir, manual_dir=None)
-    by_sha256 = {}
-    for path in (cache_dir / "tfds" / "downloads").rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            by_sha256[hashlib.sha256(data).hexdigest()] = data
-    wanted = dict(zip(FILES, PINNED_SHA256[dataset], strict=True))
-    if not set(wanted.values()) <= by_sha256.keys():
-        raise NotFoundError(
-            f"the downloaded files of {dataset} are no longer in {cache_dir}/tfds/downloads; use --from DIR"
-        )
-    return {part: by_sha256[sha256] for part, sha256 in wanted.items()}
+    paths = download_files(dataset, cache_dir=cache_dir)
+    return {part: paths[name].read_bytes() for part, name in FILES.items()}

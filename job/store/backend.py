@@ -66,5 +66,11 @@ class Backend(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; absent is fine."""
 
+    def check_key(self, key: str) -> None:
+        """Refuse a key that cannot be written, as far as this is known without writing it."""
+
+    def free_bytes(self) -> int | None:
+        """Room that is left; None where that is not known."""
+
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Remove what killed writes left under a folder, where a backend leaves anything."""

@@ -12,8 +12,9 @@ from typing import Any
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.exceptions import NotFoundError as ObjectNotFoundError
-from obstore.store import from_url
+from obstore.store import S3Store, from_url
 
+from job import ambient
 from job.config import StoreSection
 from job.errors import AccessDeniedError, ConfigError, NotFoundError
 from job.store.backend import AlreadyExists, Entry
@@ -52,7 +53,11 @@ NEVER_WRITTEN = "checks/never-written"
 _PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 """Of the variables that obstore reads."""
 
-_GCLOUD_FILE = Path("~/.config/gcloud/application_default_credentials.json")
+_GCLOUD_FILE = Path(".config/gcloud/application_default_credentials.json")
+
+
+_MAX_KEY_BYTES = 1024
+"""Of S3, Google Cloud Storage and Azure alike."""
 
 
 class CloudBackend:
@@ -67,7 +72,8 @@ class CloudBackend:
             raise ConfigError(
                 f"store.region: must be printable and without spaces around it, received {config.region!r}"
             )
-        endpoint = config.endpoint or (environ.get("AWS_ENDPOINT_URL") if scheme == "s3" else None)
+        ambient.check_store(scheme, environ, has_endpoint=config.endpoint is not None)
+        endpoint = config.endpoint or (ambient.s3_endpoint(environ) if scheme == "s3" else None)
         timeout = timedelta(seconds=config.timeout_seconds)
         options: dict[str, Any] = {
             "client_options": {
@@ -77,15 +83,9 @@ class CloudBackend:
             },
             "retry_config": {"max_retries": 0, "retry_timeout": timeout},
         }
-        if endpoint:
-            options["base_url" if scheme == "gs" else "endpoint"] = endpoint
-        if scheme == "s3":
-            is_path_style = config.path_style if config.path_style is not None else endpoint is not None
-            options["virtual_hosted_style_request"] = not is_path_style
-            options |= {"region": config.region} if config.region else {}
         self._is_store = False
         try:
-            self._store = from_url(uri, **options)
+            self._store = _open(config, scheme=scheme, endpoint=endpoint, environ=environ, options=options)
         except BaseError as error:
             verdict, cause = of_request(error)
             if verdict.error is NotFoundError:  # nothing was asked yet
@@ -136,10 +136,22 @@ class CloudBackend:
             try:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
-                if (
-                    self._scheme == "s3"
-                ):  # it deletes lists of keys and says nothing of absent ones: this is no answer of a store
+                if self._scheme == "s3":  # it says nothing of absent keys: this is no answer of a store
                     raise
+
+    def check_key(self, key: str) -> None:
+        """Refuse a key that is too long with the prefix of the URI."""
+        prefix = self._uri.partition("://")[2].partition("/")[2].strip("/")
+        num_bytes = len(f"{prefix}/{key}".lstrip("/").encode())
+        if num_bytes > _MAX_KEY_BYTES:
+            raise ConfigError(
+                f"store.uri: {self._uri}: the run needs keys of {num_bytes} bytes, such as ...{key[-80:]}, at most "
+                f"{_MAX_KEY_BYTES} are possible; use a shorter prefix, run.id or promotion.model_name"
+            )
+
+    def free_bytes(self) -> int | None:
+        """Not known."""
+        return None
 
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Nothing to do: one PUT leaves nothing behind."""
@@ -173,9 +185,7 @@ class CloudBackend:
             obstore.get(self._store, NEVER_WRITTEN)
         except FileNotFoundError:
             self._is_store = True
-        except (
-            BaseError
-        ):  # the listing is all that this account may do, or the network is at fault: the next request says it
+        except BaseError:  # the account may only list, or the network is at fault: the next request says so
             return
         else:
             raise NotFoundError(
@@ -188,10 +198,33 @@ class CloudBackend:
         return verdict.to_error(where=self._uri, cause=cause)
 
 
+def _open(
+    config: StoreSection, *, scheme: str, endpoint: str | None, environ: Mapping[str, str], options: dict[str, Any]
+) -> Any:
+    """The bucket of the URI; said so explicitly that no variable of the environment can say otherwise."""
+    if scheme != "s3":
+        options |= {"base_url" if scheme == "gs" else "endpoint": endpoint} if endpoint else {}
+        options |= {"use_fabric_endpoint": False} if scheme == "az" else {}
+        return from_url(config.uri, **options)
+    bucket, _, prefix = config.uri.removeprefix("s3://").partition("/")
+    is_path_style = config.path_style if config.path_style is not None else endpoint is not None
+    if endpoint and not is_path_style:
+        endpoint = _with_bucket_in_host(endpoint, bucket)
+    options |= ambient.s3_options(bucket, environ, endpoint=endpoint, region=config.region)
+    return S3Store(bucket, prefix=prefix.strip("/") or None, virtual_hosted_style_request=not is_path_style, **options)
+
+
+def _with_bucket_in_host(endpoint: str, bucket: str) -> str:
+    """Obstore takes an endpoint without path style as it is: the bucket would be left out of the address."""
+    scheme, _, host = endpoint.partition("://")
+    return endpoint if host.startswith(f"{bucket}.") else f"{scheme}://{bucket}.{host}"
+
+
 def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
     """Refuse at once, instead of waiting for a metadata server that is not there."""
     groups = _CREDENTIALS[scheme]
-    if scheme == "gs" and _GCLOUD_FILE.expanduser().is_file():  # left by `gcloud auth application-default login`
+    home = ambient.home_folder()
+    if scheme == "gs" and home and (home / _GCLOUD_FILE).is_file():  # left by `gcloud auth application-default login`
         return
     if not any(all(environ.get(name) for name in group) for group in groups):
         choices = ", or ".join(" and ".join(group) for group in groups)

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,34 @@ class FolderBackend:
                 with point("unlink", key):
                     path.unlink()
                 fsync_folder(path.parent)
+
+    def check_key(self, key: str) -> None:
+        """Refuse a name that is too long, and a folder that is there and cannot be written."""
+        with self._translated(key):
+            path = self._path(key)
+            there = next(folder for folder in path.parents if _is_there(folder))
+            name = max(path.relative_to(there).parts, key=lambda part: len(os.fsencode(part)))
+            for text, limit in (
+                (name, os.pathconf(there, "PC_NAME_MAX")),
+                (str(path), os.pathconf(there, "PC_PATH_MAX") - 1),
+            ):
+                if len(os.fsencode(text)) > limit:
+                    raise ConfigError(
+                        f"store.uri: file:{self._folder}: the run needs a name of {len(os.fsencode(text))} bytes, "
+                        f"{text[:40]}...{text[-40:]}, at most {limit} are possible; use a shorter folder, run.id or "
+                        "promotion.model_name"
+                    )
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "", str(there))
+            if not os.access(there, os.W_OK | os.X_OK):
+                is_read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+                raise PermissionError(errno.EROFS if is_read_only else errno.EACCES, "", str(there))
+
+    def free_bytes(self) -> int | None:
+        """Of the file system; None where it does not say."""
+        with self._translated(""):
+            usage = shutil.disk_usage(next(path for path in (self._folder, *self._folder.parents) if _is_there(path)))
+            return usage.free if usage.total else None
 
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Remove temporary files that were not touched for so long: their writer was killed."""
@@ -210,6 +239,16 @@ def _file_system(folder: Path) -> str:
             if fields.split()[2] == wanted:
                 return rest.split()[0]
     return ""
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something is there; a name that is too long is not."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def fsync_folder(folder: Path) -> None:

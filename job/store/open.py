@@ -11,7 +11,7 @@ from job.store.store import Store, Traffic
 def open_store(
     config: StoreSection, *, environ: Mapping[str, str], uri: str | None = None, traffic: Traffic | None = None
 ) -> Store:
-    """Open the configured store, or the one at `uri` with the same settings, without a request to it.
+    """Open the configured store, or the one at `uri` with the settings that fit it, without a request to it.
 
     Args:
         uri: `file:`, `s3://`, `gs://` or `az://`.
@@ -22,9 +22,17 @@ def open_store(
         AccessDeniedError: no credentials under the provider's environment names.
     """
     if uri is not None:
-        config = config.model_copy(update={"uri": uri})
+        config = _config_for(config, uri)
     uri, backend = _make_backend(config, environ=environ)
     return Store(backend, uri=uri, deadline_seconds=config.deadline_seconds, traffic=traffic)
+
+
+def _config_for(config: StoreSection, uri: str) -> StoreSection:
+    """The settings for another place: a server and its region are those of one scheme, `s3:` where the store is a folder."""
+    own, other = config.uri.partition(":")[0], uri.partition(":")[0]
+    if other == own or (own == "file" and other == "s3"):
+        return config.model_copy(update={"uri": uri})
+    return config.model_copy(update={"uri": uri, "endpoint": None, "region": None, "path_style": None})
 
 
 def _make_backend(config: StoreSection, *, environ: Mapping[str, str]) -> tuple[str, Backend]:

@@ -8,7 +8,7 @@ import concurrent.futures
 import functools
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from job import clock
@@ -118,6 +118,29 @@ class Store:
         """Remove an object; absent is fine."""
         with point("delete", key):
             self._until_deadline("delete", key, lambda: self._backend.delete(key))
+
+    def check_keys(self, keys: Iterable[str]) -> None:
+        """Find out before hours of work whether its results can be written.
+
+        Raises:
+            ConfigError: a key is too long.
+            AccessDeniedError: a folder that is there cannot be written.
+        """
+        for key in keys:
+            self._until_deadline("check", key, functools.partial(self._backend.check_key, key))
+
+    def check_room(self, num_bytes: int) -> None:
+        """Find out before hours of work whether `num_bytes` more find room.
+
+        Raises:
+            UnavailableError: they do not.
+        """
+        free_bytes = self._until_deadline("check", "", self._backend.free_bytes)
+        if free_bytes is not None and free_bytes < num_bytes:
+            raise UnavailableError(
+                f"store {self.uri}: the result takes {num_bytes / 1e6:.1f} MB or more, {free_bytes / 1e6:.1f} MB are free: No "
+                "space left on device; make room or choose another folder, then start again"
+            )
 
     def sweep(self, prefix: str) -> None:
         """Remove what writes that were killed an hour ago or earlier left under a folder."""

@@ -3,8 +3,13 @@
 The signature takes raw images: reshape, cast and /255 are inside the graph, so serving cannot differ from training.
 """
 
+import contextlib
+import errno
 import json
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,7 @@ from numpy.typing import NDArray
 from job.datasets.dataset import Images
 from job.datasets.load import LoadedDataset
 from job.digests import digest_of_arrays
-from job.errors import IntegrityError
+from job.errors import AccessDeniedError, IntegrityError, JobError, UnavailableError
 from job.texts import one_line
 from job.training.evaluation import SMALL_BATCH_EXAMPLES, Probabilities, make_batches, preprocess
 
@@ -23,6 +28,61 @@ SAMPLE_IMAGES = 64
 SIGNATURE = "serving_default"
 TOLERANCE = 1e-4
 """Largest difference of a probability between two programs on two kinds of CPU that is still the same model."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_ADVICE = "make room there, or set TMPDIR to another folder"
+_PROBE_BYTES = 100_000
+"""About what the graph of a small model takes beside its weights."""
+
+
+@contextlib.contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """A folder in TMPDIR, gone afterwards.
+
+    Args:
+        purpose: part of its name.
+
+    Raises:
+        UnavailableError: there is no such folder, or no room in it.
+        AccessDeniedError: it cannot be written.
+    """
+    with _said_of_temporary_folder(), tempfile.TemporaryDirectory(prefix=f"mnist-{purpose}-") as folder:
+        yield Path(folder)
+
+
+def check_temporary_folder(*, num_bytes: int = 0) -> None:
+    """Find out before the training whether the export can be written.
+
+    Args:
+        num_bytes: of the model's weights, once they are known.
+
+    Raises:
+        UnavailableError, AccessDeniedError: as from `temporary_folder`.
+    """
+    with temporary_folder("check") as folder:
+        free_bytes = shutil.disk_usage(folder).free
+        (folder / "probe").write_bytes(bytes(_PROBE_BYTES))
+    if free_bytes < num_bytes:
+        raise UnavailableError(
+            f"TMPDIR: the exported model takes {num_bytes / 1e6:.1f} MB in {folder.parent}, {free_bytes / 1e6:.1f} MB are free; "
+            f"{_ADVICE}"
+        )
+
+
+@contextlib.contextmanager
+def _said_of_temporary_folder() -> Iterator[None]:
+    """Turn what the operating system says about TMPDIR, itself or through TensorFlow, into what the user can do."""
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        reason, number = one_line(error, limit=200), getattr(error, "errno", None)
+        if number in _NO_ROOM or "No space left on device" in reason or "No usable temporary directory" in reason:
+            raise UnavailableError(f"TMPDIR: no room for temporary files: {reason}; {_ADVICE}") from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise AccessDeniedError(f"TMPDIR: temporary files cannot be written: {reason}; {_ADVICE}") from error
+        raise
 
 
 def save_model(
@@ -35,6 +95,9 @@ def save_model(
     Args:
         image_dtype: uint8 or float32, as the images are.
         model: a Keras model built outside any strategy scope; a mirrored one would be saved with its replicas.
+
+    Raises:
+        UnavailableError: no room in the folder.
     """
     import tensorflow as tf
 
@@ -50,7 +113,8 @@ def save_model(
     name = "features" if len(image_shape) == 1 else "image"
     signature = [tf.TensorSpec((None, *image_shape), image_dtype, name=name)]
     module.serve = tf.function(serve, input_signature=signature)
-    tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
+    with _said_of_temporary_folder():
+        tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
 
 
 def predict_with_export(folder: Path, images: Images, *, batch_examples: int = SMALL_BATCH_EXAMPLES) -> Probabilities:

@@ -1,17 +1,19 @@
 """What the job trains: data, devices, the Keras model, its evaluation and its export. Imports TensorFlow late."""
 
 import math
-import tempfile
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from job import plugins
 from job.config import SOURCES, Config
 from job.contract import Event
-from job.datasets.dataset import Dataset, Images, evaluation_digest_of
+from job.datasets.dataset import Dataset, Images, Labels, evaluation_digest_of
 from job.datasets.load import LoadedDataset, check_source
 from job.digests import canonical_json, sha256_hex
+from job.errors import ConfigError, IntegrityError
 from job.logs import emit
 from job.observe.phases import WAIT_FOR_WORKERS, Phases
 from job.runs import identity
@@ -81,6 +83,7 @@ class KerasWorkload:
             if config.model.build:
                 plugins.check_exists(config.model.build, field="model.build")
             check_source(config.data)
+            export.check_temporary_folder()
             devices.prepare_process(self._environ)
             self._strategy = self._meet(phases, look=look)
         with phases("data"):
@@ -89,6 +92,8 @@ class KerasWorkload:
         self._seed = identity.resolve_seed(config, run_id=run_id)
         with phases("build"):
             self._plain, self._described = self._build_plain()
+            weight_bytes = _bytes_of(self._plain)
+            export.check_temporary_folder(num_bytes=weight_bytes)
         device = self._choose_device(recorded_compile)
         self._compile_with = device.compile_with
         self._exchange = self._make_exchange(phases)
@@ -108,6 +113,7 @@ class KerasWorkload:
             ),
             device=device,
             exchange=self._exchange,
+            weight_bytes=weight_bytes,
         )
 
     def _choose_device(self, recorded_compile: str | None) -> Device:
@@ -165,9 +171,42 @@ class KerasWorkload:
             num_classes=num_classes,
             precision=config.train.precision,
         )
-        own_recipe.try_metrics(model, probabilities, name=config.model.build, num_classes=num_classes)
+        for labels in self._scored_labels():
+            own_recipe.try_metrics(model, probabilities, labels, name=config.model.build, num_classes=num_classes)
         self._try_step()
+        if self._workers.is_chief:
+            self._try_export(model, name=config.model.build)
         return model, described
+
+    def _scored_labels(self) -> Iterator[Labels]:
+        """Those of all classes, and those that metrics will be computed with: a class may be absent there."""
+        dataset = self._data.dataset
+        yield np.arange(2 * len(dataset.class_names)) % len(dataset.class_names)
+        yield dataset.test_labels
+        if dataset.validation_labels is not None:
+            yield dataset.validation_labels
+
+    def _try_export(self, model: Any, *, name: str) -> None:
+        """Export what is not trained: that this cannot be done would otherwise be found after the training."""
+        images = self._data.dataset.test_images[:SAMPLE_IMAGES]
+        predict = evaluation.Predictor(
+            model,
+            input_shape=self._input_shape,
+            batch_examples=self._batch_examples(),
+            is_filled_up=False,
+            on_batch=self._phases.beat,
+        )
+        with export.temporary_folder("export") as folder:
+            with plugins.user_code(name, field="model.build", doing="its model cannot be exported"):
+                self._save(model, folder)
+                received = export.predict_with_export(folder, images)
+            try:
+                export.check_predictions(received, predict(images))
+            except IntegrityError as error:
+                raise ConfigError(
+                    f"model.build: {name}: its exported model does not predict what the model does: {error}; what it says of an "
+                    "image must not depend on the other images of the batch, nor on random numbers"
+                ) from error
 
     def _try_step(self) -> None:
         """Trace a step as one replica makes it, with a model of its own: an optimizer leaves its marks."""
@@ -323,8 +362,7 @@ class KerasWorkload:
 
     def predict_with(self, files: Mapping[str, bytes]) -> evaluation.Probabilities:
         """Classify this run's test images with another run's SavedModel."""
-        with tempfile.TemporaryDirectory(prefix="mnist-champion-") as temporary:
-            folder = Path(temporary)
+        with export.temporary_folder("champion") as folder:
             unpack_model(files, folder)
             return export.predict_with_export(
                 folder, self._data.dataset.test_images, batch_examples=self._batch_examples()
@@ -372,15 +410,8 @@ class KerasWorkload:
         dataset = self._data.dataset
         plain = self._plain  # a mirrored model would be saved with its replicas
         plain.set_weights(self._model.get_weights())
-        with tempfile.TemporaryDirectory(prefix="mnist-export-") as temporary:
-            folder = Path(temporary)
-            export.save_model(
-                plain,
-                folder,
-                image_shape=dataset.image_shape,
-                image_dtype=dataset.image_dtype,
-                input_shape=self._input_shape,
-            )
+        with export.temporary_folder("export") as folder:
+            self._save(plain, folder)
             received = export.predict_with_export(folder, dataset.test_images[:SAMPLE_IMAGES])
             export.check_predictions(received, probabilities[:SAMPLE_IMAGES])
             digest = export.weights_digest(plain.get_weights())
@@ -391,6 +422,21 @@ class KerasWorkload:
             }
         emit(Event.EXPORT_END, files=len(files), bytes=sum(map(len, files.values())), weights_digest=digest)
         return files, digest
+
+    def _save(self, model: Any, folder: Path) -> None:
+        dataset = self._data.dataset
+        export.save_model(
+            model,
+            folder,
+            image_shape=dataset.image_shape,
+            image_dtype=dataset.image_dtype,
+            input_shape=self._input_shape,
+        )
+
+
+def _bytes_of(model: Any) -> int:
+    """Of its weights, as an export holds them."""
+    return sum(variable.value.dtype.size * math.prod(variable.shape) for variable in model.weights)
 
 
 def _validation_split(dataset: Dataset, predict: Callable[[Images], evaluation.Probabilities]) -> Split | None:

@@ -317,15 +317,18 @@ def finite_measure_of(model: Any, *, num_classes: int) -> Callable[[Probabilitie
     return measure
 
 
-def try_metrics(model: Any, probabilities: Probabilities, *, name: str, num_classes: int) -> None:
-    """Compute the compiled metrics before the training, on predictions of its own for labels of all classes.
+def try_metrics(model: Any, probabilities: Probabilities, labels: Labels, *, name: str, num_classes: int) -> None:
+    """Compute the compiled metrics before the training, on predictions of its own.
+
+    Args:
+        probabilities: of a few examples.
+        labels: int64 [N], such as those of the test split.
 
     Raises:
         ConfigError: one raises, or is not finite.
     """
     if not is_compiled(model) or not metric_names(model):
         return
-    labels = np.arange(max(len(probabilities), 2 * num_classes)) % num_classes
     rows = np.arange(len(labels)) % len(probabilities)
     with user_code(name, field="model.build", doing="the model's metrics cannot be computed on its predictions"):
         _check_finite(measure_of(model, num_classes=num_classes)(probabilities[rows], labels))

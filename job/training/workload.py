@@ -21,12 +21,14 @@ class Prepared:
         inputs: what decides the result.
         device: what will compute the steps.
         exchange: how the workers talk to each other.
+        weight_bytes: of the model's weights: the result takes at least so much.
     """
 
     inputs: Mapping[str, Any]
     dataset: DatasetIdentity
     device: Device
     exchange: Exchange
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -282,6 +282,13 @@ class _Backend:
     def delete(self, key: str) -> None:
         self._world.request(f"delete {key}", lambda: self._world.delete(key))
 
+    def check_key(self, key: str) -> None:
+        """Every key can be written."""
+
+    def free_bytes(self) -> int | None:
+        """Not known."""
+        return None
+
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Nothing is left anywhere."""
 

@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import pty
+import shlex
 import subprocess
 import threading
 import time
@@ -213,12 +214,97 @@ def test_output_into_a_closed_pipe_is_no_error(tmp_path: Path, arguments: str) -
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_bad_settings_are_in_the_termination_message_too(run_job: RunJob, tmp_path: Path) -> None:
-    done = run_job("run", "--train.epochs=0", f"--observe.termination_log={tmp_path / 'message'}")
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("run --train.epochs=0 --observe.termination_log=message", "train.epochs: must be greater"),
+        ("run --train.epochs=0 --observe.termination_log message", "train.epochs: must be greater"),
+        ("--observe.termination_log message run --train.epochs=0", "train.epochs: must be greater"),
+        ("run --observe.termination_log=other --observe.termination_log message --train.epochs=0", ""),
+        ("run --train.epoch=3 --observe.termination_log=message", "--train.epoch: unknown flag"),
+        ("run --epochs=3 --observe.termination_log=message", ""),
+        ("run --observe.termination_log=message --config", ""),
+        ("run --config missing.yaml --observe.termination_log=message", ""),
+        ("run --config config.yaml", "train.epochs: must be greater"),
+        ("run --config=config.yaml", "train.epochs: must be greater"),
+        ("run --config broken.yaml", ""),
+        ("run --config twice.yaml", ""),
+        ("run --config flow.yaml", "train.epochs: must be greater"),
+    ],
+)
+def test_whatever_is_refused_is_in_the_termination_message_too(
+    run_job: RunJob, tmp_path: Path, arguments: str, reason: str
+) -> None:
+    for name, text in {
+        "config": "observe:\n  termination_log: message\ntrain:\n  epochs: 0\n",
+        "broken": "observe:\n  termination_log: message\ntrain: [}\n",
+        "twice": "observe:\n  termination_log: message\nobserve:\n  log_format: json\n",
+        "flow": "{observe: {termination_log: message}, train: {epochs: 0}}",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    done = run_job(*arguments.split())
     message = json.loads((tmp_path / "message").read_text())
 
-    assert done.code == message["code"] == 64
-    assert message["reason"].startswith("train.epochs: must be greater than or equal to 1")
+    assert (done.code, message["code"], message["outcome"]) == (64, 64, "failed")
+    assert message["reason"].startswith(reason)
+    assert message["reason"].splitlines()[0] in done.error
+
+
+@pytest.mark.parametrize("name", ["MNIST_OBSERVE__TERMINATION_LOG", "mnist_observe__termination_log"])
+def test_a_variable_names_the_termination_message_of_a_refused_run(run_job: RunJob, tmp_path: Path, name: str) -> None:
+    done = run_job("run", "--train.epochs=0", env={name: "message"})
+    assert (done.code, json.loads((tmp_path / "message").read_text())["code"]) == (64, 64)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "run --help", "config show", "config schema", "runs"])
+@pytest.mark.parametrize(("redirection", "loss"), [(">/dev/full", "No space left on device"), (">&-", "it is closed")])
+def test_a_command_that_prints_fails_when_nobody_can_read_it(
+    tmp_path: Path, arguments: str, redirection: str, loss: str
+) -> None:
+    environment = job_environment({"PYTHONPATH": str(Path.cwd())})
+    script = f"{shlex.join(job_command(arguments.split()))} {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    message = f"mnist-job: error 69: stdout: {loss}; what was asked for is not written; send it elsewhere\n"
+    assert (done.returncode, done.stderr) == (69, message)
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&- 2>&-", "| true"])
+def test_a_command_that_acts_does_so_whoever_reads_it(tmp_path: Path, redirection: str) -> None:
+    environment = job_environment({"PYTHONPATH": str(Path.cwd())})
+    script = f"{shlex.join(job_command(['store', 'check']))} {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "reason"),
+    [
+        ("raise SystemExit(0)", 64, "SystemExit"),
+        ("raise KeyboardInterrupt", 64, "KeyboardInterrupt"),
+        ("raise MemoryError('none left')", 64, "do not fit into memory: loading them asked for more: none left"),
+        ("raise Panic('from another language')", 64, "Panic: from another language"),
+        ("raise Silent", 64, "Silent"),
+        ("return load()", 64, "RecursionError"),
+    ],
+)
+def test_whatever_is_raised_is_reported(
+    run_job: RunJob, tmp_path: Path, statement: str, code: int, reason: str
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Panic(BaseException): pass\n"
+        "class Silent(Exception):\n  def __str__(self): raise ValueError\n"
+        f"def load():\n  {statement}\n"
+    )
+    done = run_job(
+        "run", "--data.source=mine:load", "--observe.termination_log=message", "--observe.metrics_port=0",
+        env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    message = json.loads((tmp_path / "message").read_text())
+    assert (done.code, message["code"], done.event("run.end")["code"]) == (code, code, code), done.stderr
+    assert reason in message["reason"]
+    assert reason in done.event("error")["reason"]
 
 
 @pytest.mark.tf
@@ -245,3 +331,123 @@ def test_verify_refuses_a_commit_of_another_run_and_one_that_says_nothing(run_jo
         done = run_job("verify", "--run", "r")
         assert done.code == 65
         assert message in done.error
+
+
+LONG = "n" * 300
+DATA = """
+import numpy as np
+from job.datasets import Dataset
+def load(one_class=False):
+    random, labels = np.random.default_rng(0), np.arange(80) % 2
+    images = random.integers(0, 256, (80, 8, 8), np.uint8)
+    test_labels = labels * (not one_class)
+    return Dataset(train_images=images, train_labels=labels, test_images=images + 1, test_labels=test_labels,
+                   class_names=("a", "b"))
+"""
+MODELS = """
+import keras
+from keras import layers, ops
+class Batch(layers.Layer):
+    def call(self, x):
+        return x - ops.mean(x, axis=0, keepdims=True)
+class Noise(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.seed = keras.random.SeedGenerator(1)
+    def call(self, x):
+        return x + keras.random.normal(ops.shape(x), seed=self.seed)
+class Recall(keras.metrics.Metric):
+    def __init__(self):
+        super().__init__(name="recall_each")
+        self.right, self.all = (self.add_variable((2,), initializer="zeros") for _ in range(2))
+    def update_state(self, y, p, sample_weight=None):
+        self.right.assign_add(ops.sum(y * p, 0))
+        self.all.assign_add(ops.sum(y, 0))
+    def result(self):
+        return ops.mean(self.right / self.all)
+def build(s, n, layer=None):
+    more = [{"Batch": Batch, "Noise": Noise}[layer]()] if layer in ("Batch", "Noise") else []
+    model = keras.Sequential([keras.Input(s), layers.Flatten(), *more, layers.Dense(n, activation="softmax")])
+    if layer == "Recall":
+        model.compile("sgd", "categorical_crossentropy", metrics=[Recall()])
+    return model
+"""
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("Batch", "its exported model does not predict what the model does"),
+        (
+            "Noise",
+            "its model cannot be exported: AssertionError: Tried to export a function which references an 'untracked'",
+        ),
+        ("Recall", "metric recall_each is nan; a metric must be a finite number"),
+    ],
+)
+def test_own_model_that_could_not_be_published_is_64_before_anything_is_trained(
+    run_job: RunJob, tmp_path: Path, layer: str, message: str
+) -> None:
+    (tmp_path / "mydata.py").write_text(DATA)
+    (tmp_path / "mymodels.py").write_text(MODELS)
+    flags = ("--data.source=mydata:load", "--model.build=mymodels:build", f"--model.args={{layer: {layer}}}")
+    more = ("--data.args={one_class: true}",) if layer == "Recall" else ()
+    done = run_job("run", *flags, *more, *QUICK[:1], "--train.global_batch_size=40", env={"PYTHONPATH": str(tmp_path)})
+
+    assert done.code == 64, done.stderr
+    assert "model.build: mymodels:build" in done.error
+    assert message in done.error
+    assert not list((tmp_path / "out").rglob("run.json"))
+
+
+@pytest.mark.tf
+def test_temporary_folder_without_room_for_the_export_is_69_before_anything_is_trained(
+    run_job: RunJob, tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    prefix = in_namespace(f"mount -t tmpfs -o size=1m tmpfs {tmp_path / 'tmp'}")
+    done = run_job("run", *QUICK, prefix=prefix, env={"TMPDIR": str(tmp_path / "tmp")})
+
+    assert done.code == 69
+    assert (
+        f"TMPDIR: the exported model takes 2.7 MB in {tmp_path / 'tmp'}, 1.0 MB are free; make room there, or"
+        in done.error
+    )
+    assert not list((tmp_path / "out").rglob("run.json"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (f"--promotion.model_name={LONG}", "needs a name of 310 bytes, nnn"),
+        (f"--store.uri=file:./{LONG}", "needs a name of 300 bytes, nnn"),
+        (f"--store.uri=file:./{'/'.join([LONG[:200]] * 20)}", "at most 4095 are possible; use a shorter folder"),
+        (
+            f"--store.uri=s3://bucket/{LONG * 4}",
+            "such as ...",
+        ),
+    ],
+)
+def test_names_that_the_store_cannot_hold_are_64_before_anything_else(run_job: RunJob, flag: str, message: str) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "canary-id", "AWS_SECRET_ACCESS_KEY": "canary-secret"}
+    done = run_job("run", *QUICK, flag, env=keys)
+
+    assert done.code == 64
+    assert message in done.error
+
+
+@pytest.mark.parametrize("name", ["models", "models/digits", "models/digits/champion", "runs", "runs/r"])
+def test_folder_of_the_store_that_is_closed_is_77_before_anything_is_trained(
+    run_job: RunJob, tmp_path: Path, name: str
+) -> None:
+    closed = tmp_path / "out" / name
+    closed.mkdir(parents=True)
+    closed.chmod(0o555)
+    prefix = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+    done = run_job("run", *QUICK, "--run.id=r", prefix=prefix)
+
+    assert done.code == 77
+    assert f"store file:{tmp_path}/out: {name}" in done.error
+    assert "Permission denied; choose a folder that can be written: store.uri" in done.error
+    assert "data.ready" not in [event["event"] for event in done.events]

@@ -133,7 +133,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "label 10": (set_label_10, r"^dataset: test labels must be 0\.\.9, received 10 at position 7$"),
     "wrong magic": (
         raw(TRAIN_LABELS, lambda data: b"\0\0\x09\x01" + data[4:]),
-        rf"^data: {TRAIN_LABELS} must hold labels \(magic 0x801\), received magic 0x901",
+        rf"^data: {TRAIN_LABELS} must hold labels \(magic 0x801\), received magic 0x901; it is no IDX file of images or "
+        r"labels; copy it again$",
     ),
     "header cut off": (
         raw(TRAIN_IMAGES, lambda data: data[:11]),

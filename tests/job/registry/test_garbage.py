@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from job import clock
 from job.commands.cli import parse_command_line
+from job.commands.store import collect_garbage
 from job.config import StoreSection
+from job.config_sources import load_config
 from job.contract import commit_key
 from job.errors import AccessDeniedError, ConfigError, ConflictError, UnavailableError
 from job.registry.garbage import Garbage, delete_garbage, find_garbage
@@ -441,6 +444,28 @@ class TestCommandLine:
             "mnist-job: error 64: argument --older-than: must be an age of at least 1h, such as 7d, 12h or 90m, received "
             "'10m'; see mnist-job gc --help"
         ]
+
+    @pytest.mark.parametrize("step_seconds", [-400 * DAY, -2 * DAY, 0.0, DAY, 400 * DAY])
+    def test_a_wrong_clock_of_this_machine_makes_nothing_old(
+        self, step_seconds: float, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The store's own clock is right; where this machine's is behind, less is old."""
+
+        class Wrong(clock.Source):
+            def now(self) -> float:
+                return time.time() + step_seconds
+
+        monkeypatch.setattr(clock, "source", Wrong())
+        add_unfinished_run(store, "alive")
+        add_unfinished_run(store)
+        set_age(folder, "runs/dead", days=8)
+        before = content_of(folder)
+        line = parse_command_line(["gc", "--delete"])
+        assert collect_garbage(line, load_config([f"--store.uri=file:{folder}"])) == 0
+        gone = {key for key in before if key not in content_of(folder)}
+        assert not any("alive" in key for key in gone)
+        assert bool(gone) == (step_seconds >= 0)
+        assert not (folder / "checks").exists() or not list((folder / "checks").iterdir())
 
     def test_listing_is_the_default_and_delete_deletes(self, run_job: RunJob, store: Store, folder: Path) -> None:
         add_committed_run(store)

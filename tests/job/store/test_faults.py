@@ -369,6 +369,40 @@ class TestCredentials:
             open_store(StoreSection(uri=uri), environ={"AWS_ACCESS_KEY_ID": "only half"})
         assert time.monotonic() - started < 1
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("AWS_ACCESS_KEY_ID", "canary-id\n"),
+            ("AWS_ACCESS_KEY_ID", "canary-id\r"),
+            ("AWS_ACCESS_KEY_ID", "canary-id\x7f"),
+            ("AWS_ACCESS_KEY_ID", "\x01canary-id"),
+            ("AWS_ACCESS_KEY_ID", "canary-id "),
+            ("AWS_ACCESS_KEY_ID", "canary-id\udcff"),  # a byte that is no UTF-8
+            ("AWS_SECRET_ACCESS_KEY", "canary-secret\n"),
+            ("AWS_SECRET_ACCESS_KEY", "canary\tsecret"),
+            ("AWS_SESSION_TOKEN", "canary-token\n"),
+            ("AWS_REGION", "us-east-1\n"),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "canary-token\r\n"),
+        ],
+    )
+    def test_a_value_that_no_header_can_carry_is_refused_by_name_before_any_request(
+        self, name: str, value: str
+    ) -> None:
+        with pytest.raises(AccessDeniedError, match=rf"^store s3://: {name} must be printable") as refusal:
+            open_store(StoreSection(uri="s3://b/p"), environ=CANARIES | {name: value})
+        assert_no_canary(str(refusal.value))
+
+    def test_a_service_accounts_json_may_have_lines(self) -> None:
+        from job.store.cloud import _require_clean_values
+
+        _require_clean_values("gs", environ={"GOOGLE_SERVICE_ACCOUNT_KEY": '{\n "type": "service_account"\n}\n'})
+        with pytest.raises(AccessDeniedError, match="AZURE_STORAGE_ACCOUNT_KEY must be printable"):
+            _require_clean_values("az", environ={"AZURE_STORAGE_ACCOUNT_KEY": "canary\n"})
+
+    def test_a_region_with_a_line_break_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"^store\.region: must be printable"):
+            open_store(StoreSection(uri="s3://b/p", region="us-east-1\n"), environ=CANARIES)
+
     def test_command_without_credentials_exits_77_at_once(self, run_job: RunJob) -> None:
         done = run_job("runs", "--store.uri=s3://bucket/prefix", timeout=10)
         assert done.code == 77

@@ -53,6 +53,12 @@ class MemoryBackend:
         rest = [key.removeprefix(prefix) for key in self.objects if key.startswith(prefix)]
         return sorted({key.partition("/")[0] for key in rest if "/" in key})
 
+    def check_key(self, key: str) -> None:
+        pass
+
+    def free_bytes(self) -> int | None:
+        return None
+
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         pass
 

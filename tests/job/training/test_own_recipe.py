@@ -120,7 +120,7 @@ class Nan(metrics.Metric):
 with_nan, trial = model("sgd", crossentropy, metrics=[Nan(name="ratio")]), np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
 check(with_nan)
 try:
-    try_metrics(with_nan, trial, name="my:model", num_classes=3)
+    try_metrics(with_nan, trial, np.array([0, 1, 2, 0]), name="my:model", num_classes=3)
 except ConfigError as error:
     assert str(error).startswith("model.build: my:model") and "metric ratio is nan" in str(error), error
 else:
@@ -131,7 +131,8 @@ except TrainingError as error:
     assert "metric ratio is nan" in str(error), error
 else:
     raise AssertionError("taken: nan")
-try_metrics(model("sgd", crossentropy, metrics=[metrics.F1Score(average="macro", name="f1")]), trial, name="m", num_classes=3)
+f1 = model("sgd", crossentropy, metrics=[metrics.F1Score(average="macro", name="f1")])
+try_metrics(f1, trial, np.arange(6) % 3, name="m", num_classes=3)
 
 # Keras warns that a lambda could not be read back, which nobody wants to.
 with warnings.catch_warnings(action="error"):
