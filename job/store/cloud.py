@@ -157,9 +157,7 @@ class CloudBackend:
             try:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
-                if (
-                    self._scheme == "s3"
-                ):  # it deletes lists of keys and says nothing of absent ones: no store has answered
+                if self._scheme == "s3":  # it says nothing of absent keys: this is no answer of a store
                     raise
 
     def check_key(self, key: str) -> None:
