@@ -527,7 +527,7 @@ class TestAnything:
     @example(name="data.uri", value='"')
     def test_any_value_of_any_flag_loads_or_is_refused_by_name(self, name: str, value: str) -> None:
         refusal = refusal_of([f"--{name}={value}"])
-        assert re.match(rf"$|{re.escape(name)}: |{name.partition('.')[0]}: ", refusal)
+        assert not refusal or name in refusal or refusal.startswith(f"{name.partition('.')[0]}: ")
 
     @given(
         content=st.recursive(
