@@ -1,6 +1,6 @@
 """What dependencies read from the environment and from files in the home folder, and what this program does about each.
 
-`TABLE` is the list, made from the dependencies' sources; docs/reference.md shows it. Settings and credentials are not in it.
+`TABLE` is the list, made from the dependencies' sources; docs/environment.md shows it. Settings and credentials are not in it.
 """
 
 import json

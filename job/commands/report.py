@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from job.commands.summary import say_weights
-from job.errors import ConfigError
+from job.errors import UnavailableError
 from job.registry.rules import GateRecord
 from job.runs.read import CommittedRun, more_metrics
+from job.store.faults import of_errno
 from job.texts import say_placement
 from job.training.evaluation import most_confused
 
@@ -81,12 +82,14 @@ def write_report(path: Path, page: bytes) -> None:
     """Put it into a local file.
 
     Raises:
-        ConfigError: it cannot be written there.
+        JobError: it cannot be written there.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(page)
     except OSError as error:
-        raise ConfigError(f"--to: {path} cannot be written: {error.strerror}") from error
+        kind = of_errno(error.errno).error or UnavailableError
+        raise kind(f"--to: {path} cannot be written: {error.strerror}; choose another file") from error
 
 
 def _summary(committed: CommittedRun) -> Iterable[tuple[str, str]]:

@@ -329,12 +329,12 @@ class TestRefusals:
             ("train: 3", r"train: must hold 'field: value' lines in .*config\.yaml, received 3"),
             ("train: [epochs]", r"train: must hold 'field: value' lines .*received \['epochs'\]"),
             ("train: {1: 2}", r"a key must be the name of a section or of a setting, received '1'"),
-            ("1: 2", r"--config: .*config\.yaml is not YAML: a key must be the name of a section"),
+            ("1: 2", r"--config: .*config\.yaml cannot be used: a key must be the name of a section"),
             ("- train", r"--config: .*config\.yaml must hold sections .*received list"),
             ("just text", r"--config: .*config\.yaml must hold sections .*received str"),
             (
                 "train: {epochs: 3}\ntrain: {epochs: 4}",
-                r"--config: .*config\.yaml is not YAML: the key 'train' is there twice",
+                r"--config: .*config\.yaml cannot be used: the key 'train' is there twice",
             ),
             ("train: {epochs: 3, epochs: 4}", r"the key 'epochs' is there twice"),
             ("train: {epochs: 3, 'epochs': 4}", r"the key 'epochs' is there twice at line 1"),
@@ -350,10 +350,10 @@ class TestRefusals:
             ("data: {source: a:b, args: {a: 2024-01-01}}", r"data\.args: must map names to JSON values"),
             ("data: &a [*a]", r"a value contains itself"),
             ("train: {epochs: 3}\n---\ntrain: {epochs: 4}", r"expected a single document"),
-            ("train:\n\tepochs: 3", r"not YAML: .*'\\t' that cannot start any token at line 2"),
+            ("train:\n\tepochs: 3", r"cannot be used: .*'\\t' that cannot start any token at line 2"),
             ("train: {epochs: !x 3}", r"could not determine a constructor for the tag '!x'"),
-            ("train: {epochs: 3", r"--config: .*config\.yaml is not YAML: "),
-            ("train: !!python/object/apply:os.getcwd []", r"--config: .*config\.yaml is not YAML: .*constructor"),
+            ("train: {epochs: 3", r"--config: .*config\.yaml cannot be used: "),
+            ("train: !!python/object/apply:os.getcwd []", r"--config: .*config\.yaml cannot be used: .*constructor"),
         ],
     )
     def test_bad_file_is_refused(self, text: str, message: str, tmp_path: Path) -> None:

@@ -218,9 +218,11 @@ def test_run_leaves_a_report_beside_its_log_and_report_makes_it_again(run_job: R
     assert (tmp_path / "again.html").read_bytes() == stored.read_bytes()
     assert "promoted to version 1 of digits" in Page(stored.read_bytes()).text
 
-    refused = run_job("report", "r", "--to=no/such/folder.html")
-    assert (refused.code, refused.stderr.count("\n")) == (64, 1)
-    assert "--to: no/such/folder.html cannot be written: No such file or directory" in refused.stderr
+    assert run_job("report", "r", "--to=new/folder/again.html").code == 0
+    for place, code, reason in (("/dev/full", 69, "No space left on device"), ("again.html/x", 66, "Not a directory")):
+        refused = run_job("report", "r", f"--to={place}")
+        assert (refused.code, refused.stderr.count("\n")) == (code, 1)
+        assert f"--to: {place} cannot be written: {reason}; choose another file" in refused.stderr
     assert run_job("report", "other").code == 66
 
     assert run_job("run", *QUICK, "--run.id=q", "--observe.report=false").code == 0
