@@ -123,7 +123,7 @@ def python(code: str, *arguments: object, prefix: tuple[str, ...] = ()) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=590,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
