@@ -17,6 +17,8 @@ streams.py         stdout and stderr, which never end the process
 clock.py           time, sleep and random tokens: the one seam for the simulation
 digests.py         canonical JSON, and the hashes of bytes and arrays
 measures.py        top-k accuracy, AUC and F1 of stored predictions
+ambient.py         what libraries read from the environment: owned, recorded or refused
+strict_yaml.py     YAML in which nothing is dropped, and nothing means two things
 plugins.py         the user's own functions
 texts.py           one line of any error, and tables
 """

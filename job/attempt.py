@@ -196,7 +196,10 @@ def _make_result(
     writer = _make_writer(config, surroundings)
     train(config, training, checkpoint, writer, surroundings=surroundings, ledger=ledger, result_digest=result_digest)
     agreement.compare_weights(prepared.exchange, training)
-    state_digest = training.state_digest()
+    state_digests = {
+        "state_digest": training.state_digest(),
+        "state_digest_by_position": training.state_digest(by_position=True),
+    }
     results = workload.finish(training, phases=phases)
     surroundings.view.set(test_loss=results.scores.loss)
     recalls = {of_class.name: of_class.recall for of_class in results.scores.classes}
@@ -211,16 +214,19 @@ def _make_result(
         }
         files = {**results.files, read.METRICS_FILE: _to_metrics_file(results, training=training, record=record)}
         stored += write.upload(store, run_id, attempt_id=identity.attempt, files=files)
-        content = record | _to_commit(
-            config,
-            identity,
-            prepared=prepared,
-            results=results,
-            result_digest=result_digest,
-            state_digest=state_digest,
-            validation_scores=training.validation_scores(),
-            stored=stored,
-            lineage=lineage,
+        content = (
+            record
+            | state_digests
+            | _to_commit(
+                config,
+                identity,
+                prepared=prepared,
+                results=results,
+                result_digest=result_digest,
+                validation_scores=training.validation_scores(),
+                stored=stored,
+                lineage=lineage,
+            )
         )
         committed = write.commit(store, run_id, content=content)
     _dismiss(prepared)
@@ -265,12 +271,11 @@ def _to_commit(
     prepared: Prepared,
     results: Results,
     result_digest: str,
-    state_digest: str,
     validation_scores: Mapping[str, float],
     stored: list[StoredFile],
     lineage: Lineage,
 ) -> dict[str, Any]:
-    """The content of COMMIT.json without counters, goodput and chain."""
+    """The content of COMMIT.json without counters, goodput, chain and state digests."""
     settings = config.model_dump(mode="json")
     return {
         "format": write.FORMAT,
@@ -279,7 +284,6 @@ def _to_commit(
         "committed": clock.timestamp(),
         "result_digest": result_digest,
         "weights_digest": results.weights_digest,
-        "state_digest": state_digest,
         "dataset": asdict(prepared.dataset),
         "metrics": {
             "test_loss": results.scores.loss,

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 _TICK_SECONDS = 0.25
 _LATE_SECONDS = 1.0
 """A tick that comes so late: the process was not running."""
-_IDLE = 0.05
-"""More of the time than this the main thread does not compute while the process is not running."""
+_IDLE = 0.5
+"""A main thread that computed, or wanted to, for a smaller share of the time was not running."""
 _STEP_SECONDS = 1.0
 
 
@@ -53,7 +54,7 @@ class _Pauses:
     """Notices that the process did not run: SIGSTOP, a frozen container, a paused VM, a laptop's sleep.
 
     A thread asks for the time four times a second. Whoever asks first after a pause finds that the last one asked long ago, and
-    that the main thread has hardly computed since. Native code that holds the interpreter, such as an import, computes.
+    that the main thread has not even wanted to compute since. Native code that holds the interpreter, such as an import, does.
     """
 
     def __init__(self) -> None:
@@ -86,10 +87,13 @@ def _elapsed() -> float:
 
 
 def _computed() -> float:
-    """Seconds of a processor that the main thread has had; 0.0 where the system cannot tell."""
-    if not hasattr(time, "pthread_getcpuclockid"):
+    """Seconds in which the main thread has had a processor, or waited for one; 0.0 where the system cannot tell."""
+    try:
+        # Nanoseconds on a processor, nanoseconds on a run queue, number of turns.
+        had, waited, _ = Path("/proc/self/schedstat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
         return 0.0
-    return time.clock_gettime(time.pthread_getcpuclockid(int(threading.main_thread().ident or 0)))
+    return (int(had) + int(waited)) / 1e9
 
 
 source = Source()

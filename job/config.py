@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from job import strict_yaml
+from job import strict_yaml, uris
 from job.contract import RUN_ID_MAX_CHARACTERS, is_run_id
 
 TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
@@ -48,10 +48,8 @@ def _check_function(value: str | None) -> str | None:
     return value
 
 
-def _check_url(value: str | None) -> str | None:
-    if value is not None and not re.match(r"^https?://[^/@]+(/|$)", value):
-        raise ValueError("must be a URL that starts with http:// or https:// and holds no credentials")
-    return value
+def _parse_path(value: object) -> object:
+    return uris.parse_path(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def _parse_mapping(value: object) -> object:
@@ -84,6 +82,9 @@ Names = Annotated[
     BeforeValidator(_split_list),
 ]
 Arguments = Annotated[dict[str, Any], BeforeValidator(_parse_mapping), AfterValidator(_check_json)]
+LocalPath = Annotated[Path, BeforeValidator(_parse_path)]
+"""With the home folder in the place of `~`."""
+Url = Annotated[str, AfterValidator(uris.check_url), Field(json_schema_extra={"pattern": uris.URL_PATTERN})]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(_split_list)]
 
 
@@ -118,7 +119,7 @@ class DataSection(Section):
     """Where the examples come from."""
 
     source: str = Field("tfds", description=f"{', '.join(SOURCES)}, or package.module:function for your own data")
-    uri: str | None = Field(
+    uri: Annotated[str, AfterValidator(uris.check_place)] | None = Field(
         None, description="idx: folder or store URI with the four IDX files; tfds: folder with its downloads"
     )
     dataset: str = Field("mnist", max_length=100, description="mnist, fashion_mnist, kmnist or emnist/digits")
@@ -128,7 +129,7 @@ class DataSection(Section):
         0.0, ge=0, le=0.9, allow_inf_nan=False, description="share of the training split that is kept for validation"
     )
     args: Arguments = Field({}, description="keyword arguments of your own source, such as {size: 64}")
-    cache_dir: Path | None = Field(None, description="where prepared data is kept; default ~/.cache/mnist-train")
+    cache_dir: LocalPath | None = Field(None, description="where prepared data is kept; default ~/.cache/mnist-train")
 
     @field_validator("source")
     @classmethod
@@ -154,9 +155,19 @@ class DataSection(Section):
             )
         if self.source not in ("idx", "tfds") and self.uri is not None:
             raise ValueError(f"uri is read only with source idx or tfds, received {self.source}; drop one of the two")
+        if self.source == "tfds" and self.uri is not None and uris.is_object_store(self.uri):
+            raise ValueError(
+                f"uri must be a folder of this machine with source=tfds, received {uris.shown(self.uri)}; "
+                "source=idx reads the four IDX files from a store"
+            )
         if self.source == "tfds" and self.dataset not in TFDS_DATASETS:
             raise ValueError(f"dataset must be one of {', '.join(TFDS_DATASETS)} with source=tfds")
         return self
+
+    @property
+    def downloads_dir(self) -> Path | None:
+        """The folder with the downloads that `source=tfds` takes instead of fetching them."""
+        return uris.parse_path(self.uri) if self.source == "tfds" and self.uri is not None else None
 
     @property
     def name(self) -> str:
@@ -312,26 +323,18 @@ class CheckpointSection(Section):
 class StoreSection(Section):
     """The object store. Credentials are never fields: they come under the providers' own environment names."""
 
-    uri: str = Field("file:./out", description="file:, s3://, gs:// or az:// with an optional prefix")
-    endpoint: str | None = Field(None, description="URL of an S3-compatible server; absent = the provider's own")
+    uri: Annotated[str, AfterValidator(uris.check_store_uri)] = Field(
+        "file:./out",
+        description="file:, s3://, gs:// or az:// with an optional prefix",
+        json_schema_extra={"pattern": uris.STORE_PATTERN},
+    )
+    endpoint: Url | None = Field(None, description="URL of an S3-compatible server; absent = the provider's own")
     region: str | None = Field(None, description="region of the bucket, as the provider names it")
     path_style: bool | None = Field(
         None, description="bucket in the path, not the host name; default: with an endpoint"
     )
     timeout_seconds: Seconds = Field(30.0, description="limit of one request")
     deadline_seconds: Seconds = Field(120.0, description="limit of one operation with all its retries")
-
-    @field_validator("uri")
-    @classmethod
-    def _check_uri(cls, value: str) -> str:
-        if not re.match(r"^(file:.|(s3|gs|az)://[^/])", value):
-            raise ValueError("must start with file:, s3://, gs:// or az:// and name a folder or bucket")
-        return value
-
-    @field_validator("endpoint")
-    @classmethod
-    def _check_endpoint(cls, value: str | None) -> str | None:
-        return _check_url(value)
 
 
 class PromotionSection(Section):
@@ -366,21 +369,16 @@ class ObserveSection(Section):
     """What people and machines see."""
 
     metrics_port: int = Field(9090, ge=0, le=65_535, description="port of /metrics; 0 = off")
-    pushgateway_url: str | None = Field(None, description="where the outcome is pushed at exit")
+    pushgateway_url: Url | None = Field(None, description="where the outcome is pushed at exit")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else json")
     stall_timeout_seconds: Seconds = Field(
         300.0,
         description="no step or evaluated batch for so long: stacks to the log, exit 74; compiling: 4 times as long",
     )
     report: bool = Field(True, description="write report.html")
-    termination_log: Path | None = Field(
+    termination_log: LocalPath | None = Field(
         None, description="where the termination message goes; default /dev/termination-log where that exists"
     )
-
-    @field_validator("pushgateway_url")
-    @classmethod
-    def _check_pushgateway_url(cls, value: str | None) -> str | None:
-        return _check_url(value)
 
 
 class Config(BaseModel):
@@ -438,7 +436,7 @@ def describe_fields() -> list[tuple[str, str, str]]:
 def to_text(value: object) -> str:
     """A setting's value as it would be written in the YAML file."""
     plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-    return str(yaml.safe_dump(plain, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
+    return strict_yaml.dump(plain, is_flow=True).removesuffix("...\n").strip()
 
 
 def _section_class(annotation: object) -> type[Section]:

@@ -19,6 +19,7 @@ from job.config import Config, default_values, field_names
 from job.contract import ENV_PREFIX
 from job.errors import ConfigError
 from job.texts import one_line
+from job.uris import shown
 
 # What Kubernetes sets in every pod for a Service called `mnist` or `mnist-...`; ours all have a `__`.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
@@ -72,7 +73,7 @@ def _build(given: Mapping[str, _Setting]) -> Config:
         section, _, field = name.partition(".")
         sections.setdefault(section, {})[field] = _checked(setting, name=name)
     try:
-        return Config(**sections)  # type: ignore[arg-type]
+        return Config.model_validate(sections)
     except ValidationError as error:
         origins = {name: setting.origin for name, setting in given.items()}
         raise ConfigError("\n".join(_describe_all(error, origins))) from error
@@ -98,7 +99,7 @@ def _check_text(text: str, *, name: str, origin: str) -> None:
     except UnicodeEncodeError:
         rule = "must be UTF-8 text"
     if rule:
-        raise ConfigError(f"{name}: {rule}, received {_without_password(ascii(text))[:80]} [{origin}]")
+        raise ConfigError(f"{name}: {rule}, received {shown(text)} [{origin}]")
 
 
 def _is_not_one_line(text: str) -> bool:
@@ -242,9 +243,4 @@ def _describe(detail: Any, origins: Mapping[str, str]) -> str:
         return str(rule)
     if len(parts) == 1:  # a contradiction between fields of a section: the text names them
         return f"{name}: {rule}"
-    received = _without_password(repr(detail["input"]))
-    return f"{name}: {rule}, received {received[:80]} [{origins.get(name, 'default')}]"
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+    return f"{name}: {rule}, received {shown(detail['input'])} [{origins.get(name, 'default')}]"

@@ -81,7 +81,8 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = (
         69,
         "Unavailable",
-        "store or data source unreachable until the deadline; no space; the last checkpoint could not be saved in time",
+        "store or data source unreachable until the deadline; no space; the last checkpoint could not be saved in time; what a "
+        "command was asked to print could not be written",
         "yes",
         "repair the store or the network, then resume",
     )
@@ -96,7 +97,7 @@ class ExitCode(enum.IntEnum):
         73,
         "Conflict",
         "the run exists with another result digest, or was closed: given up (`gc`), or removed by retention; the champion "
-        "moved during a `rollback`",
+        "moved during a `rollback`; a folder of `fetch` has a higher number than the champion's",
         "no",
         "submit a new run: this id belongs to other settings",
     )

@@ -50,9 +50,9 @@ class _Sink(io.RawIOBase):
         super().__init__()
         self.loss = loss
         self.patience_seconds: float | None = None
-        self._descriptor, self._is_stuck = descriptor, False
+        self._descriptor, self._target, self._is_stuck = descriptor, _without_blocking(descriptor), False
         self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLOUT)
+        self._poll.register(self._target, select.POLLOUT)
 
     def fileno(self) -> int:
         return self._descriptor
@@ -79,12 +79,14 @@ class _Sink(io.RawIOBase):
         while rest:
             self._wait()
             try:
-                rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
+                rest = rest[os.write(self._target, rest[: select.PIPE_BUF]) :]
             except BlockingIOError:
                 num_refusals += 1
                 if num_refusals > _MAX_REFUSALS:
                     raise
                 select.select([], [], [], _REFUSAL_SECONDS)
+            else:
+                num_refusals = 0
 
     def _wait(self) -> None:
         """Until the descriptor takes something. Once it took nothing in time, nothing is waited for until it does again."""
@@ -92,6 +94,14 @@ class _Sink(io.RawIOBase):
         self._is_stuck = not self._poll.poll(None if patience is None else 1000 * patience)
         if self._is_stuck:
             raise TimeoutError("its reader takes nothing")
+
+
+def _without_blocking(descriptor: int) -> int:
+    """A terminal is opened once more for this: it says that it is ready when it takes one byte, and is shared with others."""
+    try:
+        return os.open(os.ttyname(descriptor), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:  # no terminal
+        return descriptor
 
 
 def _fill_descriptors() -> None:

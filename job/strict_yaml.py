@@ -5,6 +5,7 @@ A setting in a file is the text that a flag would hold. Only inside `args` do va
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
@@ -12,7 +13,7 @@ _MAX_VALUES = 10_000
 """Aliases counted as often as they are used: nine lines of them can stand for a thousand million values."""
 _TAG = "tag:yaml.org,2002:"
 _KINDS = frozenset(
-    _TAG + kind for kind in ["str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge", "value"]
+    f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge")
 )
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?|\.)[0-9_]*[eE][-+]?[0-9]+")
@@ -21,14 +22,27 @@ _NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?|\.)[0-9_]*[eE][-+]?[0-9]+")
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice: the first one would be dropped without a word."""
 
-    def compose_mapping_node(self, anchor: dict[object, yaml.Node] | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """As in `SafeLoader`."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise _refusal(node, f"the key {twice!r} is there twice")
         return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that looks like a number to anybody, such as `1e3`."""
+
+
+_Dumper.add_implicit_resolver(f"{_TAG}float", _NUMBER, list("-+.0123456789"))
+
+
+def dump(value: object, *, is_flow: bool = False) -> str:
+    """Plain values as YAML that `parse_settings` and `parse_values` read back."""
+    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=is_flow, width=1000)
+    return text
 
 
 def parse_settings(text: str) -> object:
@@ -37,10 +51,10 @@ def parse_settings(text: str) -> object:
     try:
         root = _checked(loader)
         if not isinstance(root, yaml.MappingNode):
-            return None if root is None else loader.construct_document(root)  # type: ignore[no-untyped-call]
+            return None if root is None else loader.construct_document(root)
         return {str(name.value): _to_section(loader, section) for name, section in _items(loader, root)}
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def parse_values(text: str) -> object:
@@ -50,12 +64,12 @@ def parse_values(text: str) -> object:
         root = _checked(loader)
         return None if root is None else _to_value(loader, root)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _to_section(loader: _Loader, node: yaml.Node) -> object:
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     return {str(name.value): _to_setting(loader, field) for name, field in _items(loader, node)}
 
 
@@ -82,7 +96,7 @@ def _to_value(loader: _Loader, node: yaml.Node) -> object:
                 scalar,
                 f"{scalar.value} is read in more than one way; write a plain number or true or false, or quote the text",
             )
-    return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    return loader.construct_object(node, deep=True)
 
 
 def _is_ambiguous(scalar: yaml.ScalarNode) -> bool:
@@ -99,7 +113,7 @@ def _is_ambiguous(scalar: yaml.ScalarNode) -> bool:
 
 def _items(loader: _Loader, node: yaml.MappingNode) -> list[tuple[yaml.Node, yaml.Node]]:
     """Keys and values, with those of merge keys (`<<`) in front: a key of the mapping itself wins."""
-    loader.flatten_mapping(node)  # type: ignore[no-untyped-call]
+    loader.flatten_mapping(node)
     items: list[tuple[yaml.Node, yaml.Node]] = node.value
     odd = next((key for key, _ in items if not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str"), None)
     if odd is not None:

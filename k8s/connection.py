@@ -41,7 +41,7 @@ def connect(*, kubeconfig: str = "", context: str = "", namespace: str = "") -> 
     configuration = Configuration()
     configuration.retries = False  # `api.py` knows which requests may be sent twice
     paths = kubeconfig or os.environ.get("KUBECONFIG", "") or DEFAULT_KUBECONFIG
-    is_there = any(Path(path).expanduser().is_file() for path in paths.split(os.pathsep))
+    is_there = any(_is_file(path) for path in paths.split(os.pathsep))
     if is_there or kubeconfig or context:
         from_context = _load_kubeconfig(configuration, paths, context=context)
     else:
@@ -49,19 +49,25 @@ def connect(*, kubeconfig: str = "", context: str = "", namespace: str = "") -> 
     return Connection(client=ApiClient(configuration), namespace=namespace or from_context or "default")
 
 
+def _is_file(path: str) -> bool:
+    return os.path.isfile(os.path.expanduser(path))  # noqa: PTH111, PTH113 - Path.expanduser fails without a home folder
+
+
 def _load_kubeconfig(configuration: Any, paths: str, *, context: str) -> str:
     """Returns the namespace of the context."""
     import yaml
-    from kubernetes.config import ConfigException, list_kube_config_contexts, load_kube_config
+    from kubernetes.config import ConfigException
+    from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
 
     try:
-        contexts, active = list_kube_config_contexts(paths)
-        load_kube_config(paths, context=context or None, client_configuration=configuration, persist_config=False)
+        # `list_kube_config_contexts` needs a current-context, although `context` says which.
+        loader = KubeConfigLoader(KubeConfigMerger(paths).config, active_context=context or None, config_base_path=None)
+        loader.load_and_set(configuration)
+        chosen = loader.current_context
     except (ConfigException, OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"kubeconfig {paths}: {one_line(error)}; give --kubeconfig and --context, or set KUBECONFIG"
         ) from error
-    chosen = next((each for each in contexts if each["name"] == context), active)
     return str((chosen.get("context") or {}).get("namespace") or "")
 
 

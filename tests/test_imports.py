@@ -9,7 +9,10 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-_GROUND = "ambient clock config config_sources contract digests errors logs measures plugins signals streams strict_yaml texts uris"
+_GROUND = (
+    "ambient clock config config_sources contract digests errors logs measures plugins signals "
+    "streams strict_yaml texts uris"
+)
 
 ALLOWED: Mapping[str, str] = {
     "ground": "ground",

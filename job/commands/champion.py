@@ -5,7 +5,6 @@ import getpass
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 from job import clock, contract, logs
 from job.commands.cli import CommandLine
@@ -19,6 +18,7 @@ from job.registry.fetch import fetch_champion
 from job.registry.gate import Gate
 from job.runs import read
 from job.runs.read import CommittedRun
+from job.store.folder import check_way
 from job.store.store import Store
 
 BY_HAND = "by hand"
@@ -135,7 +135,8 @@ def describe_move(made: Move) -> str:
 
 def fetch(line: CommandLine, loaded: LoadedConfig) -> int:
     """Bring the champion into a local folder, once or for ever."""
-    store, folder, every_seconds = configured_store(loaded), Path(line.options.to), line.options.every
+    store, folder, every_seconds = configured_store(loaded), line.options.to, line.options.every
+    check_way(folder, name="--to")
     while True:
         try:
             model = champion.choose_model(store, loaded.config)

@@ -6,13 +6,15 @@ Settings (`--section.field=VALUE`) are set apart before argparse sees the rest; 
 import argparse
 import importlib.resources
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from job import __version__
+from job import __version__, uris
 from job.errors import ConfigError
+
+T = TypeVar("T")
 
 _SETTINGS_HELP = """\
 settings:
@@ -48,12 +50,16 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     settings, rest = split_settings(arguments)
     options, unknown = _make_parser().parse_known_args(rest)
     if unknown:
-        from job.config_sources import suggest_flag  # late: importing the schema takes 0.3 s
-
-        raise ConfigError(
-            f"{unknown[0]}: unknown option{suggest_flag(unknown[0])}; see mnist-job {options.command} --help"
-        )
+        raise ConfigError(_describe_unknown(unknown[0], command=options.command))
     return CommandLine(command=options.command, options=options, settings=settings)
+
+
+def _describe_unknown(argument: str, *, command: str) -> str:
+    if not argument.startswith("-"):
+        return f"{argument}: unknown argument; see mnist-job {command} --help"
+    from job.config_sources import suggest_flag  # late: importing the schema takes 0.3 s
+
+    return f"{argument}: unknown option{suggest_flag(argument)}; see mnist-job {command} --help"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -118,7 +124,7 @@ def _make_parser() -> _Parser:
     fetch = _add(
         commands, "fetch", "bring the champion, verified, into DIR/VERSION/ by one rename, for TensorFlow Serving"
     )
-    fetch.add_argument("--to", required=True, metavar="DIR", help="local folder")
+    fetch.add_argument("--to", type=_path, required=True, metavar="DIR", help="local folder")
     fetch.add_argument(
         "--every", type=_interval, metavar="SECONDS", help="look again and again; errors are only logged"
     )
@@ -130,9 +136,9 @@ def _make_parser() -> _Parser:
     prepare = _add(
         data, "prepare", "copy the four .gz files, verified, to where data.source=idx reads them", prefix="data "
     )
-    prepare.add_argument("--to", required=True, metavar="URI", help="folder or store URI to write to")
+    prepare.add_argument("--to", type=_place, required=True, metavar="URI", help="folder or store URI to write to")
     prepare.add_argument(
-        "--from", dest="source", metavar="DIR", help="folder that holds the files; else they are downloaded"
+        "--from", dest="source", type=_path, metavar="DIR", help="folder that holds the files; else they are downloaded"
     )
     check = _add(data, "check", "say quickly whether the configured data can be had", prefix="data ")
     check.add_argument(
@@ -168,7 +174,7 @@ def _add_run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
     report = _add(commands, "report", "the report of a committed run, made again from the store: one page of HTML")
     report.add_argument("run", metavar="RUN", help="the run to report on")
-    report.add_argument("--to", metavar="FILE", help="where to write it; else report.html")
+    report.add_argument("--to", type=_path, metavar="FILE", help="where to write it; else report.html")
 
     stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")
     stored.add_argument("run", metavar="RUN", help="the run whose log to print")
@@ -178,7 +184,9 @@ def _add_run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     promote.add_argument("--force", action="store_true", help="past the gate; recorded for ever")
     again = _add(commands, "reproduce", "train again from a COMMIT, and say whether the digests agree")
     again.add_argument("run", metavar="RUN", help="the run to reproduce")
-    again.add_argument("--to", metavar="URI", help="store for the new run; else a temporary folder")
+    again.add_argument(
+        "--to", type=_place, metavar="URI", help="folder or store URI for the new run; else a temporary folder"
+    )
     back = _add(commands, "rollback", "make the champion before the champion again, as a new version")
     back.add_argument("--to", metavar="RUN", help="an earlier champion; else the one before")
     for by_hand in (promote, back):
@@ -200,7 +208,7 @@ def _add(
     )
     if is_run:
         parser.add_argument("-h", "--help", action=_RunHelp, nargs=0, help="show this help and exit")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    parser.add_argument("--config", type=_path, metavar="FILE", help="YAML file with settings")
     parser.set_defaults(command=prefix + name)
     return parser
 
@@ -210,6 +218,21 @@ def _group(
 ) -> "argparse._SubParsersAction[_Parser]":
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
     return parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+
+def _path(text: str) -> Path:
+    return _parsed(uris.parse_path, text)
+
+
+def _place(text: str) -> str:
+    return _parsed(uris.check_place, text)
+
+
+def _parsed(parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, received {uris.shown(text)}") from error
 
 
 def _seconds(text: str) -> float:

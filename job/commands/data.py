@@ -1,14 +1,14 @@
 """The commands about training data: data prepare, data check."""
 
 import os
-from pathlib import Path
+import shlex
 
 from job import contract
 from job.commands.cli import CommandLine
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.datasets.prepared import choose_cache_dir
-from job.store.open import is_store_uri, open_store
+from job.store.open import open_store
 
 
 def prepare(line: CommandLine, loaded: LoadedConfig) -> int:
@@ -16,17 +16,19 @@ def prepare(line: CommandLine, loaded: LoadedConfig) -> int:
     from job.datasets.mirror import prepare_mirror
 
     target, dataset = line.options.to, loaded.config.data.dataset
-    uri = target if is_store_uri(target) else f"file:{Path(target).absolute()}"
-    store = open_store(loaded.config.store, environ=os.environ, uri=uri)
+    store = open_store(loaded.config.store, environ=os.environ, uri=target)
     written = prepare_mirror(
         store,
         dataset=dataset,
-        source=Path(line.options.source) if line.options.source else None,
+        source=line.options.source,
         cache_dir=choose_cache_dir(loaded.config.data, environ=os.environ),
     )
-    print(
-        f"{dataset}: {len(written)} files verified and written to {store.uri}; use --data.source=idx --data.uri={target}"
+    done = (
+        f"{len(written)} files verified and written to {store.uri}"
+        if written
+        else f"verified, and in {store.uri} already"
     )
+    print(f"{dataset}: {done}; use --data.source=idx --data.uri={shlex.quote(target)}")
     return contract.ExitCode.OK
 
 
@@ -59,8 +61,9 @@ def _find_tfds(config: Config, *, seconds: float) -> str:
     """
     from job.datasets.tfds import find_files, has_copy, read_prepared
 
-    name, uri, cache_dir = config.data.dataset, config.data.uri, choose_cache_dir(config.data, environ=os.environ)
+    name, downloads_dir = config.data.dataset, config.data.downloads_dir
+    cache_dir = choose_cache_dir(config.data, environ=os.environ)
     if has_copy(name, cache_dir=cache_dir) or read_prepared(name, cache_dir=cache_dir):
         return ""
-    find_files(name, cache_dir=cache_dir, manual_dir=uri, seconds=seconds)
-    return f"the downloaded files are in {uri}" if uri is not None else "the download can be reached"
+    find_files(name, cache_dir=cache_dir, manual_dir=downloads_dir, seconds=seconds)
+    return f"the downloaded files are in {downloads_dir}" if downloads_dir else "the download can be reached"

@@ -1,10 +1,11 @@
 """Which function each subcommand is. Imports it late: some commands need little."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
-from job import logs
+from job import ambient, logs
 from job.commands.cli import CommandLine
 from job.config_sources import LoadedConfig, load_config
 from job.observe.termination import Status
@@ -28,6 +29,8 @@ _COMMANDS = {
     "config schema": "settings:print_schema",
 }
 """Subcommand -> `module:function` in this room."""
+_COMPUTING = ("run", "verify", "promote", "reproduce")
+"""What they say depends on the bits that a model gives."""
 
 PRINTING = frozenset({"runs", "show", "logs", "config show", "config schema"})
 """Subcommands that are asked for what they print alone: when that is lost, they have failed."""
@@ -39,7 +42,10 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
     Raises:
         JobError, StopRequested: for `__main__` to report.
     """
+    ambient.take_over(os.environ)
     loaded = load_config(line.settings, config_file=line.options.config)
+    if line.command in _COMPUTING:
+        ambient.check(os.environ)
     if line.command == "run":
         from job.commands.run import run_command
 

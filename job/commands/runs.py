@@ -141,7 +141,7 @@ def report(line: CommandLine, loaded: LoadedConfig) -> int:
     store = configured_store(loaded)
     committed = find_committed(store, line.options.run)
     page = make_report(committed, read.read_metrics(store, committed), read_gate(store, committed.run))
-    path = Path(line.options.to or contract.REPORT_FILE)
+    path = line.options.to or Path(contract.REPORT_FILE)
     write_report(path, page)
     print(path)
     return contract.ExitCode.OK

@@ -12,25 +12,43 @@ _SKEW_SECONDS = 60.0
 
 
 def check(line: CommandLine, loaded: LoadedConfig) -> int:
-    """Prove on the real store that a second create-only write is refused.
+    """Prove on the real store that all verbs do what they say, and that a second create-only write is refused.
 
     Raises:
-        NotFoundError: it is not.
+        NotFoundError: a verb says that it is done, and it is not.
         IntegrityError: the store does not give back what was written.
+        JobError: what the store says first; where it is away, nothing more is asked of it.
     """
     store = configured_store(loaded)
     key, data = contract.check_key(clock.token(8)), b"mnist-job store check"
+    store.create(key, data)
     try:
-        if store.create(key, data) != data:
-            raise IntegrityError(f"store {store.uri}: {key} does not hold what was written")
-        if not store.refuses_second_create(key, data):
-            raise NotFoundError(
-                f"store {store.uri} does not honour conditional writes: a second create-only write was accepted"
-            )
-    finally:
+        _check_verbs(store, key, data)
+    except (IntegrityError, NotFoundError):
         store.delete(key)
-    print(f"{store.uri}: create, read and delete work; a second create-only write is refused")
+        raise
+    store.delete(key)
+    if store.get(key) is not None:
+        raise NotFoundError(
+            f"store {store.uri}: {key} is still there after it was deleted; see whether the store is a cache"
+        )
+    print(f"{store.uri}: create, read, list and delete work; a second create-only write is refused")
     return contract.ExitCode.OK
+
+
+def _check_verbs(store: Store, key: str, data: bytes) -> None:
+    if store.get(key) != data:
+        raise IntegrityError(
+            f"store {store.uri}: {key} does not hold what was written; see whether a cache is in between"
+        )
+    if key not in {entry.key for entry in store.list_objects(contract.CHECKS_PREFIX)}:
+        raise NotFoundError(
+            f"store {store.uri} does not list {key}, which was written; see whether a cache is in between"
+        )
+    if not store.refuses_second_create(key, data):
+        raise NotFoundError(
+            f"store {store.uri} does not honour conditional writes: a second create-only write was accepted"
+        )
 
 
 def collect_garbage(line: CommandLine, loaded: LoadedConfig) -> int:

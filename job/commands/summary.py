@@ -1,5 +1,6 @@
 """The closing summary that a person reads on a terminal."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from job.texts import say_placement
 def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
     """Score, where the model is, and the command to look at it."""
     metrics, run_id = outcome.committed.record["metrics"], outcome.committed.run
-    store = "".join(f" --store.{name}={value}" for name, value in _store_settings(config).items())
+    store = "".join(f" {shlex.quote(f'--store.{name}={value}')}" for name, value in _store_settings(config).items())
     if outcome.is_skipped:
         print(f"\nNothing has changed: champion {run_id} came from the same inputs and image; nothing was trained")
     elif outcome.is_new:

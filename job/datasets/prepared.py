@@ -1,11 +1,14 @@
 """The cached plain copy of a prepared dataset, and where it is kept."""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from job import ambient
 from job.config import DataSection
 from job.datasets.dataset import ARRAYS, Dataset, digest_of, with_digest
 from job.logs import warn
@@ -70,8 +73,20 @@ def _write_plain_copy(path: Path, dataset: Dataset, *, digest: str) -> None:
 
 
 def choose_cache_dir(config: DataSection, *, environ: Mapping[str, str]) -> Path:
-    """Where prepared data is kept: as configured, or in the user's cache folder."""
+    """Where prepared data is kept: as configured, in the user's cache folder, or without a home in a temporary one.
+
+    Raises:
+        NotFoundError: a file stands there, or a link that leads nowhere.
+    """
+    from job.store.folder import check_way
+
+    base, home = environ.get("XDG_CACHE_HOME"), ambient.home_folder()
     if config.cache_dir:
-        return config.cache_dir.expanduser()
-    base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mnist-train"
+        cache_dir = config.cache_dir
+    elif base or home:
+        cache_dir = (Path(base) if base else Path(home or "") / ".cache") / "mnist-train"
+    else:
+        cache_dir = Path(tempfile.gettempdir()) / f"mnist-train-{os.getuid()}"
+    if config.source == "tfds":  # the others keep nothing there
+        check_way(cache_dir, name="data.cache_dir")
+    return cache_dir

@@ -46,11 +46,11 @@ def load(config: DataSection, *, cache_dir: Path, open_folder: object) -> tuple[
     """
     return read_or_make(
         plain_copy_path(cache_dir, name=config.dataset),
-        lambda: load_tfds(config.dataset, cache_dir=cache_dir, manual_dir=config.uri),
+        lambda: load_tfds(config.dataset, cache_dir=cache_dir, manual_dir=config.downloads_dir),
     )
 
 
-def load_tfds(name: str, *, cache_dir: Path, manual_dir: str | None) -> Dataset:
+def load_tfds(name: str, *, cache_dir: Path, manual_dir: Path | None) -> Dataset:
     """Read a dataset, preparing it first when the cache does not have it, or has one that cannot be read.
 
     It is prepared in a folder of this process and moved into the cache in one step: several processes may do so at once, and one
@@ -122,7 +122,7 @@ def _has_prepared(folder: Path) -> bool:
         return False
 
 
-def find_files(name: str, *, cache_dir: Path, manual_dir: str | None, seconds: float) -> dict[str, Path]:
+def find_files(name: str, *, cache_dir: Path, manual_dir: Path | None, seconds: float) -> dict[str, Path]:
     """The downloaded files of a dataset that are at hand, each what its checksum says: name -> path.
 
     They are all in `manual_dir`, or some were downloaded before and the others can be.
@@ -134,7 +134,7 @@ def find_files(name: str, *, cache_dir: Path, manual_dir: str | None, seconds: f
         AccessDeniedError: the cache cannot be written.
     """
     if manual_dir is not None:
-        files = _files_in(name, Path(manual_dir))
+        files = _files_in(name, manual_dir)
     else:
         files = _find_downloads(name, cache_dir=cache_dir)
         if len(files) < len(_downloads(name)):

@@ -6,12 +6,15 @@ None of it may fail a run: what does not work is a warning.
 import http.client
 import socket
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from job.logs import warn
+from job.logs import emit, warn
+from job.texts import one_line
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -22,6 +25,8 @@ PUSH_SECONDS = 5.0
 """How long a push may take: a Pushgateway that is away must not hold the exit back."""
 
 _JOB = "mnist-train"
+_ANSWER_BYTES = 500
+"""As much of an answer as is looked at."""
 
 Families = Callable[[], Iterator[Any]]
 
@@ -47,7 +52,10 @@ def serve(families: Families, *, port: int) -> int | None:
 
 
 def push(url: str, families: Families, *, group: Mapping[str, str]) -> None:
-    """Add series to a group of the Pushgateway at `url`, for `PUSH_SECONDS` at most; others of the group stay as they are."""
+    """Add series to a group of the Pushgateway at `url`, for `PUSH_SECONDS` at most; others of the group stay as they are.
+
+    Says `metrics.pushed`, or `metrics.not_pushed` and why.
+    """
     from prometheus_client import pushadd_to_gateway
 
     registry, failure = _registry(families), f"no answer within {PUSH_SECONDS:g} s"
@@ -61,9 +69,10 @@ def push(url: str, families: Families, *, group: Mapping[str, str]) -> None:
                 registry=registry,
                 grouping_key={name: value for name, value in group.items() if value},
                 timeout=PUSH_SECONDS,
+                handler=_request,
             )
         except (OSError, http.client.HTTPException, ValueError) as error:
-            failure = f"{type(error).__name__}: {error}"
+            failure = f"{type(error).__name__}: {one_line(error, limit=300)}"
         else:
             failure = ""
 
@@ -72,6 +81,42 @@ def push(url: str, families: Families, *, group: Mapping[str, str]) -> None:
     thread.join(PUSH_SECONDS)
     if failure:
         warn("metrics.not_pushed", url=url, reason=f"{failure}; correct observe.pushgateway_url or start the gateway")
+    else:
+        emit("metrics.pushed", url=url)
+
+
+def _request(
+    url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+) -> Callable[[], None]:
+    """Sends one push, in the form that prometheus_client asks for.
+
+    Raises:
+        OSError: it was not accepted; the client's own handler sees no more than the status, and follows a 301 with a GET.
+    """
+
+    def send() -> None:
+        request = urllib.request.Request(url, data=data, headers=dict(headers), method=method)  # noqa: S310 - the user's own
+        try:
+            with urllib.request.build_opener(_SameMethod).open(request, timeout=timeout) as answer:
+                kind, body = answer.headers.get_content_type(), answer.read(_ANSWER_BYTES)
+        except urllib.error.HTTPError as error:
+            raise OSError(f"{error}: {error.read(_ANSWER_BYTES).decode(errors='replace')}") from error
+        if kind == "text/html" or body.lstrip().startswith(b"<"):
+            raise OSError(f"{answer.url} answered with a page, as a login or a web server does, not as a Pushgateway")
+
+    return send
+
+
+class _SameMethod(urllib.request.HTTPRedirectHandler):
+    """Sends what is redirected again as it was: urllib itself makes a GET of it for 301, 302 and 303, and drops the body."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """The same request to the place that was named; 303 asks for a GET of something else, so that it is none of ours."""
+        if code == http.HTTPStatus.SEE_OTHER:
+            return None
+        return urllib.request.Request(newurl, data=req.data, headers=req.headers, method=req.get_method())  # noqa: S310
 
 
 def to_text(families: Families) -> bytes:

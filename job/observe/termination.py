@@ -13,6 +13,7 @@ from typing import Any
 
 from job import clock
 from job.contract import ENV_PREFIX, TERMINATION_FIELDS, TERMINATION_MESSAGE_MAX_BYTES, ExitCode
+from job.uris import parse_path
 
 KUBELET_PATH = Path("/dev/termination-log")
 _FIELD = "termination_log"
@@ -88,10 +89,19 @@ def find_path(arguments: Sequence[str], environ: Mapping[str, str]) -> Path | No
     Args:
         arguments: of `mnist-job`, as given. The last flag counts, then the variable, then the file of `--config`.
     """
-    in_files = (path for file in _values_of("--config", arguments) for path in _in_yaml(Path(file)))
+    files = filter(None, map(_to_path, _values_of("--config", arguments)))
+    in_files = (path for file in files for path in _in_yaml(file))
     in_environment = (value for name, value in environ.items() if name.upper() == _VARIABLE)
     *_, found = "", *in_files, *in_environment, *_values_of(_FLAG, arguments)
-    return choose_path(Path(found) if found else None)
+    return choose_path(_to_path(found))
+
+
+def _to_path(text: str) -> Path | None:
+    """None when it is no path of this machine: then the settings are refused, and say why."""
+    try:
+        return parse_path(text)
+    except ValueError:
+        return None
 
 
 def _values_of(name: str, arguments: Sequence[str]) -> Iterator[str]:

@@ -24,7 +24,7 @@ from job.contract import (
     run_of_key,
     run_prefix,
 )
-from job.errors import IntegrityError
+from job.errors import IntegrityError, NotFoundError
 from job.logs import warn
 from job.registry.serving import list_layouts, newest_loadable
 from job.runs.read import ClosedRun, is_attempt_file, read_run
@@ -78,7 +78,11 @@ def find_garbage(store: Store, *, older_than_seconds: float, now_seconds: float)
 
 
 def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float, now_seconds: float) -> Garbage | None:
-    """Delete one place's garbage and return what was deleted; None when the run was used since it was found."""
+    """Delete one place's garbage and return what was deleted; None when the run was used since it was found.
+
+    Raises:
+        NotFoundError: the store said that it was deleted, and still lists it.
+    """
     if garbage.run_to_close:
         found = _of_run(store, garbage.run_to_close, before_seconds=now_seconds - older_than_seconds)
         if found is None or not found.run_to_close or not abandon(store, garbage.run_to_close):
@@ -86,6 +90,12 @@ def delete_garbage(store: Store, garbage: Garbage, *, older_than_seconds: float,
         garbage = found
     for entry in garbage.entries:
         store.delete(entry.key)
+    left = {entry.key for entry in garbage.entries} & {entry.key for entry in store.list_objects(garbage.place)}
+    if left:
+        raise NotFoundError(
+            f"store {store.uri}: {len(left)} objects are still listed after they were deleted, such as {min(left)}; see whether "
+            "the bucket locks objects, or a cache is in between"
+        )
     return garbage
 
 

@@ -34,6 +34,9 @@ ORIGINAL_FIELDS = (
 """Fields of the first format: part of every id and digest. A newer one is left out of both while it has its default, so that
 ids and digests of users who do not set it stay as they are."""
 
+BY_POSITION = "model_by_position"
+"""Of `code` in the inputs: recorded beside the digests, and part of none, so that they stay as they are (docs/adr/0020)."""
+
 _DIGEST_CHARACTERS_IN_ID = 8
 _MAX_BASE_CHARACTERS = 43
 
@@ -153,7 +156,16 @@ def result_inputs(
 
 def digest_of_inputs(inputs: Mapping[str, Any]) -> str:
     """SHA-256 over everything that decides the result of a run."""
-    return sha256_hex(canonical_json(inputs))
+    code = {name: value for name, value in inputs.get("code", {}).items() if name != BY_POSITION}
+    return sha256_hex(canonical_json({**inputs, "code": code} if code else inputs))
+
+
+def _by_position(inputs: object) -> bytes | None:
+    """The inputs with a model's names by position in the place of those that Keras counted; None where they are not recorded."""
+    code = inputs.get("code") if isinstance(inputs, Mapping) else None
+    if not isinstance(inputs, Mapping) or not isinstance(code, Mapping) or BY_POSITION not in code:
+        return None
+    return canonical_json({**inputs, "code": {**code, "model": code[BY_POSITION]}})
 
 
 def is_result_of(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
@@ -162,8 +174,8 @@ def is_result_of(inputs: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
     In records of versions before ADR 11 the number of replicas did not decide the result, and in those before ADR 13 not the
     code of the user's own model.
     """
-    digest = record.get("result_digest")
-    if digest == digest_of_inputs(inputs):
+    digest, by_position = record.get("result_digest"), _by_position(inputs)
+    if digest == digest_of_inputs(inputs) or (by_position and by_position == _by_position(record.get("inputs"))):
         return True
     unknown = _unknown_to(record)
     without = {name: value for name, value in inputs.items() if name not in unknown}

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from job import __version__, clock
+from job import __version__, ambient, clock
 from job.config import Config
 from job.contract import Pod, is_run_id
 from job.errors import ConfigError, IntegrityError
@@ -57,6 +57,7 @@ class Lineage:
         devices: one for each replica.
         workers: processes that share the devices in equal parts.
         code: of each function of the user's own, see `plugins.describe_sources`.
+        environment: variables that libraries read and that may change bits, speed or the way, see `ambient.TABLE`.
     """
 
     run: str
@@ -77,6 +78,7 @@ class Lineage:
     compile: str
     workers: int
     code: Sequence[Mapping[str, Any]]
+    environment: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored, and as COMMIT repeats it."""
@@ -92,7 +94,7 @@ class Lineage:
         missing = [name for name in _BITS if name not in record]
         if missing:
             raise IntegrityError(f"the record of attempt {record.get('attempt')!r} lacks {', '.join(missing)}")
-        empty: dict[str, Any] = {"pod": {}, "workers": 1, "code": []}
+        empty: dict[str, Any] = {"pod": {}, "workers": 1, "code": [], "environment": {}}
         return cls(**{field.name: record.get(field.name, empty.get(field.name, "")) for field in fields(cls)})
 
 
@@ -119,6 +121,7 @@ def describe_attempt(
         compile=device.compile_with,
         workers=device.num_workers,
         code=[describe_sources(name) for name in own_functions(config).values()],
+        environment=ambient.recorded(environ),
     )
 
 
@@ -133,7 +136,9 @@ def bits_depend_on(lineage: Lineage) -> dict[str, Any]:
     depends |= {name: lineage.packages[name] for name in _PACKAGES_OF_BITS if name in lineage.packages}
     if lineage.compile == "xla" and not any(name.startswith("avx512") for name in lineage.instruction_sets):
         depends["intra_op_threads"] = lineage.threads["intra_op"]
-    return depends
+    environment = {name: value for name, value in lineage.environment.items() if ambient.decides_bits(name)}
+    environment.pop("ONEDNN_MAX_CPU_ISA", None)  # above, as records of older versions have it
+    return depends | ({"environment": environment} if environment else {})
 
 
 def _source_folder() -> Path:

@@ -20,7 +20,15 @@ def point(operation: str, where: str) -> Iterator[None]:
 
 
 class TransientError(Exception):
-    """A request failed in a way that may pass: try again until the deadline."""
+    """A request failed in a way that may pass: try again until the deadline.
+
+    Attributes:
+        action: what a person does when it has not passed; empty: nothing is known but that no answer came.
+    """
+
+    def __init__(self, reason: str, *, action: str = "") -> None:
+        super().__init__(reason)
+        self.action = action
 
 
 class AlreadyExists(Exception):  # noqa: N818 - an answer, not a fault

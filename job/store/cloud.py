@@ -3,31 +3,27 @@
 Retries are not made here: counts of retries bound nothing, so `Store` owns them with a deadline.
 """
 
-import re
+import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    InvalidPathError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-    UnknownConfigurationKeyError,
-)
-from obstore.exceptions import (
-    NotFoundError as ObjectNotFoundError,
-)
-from obstore.store import from_url
+from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
+from obstore.exceptions import NotFoundError as ObjectNotFoundError
+from obstore.store import S3Store, from_url
 
+from job import ambient
 from job.config import StoreSection
 from job.errors import AccessDeniedError, ConfigError, NotFoundError
-from job.store.backend import AlreadyExists, Entry, TransientError
+from job.store.backend import AlreadyExists, Entry
+from job.store.faults import NO_BUCKET, of_errno, of_request
 from job.texts import one_line
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 # Any one complete group is enough; read by obstore itself, listed here to refuse early and by name.
 _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -55,23 +51,13 @@ _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     ),
 }
 
+NEVER_WRITTEN = "checks/never-written"
+"""A key that no program here writes."""
+
 _PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 """Of the variables that obstore reads."""
 
-_GCLOUD_FILE = Path("~/.config/gcloud/application_default_credentials.json")
-
-_MISSING_CODES = ("NoSuchBucket", "ContainerNotFound")
-_ACCESS_CODES = (
-    "AccessDenied",
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-)
-_REGION_CODES = ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect")
-
+_GCLOUD_FILE = Path(".config/gcloud/application_default_credentials.json")
 
 _MAX_KEY_BYTES = 1024
 """Of S3, Google Cloud Storage and Azure alike."""
@@ -82,14 +68,15 @@ class CloudBackend:
 
     def __init__(self, config: StoreSection, *, environ: Mapping[str, str]) -> None:
         self._uri = uri = config.uri
-        scheme = uri.partition(":")[0]
+        self._scheme = scheme = uri.partition(":")[0]
         _require_credentials(scheme, environ=environ)
         _require_clean_values(scheme, environ=environ)
         if not _is_clean(config.region or ""):
             raise ConfigError(
                 f"store.region: must be printable and without spaces around it, received {config.region!r}"
             )
-        endpoint = config.endpoint or (environ.get("AWS_ENDPOINT_URL") if scheme == "s3" else None)
+        ambient.check_store(scheme, environ, has_endpoint=config.endpoint is not None)
+        endpoint = config.endpoint or (ambient.s3_endpoint(environ) if scheme == "s3" else None)
         timeout = timedelta(seconds=config.timeout_seconds)
         options: dict[str, Any] = {
             "client_options": {
@@ -99,36 +86,40 @@ class CloudBackend:
             },
             "retry_config": {"max_retries": 0, "retry_timeout": timeout},
         }
-        if endpoint:
-            options["base_url" if scheme == "gs" else "endpoint"] = endpoint
-        if scheme == "s3":
-            is_path_style = config.path_style if config.path_style is not None else endpoint is not None
-            options["virtual_hosted_style_request"] = not is_path_style
-            options |= {"region": config.region} if config.region else {}
+        self._is_store = False
         try:
-            self._store = from_url(uri, **options)
-        except (BaseError, ValueError, UnknownConfigurationKeyError) as error:
+            self._store = _open(config, scheme=scheme, endpoint=endpoint, environ=environ, options=options)
+        except BaseError as error:
+            verdict, cause = of_request(error)
+            if verdict.error is NotFoundError:  # nothing was asked yet
+                raise ConfigError(f"store.uri: {uri} cannot be opened: {cause}") from error
+            raise verdict.to_error(where=uri, cause=cause) from error
+        except ValueError as error:
             raise ConfigError(f"store.uri: {uri} cannot be opened: {one_line(error)}") from error
 
     def create(self, key: str, data: bytes) -> None:
         """Write a new object with one conditional PUT; `AlreadyExists` when the key is taken."""
-        with self._translated(key):
-            obstore.put(self._store, key, data, mode="create", use_multipart=False)
+        with self._translated():
+            try:
+                obstore.put(self._store, key, data, mode="create", use_multipart=False)
+            except AlreadyExistsError as error:
+                raise AlreadyExists(key) from error
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, replacing an older one."""
-        with self._translated(key):
+        with self._translated():
             obstore.put(self._store, key, data)
 
     def get(self, key: str) -> bytes:
         """Read an object; `FileNotFoundError` when absent."""
-        with self._translated(key):
+        with self._translated():
             return bytes(obstore.get(self._store, key).bytes())
 
     def list_objects(self, prefix: str) -> list[Entry]:
         """All objects under a folder, sorted by key."""
-        with self._translated(prefix):
-            found = obstore.list(self._store, prefix or None).collect()
+        with self._translated():
+            found = self._list(prefix)
+            self._doubt(is_empty=not found)
         entries = [
             Entry(key=item["path"], num_bytes=item["size"], modified_seconds=item["last_modified"].timestamp())
             for item in found
@@ -137,17 +128,37 @@ class CloudBackend:
 
     def list_folders(self, prefix: str) -> list[str]:
         """Names of the folders directly under `prefix`, sorted."""
-        with self._translated(prefix):
-            found = obstore.list_with_delimiter(self._store, prefix or None)
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+        with self._translated():
+            try:
+                level = obstore.list_with_delimiter(self._store, prefix or None)
+                self._doubt(is_empty=not level["common_prefixes"] and not level["objects"])
+                paths = [*level["common_prefixes"]]
+            except InvalidPathError:
+                keys = (item["path"].removeprefix(prefix).partition("/") for item in self._list(prefix))
+                paths = [*{name for name, slash, _ in keys if slash}]
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+
+    def _list(self, prefix: str) -> "list[ObjectMeta]":
+        """All objects under a folder, without foreign ones such as `runs//x`, which obstore cannot name.
+
+        A page of a listing that holds one is an error. Their empty segments, `.` and `..` sort before all names of this program:
+        a listing from `0` on has none directly under the folder, and those further down are found by a listing of each folder.
+        """
+        for offset in (None, f"{prefix}0"):
+            with suppress(InvalidPathError):
+                return [*obstore.list(self._store, prefix or None, offset=offset).collect()]
+        level = obstore.list_with_delimiter(self._store, prefix or None)
+        below = (item for folder in level["common_prefixes"] for item in self._list(f"{folder}/"))
+        return [*level["objects"], *below]
 
     def delete(self, key: str) -> None:
         """Remove an object; absent is fine."""
-        with self._translated(key):
+        with self._translated():
             try:
                 obstore.delete(self._store, key)
             except FileNotFoundError:
-                return
+                if self._scheme == "s3":  # it says nothing of absent keys: this is no answer of a store
+                    raise
 
     def check_key(self, key: str) -> None:
         """Refuse a key that is too long with the prefix of the URI."""
@@ -166,53 +177,75 @@ class CloudBackend:
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Nothing to do: one PUT leaves nothing behind."""
 
-    @contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn what obstore raises into what the table says of it; a key that is missing is a `FileNotFoundError`."""
         try:
             yield
-        except AlreadyExistsError as error:
-            raise AlreadyExists(key) from error
         except (ObjectNotFoundError, FileNotFoundError) as error:
-            self._raise_unless_missing_key(error)
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise AccessDeniedError(
-                f"store {self._uri}: access denied: {_reason(error)}; check the credentials"
-            ) from error
-        except InvalidPathError as error:
-            raise ConfigError(f"store.uri: {self._uri}: {one_line(error)}") from error
-        except BaseError as error:
-            self._raise_by_code(error)
+            verdict, cause = of_request(error)
+            raise (self._to_error(error) if verdict is NO_BUCKET else FileNotFoundError(cause)) from error
+        except OSError as error:
+            raise of_errno(error.errno).to_error(where=self._uri, cause=one_line(error)) from error
+        except (BaseError, NotImplementedError) as error:
+            raise self._to_error(error) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # pyo3's: no `Exception`, and nobody can import it
+                raise
+            raise self._to_error(error) from error
 
-    def _raise_unless_missing_key(self, error: Exception) -> NoReturn:
-        if any(code in str(error) for code in _MISSING_CODES):
-            raise NotFoundError(
-                f"store {self._uri}: the bucket does not exist; create it or correct store.uri"
-            ) from error
-        raise FileNotFoundError(_reason(error)) from error
+    def _doubt(self, *, is_empty: bool) -> None:
+        """Any web page with 200 passes for an empty listing: ask once for a key that nobody has written.
 
-    def _raise_by_code(self, error: BaseError) -> NoReturn:
-        """Tell apart what obstore reports as one generic error, by the code in the server's reply."""
-        text = str(error)
-        if "status code: 404" in text or any(code in text for code in _MISSING_CODES):
+        Raises:
+            NotFoundError: it is there, as on a web server, or at a proxy that wants a login first.
+        """
+        if not is_empty or self._is_store:
+            return
+        try:
+            obstore.get(self._store, NEVER_WRITTEN)
+        except FileNotFoundError:
+            self._is_store = True
+        except BaseError:  # this account may only list, or the network is at fault: the next request says it
+            return
+        else:
             raise NotFoundError(
-                f"store {self._uri}: the bucket does not exist; create it or correct store.uri"
-            ) from error
-        refusal = rf"status code: 40[13]|(<Code>|\(code: )({'|'.join(_ACCESS_CODES)})\b"  # the latter: of one delete
-        if re.search(refusal, text):
-            raise AccessDeniedError(
-                f"store {self._uri}: access denied: {_reason(error)}; check the credentials"
-            ) from error
-        if "redirect without LOCATION" in text or any(f"<Code>{code}</Code>" in text for code in _REGION_CODES):
-            raise ConfigError(
-                f"store.region: the bucket of {self._uri} is in another region: {_reason(error)}"
-            ) from error
-        raise TransientError(_reason(error)) from error
+                f"store {self._uri}: what answers is no such store: it has a key that nobody has written; correct "
+                "store.endpoint or store.uri, or log in at the proxy"
+            )
+
+    def _to_error(self, error: BaseException) -> Exception:
+        verdict, cause = of_request(error)
+        return verdict.to_error(where=self._uri, cause=cause)
+
+
+def _open(
+    config: StoreSection, *, scheme: str, endpoint: str | None, environ: Mapping[str, str], options: dict[str, Any]
+) -> Any:
+    """The bucket of the URI; said so explicitly that no variable of the environment can say otherwise."""
+    if scheme != "s3":
+        options |= {"base_url" if scheme == "gs" else "endpoint": endpoint} if endpoint else {}
+        options |= {"use_fabric_endpoint": False} if scheme == "az" else {}
+        return from_url(config.uri, **options)
+    bucket, _, prefix = config.uri.removeprefix("s3://").partition("/")
+    is_path_style = config.path_style if config.path_style is not None else endpoint is not None
+    if endpoint and not is_path_style:
+        endpoint = _with_bucket_in_host(endpoint, bucket)
+    options |= ambient.s3_options(bucket, environ, endpoint=endpoint, region=config.region)
+    return S3Store(bucket, prefix=prefix.strip("/") or None, virtual_hosted_style_request=not is_path_style, **options)
+
+
+def _with_bucket_in_host(endpoint: str, bucket: str) -> str:
+    """Obstore takes an endpoint without path style as it is: the bucket would be left out of the address."""
+    scheme, _, host = endpoint.partition("://")
+    return endpoint if host.startswith(f"{bucket}.") else f"{scheme}://{bucket}.{host}"
 
 
 def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
     """Refuse at once, instead of waiting for a metadata server that is not there."""
     groups = _CREDENTIALS[scheme]
-    if scheme == "gs" and _GCLOUD_FILE.expanduser().is_file():  # left by `gcloud auth application-default login`
+    home = ambient.home_folder()
+    if scheme == "gs" and home and (home / _GCLOUD_FILE).is_file():  # left by `gcloud auth application-default login`
         return
     if not any(all(environ.get(name) for name in group) for group in groups):
         choices = ", or ".join(" and ".join(group) for group in groups)
@@ -233,13 +266,3 @@ def _require_clean_values(scheme: str, *, environ: Mapping[str, str]) -> None:
 def _is_clean(value: str) -> bool:
     """Whether it has no line break or other control character, no byte that is no UTF-8, and no space around it."""
     return value.isprintable() and value == value.strip()
-
-
-def _reason(error: BaseException) -> str:
-    """The server's own code and message where there is one, else the first line of the error."""
-    text = one_line(error)
-    code = re.search(r"<Code>(.*?)</Code>", text)
-    message = re.search(r"<Message>(.*?)</Message>", text)
-    if code:
-        return f"{code.group(1)}: {message.group(1)}" if message else code.group(1)
-    return text.partition(" Debug source")[0][:300]

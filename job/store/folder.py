@@ -1,33 +1,34 @@
 """The `file:` store: the same verbs as an object store over a folder, safe against crashes and power loss.
 
-A write is a temporary file, fsync, then `os.link` (create-only) or `os.replace`, then fsync of the folder. Needs a
-file system with hard links.
+A write is a temporary file, fsync, then `os.link` (create-only) or `os.replace`, then fsync of the folder. Where there are no
+hard links (FAT, many FUSE file systems) a rename that replaces nothing gives the name; docs/adr/0021 says why that is as safe.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from job import clock
-from job.errors import AccessDeniedError, ConfigError, NotFoundError, UnavailableError
-from job.store.backend import AlreadyExists, Entry, TransientError, point
+from job.errors import AccessDeniedError, ConfigError, IntegrityError, NotFoundError
+from job.store.backend import AlreadyExists, Entry, point
+from job.store.faults import UNABLE, of_errno
 
 TEMPORARY_PREFIX = ".tmp-"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_TEMPORARY = re.compile(r"\.tmp-[0-9]+-[0-9a-f]{16}")
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-
-def folder_of(uri: str) -> Path:
-    """The absolute folder that a `file:` URI names; relative ones are taken from the working folder."""
-    path = uri.removeprefix("file:")
-    if path.startswith("//"):
-        path = path[2:]
-        if not path.startswith(("/", "./", "../")):
-            raise ConfigError(f"store.uri: must be file:/absolute or file:./relative, received {uri!r}")
-    return Path(os.path.abspath(path))
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV)
+"""EPERM: FAT and exFAT; EOPNOTSUPP: SMB servers; ENOSYS: FUSE and old gVisor; EMLINK: where a file has one name at most."""
+_NO_SUCH_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+"""What file systems say that write names down by themselves, or cannot: PostgreSQL passes over them as well."""
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of linux/fcntl.h and linux/fs.h
+_SMB = ("cifs", "smb3")
 
 
 class FolderBackend:
@@ -42,7 +43,7 @@ class FolderBackend:
         with self._temporary(key, data) as (temporary, path):
             try:
                 with point("link", key):
-                    os.link(temporary, path)
+                    self._name(temporary, path, key=key)
             except FileExistsError as error:
                 fsync_folder(path.parent)  # its writer may have been killed before it came to this
                 raise AlreadyExists(key) from error
@@ -67,7 +68,7 @@ class FolderBackend:
         """All files under a folder, sorted by key, without unfinished temporary ones."""
         entries = []
         with self._translated(prefix):
-            for folder, _, names in os.walk(self._path(prefix), onerror=_raise_unless_absent):
+            for folder, _, names in os.walk(self._path(prefix), onerror=self._raise_unless_absent):
                 for name in names:
                     if name.startswith(TEMPORARY_PREFIX):
                         continue
@@ -83,7 +84,8 @@ class FolderBackend:
         with self._translated(prefix):
             try:
                 return sorted(entry.name for entry in os.scandir(self._path(prefix)) if entry.is_dir())
-            except FileNotFoundError:
+            except OSError as error:
+                self._raise_unless_absent(error)
                 return []
 
     def delete(self, key: str) -> None:
@@ -126,37 +128,74 @@ class FolderBackend:
     def sweep(self, prefix: str, *, older_than_seconds: float) -> None:
         """Remove temporary files that were not touched for so long: their writer was killed."""
         with self._translated(prefix):
-            for path in self._path(prefix).rglob(f"{TEMPORARY_PREFIX}*"):
+            found = self._path(prefix).rglob(f"{TEMPORARY_PREFIX}*")
+            for path in [path for path in found if _TEMPORARY.fullmatch(path.name) and path.is_file()]:
                 with contextlib.suppress(FileNotFoundError):
                     if clock.now() - path.stat().st_mtime > older_than_seconds:
                         with point("unlink", path.name):
                             path.unlink()
 
+    def _name(self, temporary: Path, path: Path, *, key: str) -> None:
+        """Give a finished file its name in one step, so that nobody ever sees half of it; `FileExistsError` when it is taken."""
+        try:
+            os.link(temporary, path)
+        except OSError as no_link:
+            if no_link.errno not in _NO_HARD_LINKS:
+                raise
+            try:
+                _rename_new(temporary, path)
+            except OSError as error:
+                if error.errno not in _NO_SUCH_RENAME:
+                    raise
+                reasons = f"no hard links ({no_link.strerror}) and no exclusive rename ({error.strerror})"
+                cause = f"{reasons}, so that two attempts could both write it"
+                raise UNABLE.to_error(where=f"file:{self._folder}: {key}", cause=cause) from error
+
     def _path(self, key: str) -> Path:
         path = self._folder / key
-        assert ".." not in path.parts and path.is_relative_to(self._folder), key
+        if ".." in path.parts or "\0" in key or not path.is_relative_to(self._folder):
+            raise IntegrityError(
+                f"store file:{self._folder}: the key {key!r} leads out of the store; this program has not written what names it"
+            )
         return path
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and its parents, each of them durable before anything is written inside.
 
-        One that is there already may have been made by a process that was killed before it came to the fsync.
+        One that is there already may have been made by a process that was killed before it came to the fsync. So above a store
+        that is not there yet every name counts; above one that is there, none.
         """
-        if folder in self._safe_folders:
-            return
-        if folder == self._folder.parent and folder.is_dir():  # not ours, from here on up
-            return
-        self._make_folder(folder.parent)
-        with contextlib.suppress(FileExistsError), point("mkdir", folder.name):
-            folder.mkdir()
+        is_new, found = not self._folder.is_dir(), []
+        while folder not in self._safe_folders and folder != folder.parent and (is_new or self._is_ours(folder)):
+            found.append(folder)
+            folder = folder.parent
+        for folder in reversed(found):
+            self._make_one(folder)
+            self._safe_folders.add(folder)
+
+    def _make_one(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+            with contextlib.suppress(FileExistsError), point("mkdir", folder.name):
+                folder.mkdir()
+        if not folder.is_dir():
+            check_way(folder, name=f"store file:{self._folder}")
+        if not self._is_ours(folder):
+            _sync_above(folder)
+            return
         try:
             fsync_folder(folder.parent)
         except PermissionError:  # what is above the store may be closed to us, such as the mount point of a volume
             if folder != self._folder:
                 raise
-        self._safe_folders.add(folder)
+
+    def _is_ours(self, folder: Path) -> bool:
+        return folder.is_relative_to(self._folder)
+
+    def _raise_unless_absent(self, error: OSError) -> None:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            check_way(self._folder, name=f"store file:{self._folder}")
+        if not isinstance(error, FileNotFoundError):
+            raise error
 
     @contextlib.contextmanager
     def _temporary(self, key: str, data: bytes) -> Iterator[tuple[Path, Path]]:
@@ -185,17 +224,36 @@ class FolderBackend:
         except FileNotFoundError:
             raise
         except OSError as error:
-            where = f"store file:{self._folder}: {key or '(root)'}"
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            if error.errno in _NO_ACCESS:
-                raise AccessDeniedError(f"{where}: {reason}; choose a folder that can be written: store.uri") from error
-            if error.errno in _NO_SPACE:
-                raise UnavailableError(
-                    f"{where}: {reason}; make room or choose another folder, then start again"
-                ) from error
-            if error.errno in (errno.ENOTDIR, errno.EEXIST):
-                raise NotFoundError(f"{where}: {reason}; a file stands where store.uri needs a folder") from error
-            raise TransientError(f"{key}: {reason}") from error
+            cause = os.strerror(error.errno) if error.errno else str(error)
+            raise of_errno(error.errno).to_error(
+                where=f"file:{self._folder}: {key or '(root)'}", cause=cause
+            ) from error
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """`renameat2` with RENAME_NOREPLACE, which Python does not offer: a name that is taken is refused by the kernel.
+
+    Raises:
+        OSError: EOPNOTSUPP on SMB, whose client in Linux tells the server to replace: two machines would both succeed.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None or _file_system(target.parent) in _SMB:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(target))
+    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def _file_system(folder: Path) -> str:
+    """The kernel's name of the file system that a folder is on; empty when it cannot be told."""
+    device = folder.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[2] == wanted:
+                return rest.split()[0]
+    return ""
 
 
 def _is_there(path: Path) -> bool:
@@ -208,16 +266,51 @@ def _is_there(path: Path) -> bool:
         return False
 
 
+def check_way(folder: Path, *, name: str) -> None:
+    """Refuse a path to a folder, there or not, that goes through a file, or through a link that leads nowhere.
+
+    Such a link is no empty folder: what it leads to may not be mounted yet.
+
+    Args:
+        name: what the message begins with.
+
+    Raises:
+        NotFoundError: naming what stands in the way.
+        AccessDeniedError: what is there may not be seen.
+    """
+    for path in (folder, *folder.parents):
+        try:
+            if path.is_dir():
+                return
+        except OSError as error:
+            kind = AccessDeniedError if error.errno in _NO_ACCESS else NotFoundError
+            raise kind(f"{name}: {path}: {os.strerror(error.errno or 0)}; choose another folder") from error
+        if path.is_symlink():
+            raise NotFoundError(
+                f"{name}: {path} is a link to {path.readlink()}, which is no folder; mount or make that one, or choose another"
+            )
+        if path.exists():
+            raise NotFoundError(f"{name}: {path}: a file stands where a folder is needed; choose another folder")
+
+
+def _sync_above(folder: Path) -> None:
+    """Make the name of a folder above the store outlive a loss of power, where that folder is open to us."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a loss of power."""
+    """Make the names in a folder outlive a loss of power, where the file system can be told to."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with point("fsync folder", folder.name):
             os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
     finally:
         os.close(descriptor)
-
-
-def _raise_unless_absent(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error

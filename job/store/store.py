@@ -15,6 +15,7 @@ from job import clock
 from job.errors import NotFoundError, UnavailableError
 from job.logs import warn
 from job.store.backend import AlreadyExists, Backend, Entry, TransientError, point
+from job.store.faults import CHECK_DISK, CHECK_NETWORK
 
 _FIRST_BACKOFF_SECONDS = 0.2
 _MAX_BACKOFF_SECONDS = 5.0
@@ -168,6 +169,7 @@ class Store:
         deadline = clock.monotonic() + self._deadline_seconds
         backoff = _FIRST_BACKOFF_SECONDS
         reasons: dict[str, None] = {}  # a set in order: the last try may only have run out of time
+        action = CHECK_DISK if self.uri.startswith("file:") else CHECK_NETWORK
         while True:
             try:
                 return self._counted(verb, attempt, deadline=deadline)
@@ -176,11 +178,11 @@ class Store:
             except TransientError as error:
                 wait = backoff * clock.uniform(0.5, 1.5)
                 reasons[str(error)] = None
+                action = error.action or action
                 if clock.monotonic() + wait >= deadline:
                     raise UnavailableError(
                         f"store {self.uri}: {verb} {key or '(root)'} failed for {self._deadline_seconds:g} s "
-                        f"(store.deadline_seconds): {', then: '.join([*reasons][-2:])}; check the endpoint and the network, "
-                        "then start again"
+                        f"(store.deadline_seconds): {', then: '.join([*reasons][-2:])}; {action}, then start again"
                     ) from error
                 warn("store.retry", verb=verb, key=key, wait_seconds=round(wait, 2), reason=str(error))
                 self._traffic.count_retry()

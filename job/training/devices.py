@@ -8,7 +8,6 @@ import ctypes
 import faulthandler
 import math
 import os
-import platform
 import re
 import resource
 import signal
@@ -16,6 +15,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from job import ambient
 from job.config import ClusterSection, TrainSection
 from job.errors import ConfigError, NotFoundError
 from job.training.workers import Workers, peer_errors
@@ -62,11 +62,8 @@ def threads(config: ClusterSection) -> dict[str, int]:
 
 
 def prepare_process(environ: MutableMapping[str, str]) -> None:
-    """Settings of the process that must be there before TensorFlow is imported; the user's own values win."""
-    environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if platform.machine() in ("x86_64", "AMD64"):
-        # On older CPUs it is off by default, and without it the bits depend on the number of threads.
-        environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    """What must be there before TensorFlow is imported."""
+    ambient.take_over(environ)
     _keep_freed_memory()
 
 

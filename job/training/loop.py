@@ -3,7 +3,7 @@
 Knows steps, epochs, checkpoints and signals; what a step computes is behind `Steps`. Never imports TensorFlow.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from job.runs.goodput import Ledger
 from job.signals import StopSignal
 from job.training import evaluation, pipeline
 from job.training.history import EpochRecord, best_epoch, is_evaluated, stops_at
-from job.training.steps import ChunkResult
+from job.training.steps import ChunkResult, position_of
 from job.training.watchdog import Watchdog
 from job.training.workers import Exchange, exchange_with_nobody
 
@@ -221,20 +221,24 @@ class Training:
         """Everything that the next step and the result depend on, the best epoch's weights included."""
         return self._steps.state() | {_BEST + name: array for name, array in self._best.items()}
 
-    def state_digest(self) -> str:
+    def state_digest(self, *, by_position: bool = False) -> str:
         """SHA-256 over weights, optimizer and seed-generator variables, metric sums, history, and the best epoch's weights where
         `train.keep` is best; times are left out. To be asked before `load_result`.
 
-        Equal in two runs when, and only when, every number that training produced is equal.
+        Equal in two runs when, and only when, every number that training produced is equal, and every name of a variable.
+
+        Args:
+            by_position: leave the names out.
         """
         results = canonical_json([record.results() for record in self.history])
-        return digest_of_arrays(sorted(self._state().items()), then=results)
+        arrays = sorted(self._state().items())
+        return digest_of_arrays(_by_position(arrays) if by_position else arrays, then=results)
 
     def common_digest(self) -> str:
         """SHA-256 over everything that has to be equal on all workers."""
         common = self._steps.common_state()
         best = {_BEST + name: array for name, array in self._best.items() if name in common}
-        return digest_of_arrays(sorted((common | best).items()))
+        return digest_of_arrays(_by_position(sorted((common | best).items())))
 
     def load_result(self) -> None:
         """Put the weights that become the result into the model: with `train.keep=best` those of the best epoch."""
@@ -345,6 +349,10 @@ class Training:
                 examples_per_second=round(progress.examples_per_second, 1),
                 eta_seconds=round(progress.eta_seconds, 1),
             )
+
+
+def _by_position(arrays: Iterable[tuple[str, NDArray[Any]]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    return ((position_of(name), array) for name, array in arrays)
 
 
 class _Meter:

@@ -16,7 +16,9 @@ from job.config import ModelSection
 from job.digests import sha256_hex
 from job.errors import ConfigError
 from job.plugins import call_function, digest_of_sources, user_code
+from job.runs.identity import BY_POSITION
 from job.training.devices import layers_of
+from job.training.names import rename, renamed_by_position
 from job.training.own_recipe import describe_recipe
 from job.training.trial import check_graph, variables_of
 
@@ -93,10 +95,13 @@ def check_same(model: Any, before: Mapping[str, Any], config: ModelSection) -> N
         ConfigError: it has not.
     """
     now = describe(model, config)
-    odd = [what for what in before if before[what] != now.get(what)]
+    odd = [
+        what for what in before if before[what] != now.get(what) and what != "model"
+    ]  # names that Keras counts may differ
     if odd:
+        what = "model" if odd[0] == BY_POSITION else odd[0].replace("_", " ")
         raise ConfigError(
-            f"{_FIELD}: {_name(config)} makes another model each time it is called (another {odd[0].replace('_', ' ')}); draw "
+            f"{_FIELD}: {_name(config)} makes another model each time it is called (another {what}); draw "
             "random numbers from keras.random or numpy.random's global generator, which are seeded; keep no state between calls"
         )
 
@@ -106,12 +111,17 @@ def describe(model: Any, config: ModelSection) -> dict[str, Any]:
 
     Returns:
         `model`: SHA-256 of what the model says that it is, names of variables included.
+        `model_by_position`: the same without the count in names that Keras made up; it tells models apart, and is in no digest.
         `initial_weights`: two sums over all weights in a few digits: the last bits differ from one kind of CPU or GPU to another.
         `source`: SHA-256 of the user's package; absent when the model consists of Keras' own parts, which say all about it.
         `recipe`: optimizer, loss and metrics of a compiled model; absent when it is not compiled.
     """
     text = _say_model(model)
-    described: dict[str, Any] = {"model": sha256_hex(text.encode()), "initial_weights": _fingerprint(model)}
+    described: dict[str, Any] = {
+        "model": sha256_hex(text.encode()),
+        BY_POSITION: sha256_hex(rename(text, renamed_by_position(model)).encode()),
+        "initial_weights": _fingerprint(model),
+    }
     source = None if _is_all_of_keras(model, text) else digest_of_sources(_name(config))
     recipe = describe_recipe(model)
     return described | ({"source": source} if source else {}) | ({"recipe": recipe} if recipe else {})

@@ -4,7 +4,8 @@ Owns the step function, its compilation and the metric sums of the running epoch
 stores, checkpoints or signals: it yields after every chunk and `loop.py` decides.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,11 +124,12 @@ class StepRunner:
             self._state[name].assign(arrays[name])
 
     def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Set what `state` returned.
+        """Set what `state` returned, variable by variable in their order; their names are taken from there.
 
         Raises:
-            IntegrityError: other names or shapes than this model and optimizer have.
+            IntegrityError: other variables or shapes than this model and optimizer have.
         """
+        self._take_names(arrays)
         expected = {(name, tuple(variable.shape)) for name, variable in self._state.items()}
         expected |= {(f"sums/{name}", ()) for name in self._sums}
         odd = expected ^ {(name, array.shape) for name, array in arrays.items()}
@@ -140,6 +142,14 @@ class StepRunner:
         if self._workers.is_chief:  # only their total over all replicas counts
             for name, variable in self._sums.items():
                 self._strategy.experimental_local_results(variable)[0].assign(self._totals[name])
+
+    def _take_names(self, stored: Iterable[str]) -> None:
+        """Call each variable what the first attempt has called it: Keras' count may be another in this process."""
+        names = {position_of(name): name for name in stored}
+        renamed = {name: names.get(position_of(name), name) for name in self._state}
+        self._state = {renamed[name]: variable for name, variable in self._state.items()}
+        self._own_names = {renamed[name] for name in self._own_names}
+        self._model_names = [renamed[name] for name in self._model_names]
 
     def start_epoch(self) -> None:
         """Set the metric sums to zero."""
@@ -191,6 +201,11 @@ class StepRunner:
             f"loss is not finite in epoch {epoch + 1}, step {step_in_epoch + 1} of {self._steps_per_epoch} (global step "
             f"{step + 1}); nothing after it is kept; {self._advice}"
         )
+
+
+def position_of(name: str) -> str:
+    """The name of an array of a state without what Keras makes up: `003/sequential_1/dense/bias` -> `003`."""
+    return re.sub(r"^((?:[a-z]+/)?[0-9]{3,})/.*", r"\1", name)
 
 
 def _check_readable(variables: Mapping[str, Any]) -> None:

@@ -1,10 +1,11 @@
-"""What `run --help` prints, and the tables of docs/reference.md: settings, exit codes, series."""
+"""What `run --help` prints, and the tables of docs/reference.md: settings, environment, exit codes, series."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from generators.splice import splice, to_rows
+from job.ambient import TABLE
 from job.config import describe_fields
 from job.contract import ExitCode
 from job.observe.metrics import Metrics
@@ -17,7 +18,13 @@ _HELP, _REFERENCE = "job/settings.txt", "docs/reference.md"
 def make_files(root: Path) -> dict[str, str]:
     """Path -> content."""
     text = None
-    for name, piece in (("settings", make_settings()), ("exit codes", make_exit_codes()), ("series", make_series())):
+    pieces = {
+        "settings": make_settings(),
+        "environment": make_environment(),
+        "exit codes": make_exit_codes(),
+        "series": make_series(),
+    }
+    for name, piece in pieces.items():
         text = splice(root / _REFERENCE, name, piece, text=text)
     assert text is not None
     return {_HELP: make_help(), _REFERENCE: text}
@@ -33,6 +40,16 @@ def make_settings() -> str:
     """A row for each setting."""
     rows = ((f"`{name}`", f"`{default}`", description) for name, default, description in describe_fields())
     return to_rows(("setting", "default", "meaning"), *rows)
+
+
+def make_environment() -> str:
+    """A row for each variable, or family of them, that a library reads."""
+    rows = ((_code(row.names), row.read_by, row.treatment, row.why) for row in TABLE)
+    return to_rows(("variables and files", "read by", "here", "why"), *rows)
+
+
+def _code(names: str) -> str:
+    return " ".join(f"`{name}`" for name in names.split())
 
 
 def make_exit_codes() -> str:

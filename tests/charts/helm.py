@@ -23,16 +23,21 @@ class RenderError(Exception):
 
 
 def render_text(
-    values: Mapping[str, Any] | None = None, *, files: tuple[Path, ...] = (), name: str = "train", namespace: str = "ml"
+    values: Mapping[str, Any] | None = None,
+    *,
+    files: tuple[Path, ...] = (),
+    flags: tuple[str, ...] = (),
+    name: str = "train",
+    namespace: str = "ml",
 ) -> str:
-    """The manifests as helm prints them; `values` come on top of an image and of `files`.
+    """The manifests as helm prints them; `values` come on top of an image and of `files`, and `flags` on top of all.
 
     Raises:
         RenderError: the schema or the chart refuses the values.
     """
     given = {"image": IMAGE} if not files else {}
     arguments = [name, str(CHART), "--namespace", namespace, *(f"--values={file}" for file in files)]
-    return _helm("template", *arguments, values={**given, **(values or {})})
+    return _helm("template", *arguments, *flags, values={**given, **(values or {})})
 
 
 def notes(values: Mapping[str, Any]) -> str:

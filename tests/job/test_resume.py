@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import QUICK, RunJob, job_command, job_environment
+from tests.conftest import QUICK, RunJob, job_command, job_environment, skip_or_fail
 
 pytestmark = pytest.mark.tf
 
@@ -37,11 +37,16 @@ Event = dict[str, Any]
 
 
 def run_until(
-    folder: Path, is_time: Callable[[Event], bool], *, flags: Sequence[str], signals: Sequence[int]
+    folder: Path,
+    is_time: Callable[[Event], bool],
+    *,
+    flags: Sequence[str],
+    signals: Sequence[int],
+    prefix: Sequence[str] = (),
 ) -> tuple[int, list[Event]]:
     """Start the job, send the signals (50 ms apart) once an event says so; its exit code and all events."""
     process = subprocess.Popen(
-        job_command(["run", *flags]),
+        [*prefix, *job_command(["run", *flags])],
         cwd=folder,
         env=job_environment({"PYTHONPATH": str(Path.cwd())}),
         stdout=subprocess.PIPE,
@@ -90,26 +95,35 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixtur
 def test_auto_goes_on_as_the_run_began_under_another_cpu_limit(
     run_job: RunJob, tmp_path: Path, first: int, then: int
 ) -> None:
-    """By itself `auto` would choose XLA with two threads and the graph with one."""
+    """By itself `auto` would choose XLA with two cores and the graph with one."""
     flags = [flag for flag in FLAGS if "dropout" not in flag]
     stopped, begun = run_until(
         tmp_path,
         lambda event: event["event"] == "epoch.end",
-        flags=[*flags, f"--cluster.intra_op_threads={first}"],
+        flags=flags,
         signals=[signal.SIGTERM],
+        prefix=on_cpus(first),
     )
     assert stopped == 75
-    goes_on = run_job("run", *flags, f"--cluster.intra_op_threads={then}")
+    goes_on = run_job("run", *flags, prefix=on_cpus(then))
     assert goes_on.code == 0, goes_on.stderr
     [started] = [event for event in begun if event["event"] == "train.start"]
     assert started["compile"] == goes_on.event("train.start")["compile"] == ("xla" if first == 2 else "graph")
     assert goes_on.event("checkpoint.restored")["step"] > 0
-    again = run_job("run", *flags, f"--cluster.intra_op_threads={then}")
+    again = run_job("run", *flags, prefix=on_cpus(then))
     assert again.event("run.end")["outcome"] == "already_committed"
     other = "graph" if first == 2 else "xla"
     refused = run_job("run", *flags, f"--train.compile={other}")
     assert refused.code == 73
     assert f"train.compile was '{started['compile']}', is '{other}'" in refused.error
+
+
+def on_cpus(count: int) -> list[str]:
+    """What limits a command to so many of the cores of this machine, as a pod's CPU limit does."""
+    cores = sorted(os.sched_getaffinity(0))[:count]
+    if len(cores) < count:
+        skip_or_fail(f"{count} cores are needed")
+    return ["taskset", "--cpu-list", ",".join(map(str, cores))]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, with real signals to this very process."""
+"""SIGTERM, SIGINT and SIGHUP, with real signals to this very process."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ import pytest
 from job.signals import StopRequested, StopSignal
 
 # PT012 is off where the statement at which the exception is raised is the very point.
-BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+ALL = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 
 
 @pytest.fixture
 def stop() -> Iterator[StopSignal]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     installed = StopSignal()
     installed.install()
     yield installed
@@ -26,7 +26,7 @@ def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-@BOTH
+@ALL
 def test_first_signal_interrupts_where_the_thread_stands(number: signal.Signals, stop: StopSignal) -> None:
     reached = []
     with pytest.raises(StopRequested, match=rf"^{number.name}$"):  # noqa: PT012
@@ -36,7 +36,7 @@ def test_first_signal_interrupts_where_the_thread_stands(number: signal.Signals,
     assert stop.requested == number.name
 
 
-@BOTH
+@ALL
 def test_second_signal_does_not_interrupt_the_way_out(number: signal.Signals, stop: StopSignal) -> None:
     with pytest.raises(StopRequested):
         send(signal.SIGTERM)
@@ -87,9 +87,16 @@ def test_request_is_not_caught_by_what_catches_errors(stop: StopSignal) -> None:
             pytest.fail("the request to stop was swallowed")
 
 
+def test_sighup_that_nohup_keeps_away_stays_away(stop: StopSignal) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop.install()
+    send(signal.SIGHUP)
+    assert stop.requested is None
+
+
 def test_a_signal_on_the_way_out_changes_nothing() -> None:
     stop = StopSignal()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     stop.install()
     try:
         stop.ignore()

@@ -13,6 +13,7 @@ import pytest
 from k8s import RunClient
 from k8s.causes import Object
 from k8s.cli import parse_command_line
+from k8s.connection import connect
 from k8s.errors import (
     ClientError,
     ConflictError,
@@ -362,6 +363,37 @@ def test_a_missing_cluster_is_one_line(tmp_path: Path) -> None:
     assert unknown.returncode == 64
     assert len(unknown.stderr.splitlines()) == 1
     assert run_cli("lisst").returncode == 64
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "list --help"])
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [(">/dev/full", 69), (">&-", 69), (">&- 2>&-", 69), (">/dev/full 2>/dev/full", 69), ("| true", 0), ("2>&-", 0)],
+)
+def test_output_that_is_lost_is_no_traceback(arguments: str, redirection: str, code: int) -> None:
+    command = f"{sys.executable} -m k8s {arguments} {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == (1 if code and "2>" not in redirection else 0)
+
+
+KUBECONFIG = """\
+contexts: [{name: here, context: {cluster: c, namespace: ml}}]
+clusters: [{name: c, cluster: {server: "http://127.0.0.1:9"}}]
+users: []
+"""
+
+
+@pytest.mark.parametrize("current", ["", 'current-context: ""\n', "current-context: gone\n"])
+def test_context_that_is_named_needs_no_current_context(current: str, tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_text(KUBECONFIG + current)
+    connection = connect(kubeconfig=str(file), context="here")
+    assert (connection.namespace, connection.client.configuration.host) == ("ml", "http://127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"kubeconfig .*; give --kubeconfig and --context"):
+        connect(kubeconfig=str(file))
 
 
 def test_help_imports_neither_kubernetes_nor_tensorflow() -> None:

@@ -34,7 +34,8 @@ def main() -> int:
     """Parse, run, report."""
     parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the short version: a few minutes")
-    parser.add_argument("--only", action="append", metavar="NAME", help="such as R3; may be given again")
+    names = [campaign.name for campaign in all_campaigns()]
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help="such as R3; may be given again")
     parser.add_argument(
         "--trials", type=int, metavar="N", help="of each campaign; an enumeration takes every n-th point"
     )
@@ -73,6 +74,8 @@ def main() -> int:
         for text in broken_limits(campaign, finished):
             broken += 1
             print(f"{campaign.name}: BROKEN: {text}")
+    if not any(finished for _, finished in rows):
+        parser.error("no trial is left to run; --first must be below --trials")
     today = time.strftime("%Y-%m-%d")
     print(f"\n{today}, seed {options.seed}\n{table(rows)}")
     print(f"scripts/torture: {'every promise held' if not broken else f'{broken} BROKEN'}")

@@ -196,7 +196,7 @@ def _prune_keeps_oldest() -> None:
     """The wrong end of the list."""
 
     def prune(store: Store, run_id: str, *, keep: int) -> None:
-        for _, key in checkpoint._list(store, run_id)[keep:]:
+        for key in checkpoint._list(store, run_id)[keep:]:
             store.delete(key)
 
     vars(checkpoint)["prune"] = prune

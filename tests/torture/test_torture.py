@@ -150,6 +150,22 @@ def test_failure_is_replayed_by_its_seed_and_number(bug: str, name: str) -> None
     assert line.partition(" (left in")[0] == broken[0].partition(" (left in")[0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "R99"], "argument --only: invalid choice: 'R99'"),
+        (["--only", "r3"], "argument --only: invalid choice: 'r3'"),
+        (["--only", "R9", "--first", "3", "--trials", "3"], "no trial is left to run; --first must be below --trials"),
+    ],
+)
+def test_campaign_without_a_trial_holds_no_promise(arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "tests.torture", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "held" not in done.stdout
+
+
 @pytest.mark.tf
 def test_real_run_has_no_point_that_is_never_killed_at(tmp_path: Path) -> None:
     script = (

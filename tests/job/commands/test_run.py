@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -142,7 +143,8 @@ def test_run_on_s3_publishes_and_leaks_no_credentials(run_job: RunJob, s3: S3, t
         assert "canary" not in finished.stdout + finished.stderr
 
 
-def test_sigterm_while_training_exits_with_75_and_commits_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_while_training_exits_with_75_and_commits_nothing(number: signal.Signals, tmp_path: Path) -> None:
     termination_log = tmp_path / "termination"
     process = subprocess.Popen(
         job_command(["run", *QUICK, "--train.epochs=10000", f"--observe.termination_log={termination_log}"]),
@@ -157,7 +159,7 @@ def test_sigterm_while_training_exits_with_75_and_commits_nothing(tmp_path: Path
         if json.loads(line)["event"] == "epoch.end":
             break
     asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, error = process.communicate(timeout=30)
 
     assert process.returncode == 75, error
@@ -166,7 +168,60 @@ def test_sigterm_while_training_exits_with_75_and_commits_nothing(tmp_path: Path
     message = json.loads(termination_log.read_text())
     assert (message["outcome"], message["code"]) == ("interrupted", 75)
     assert message["step"] > 0
+    assert list((tmp_path / "out").rglob("checkpoints/*.safetensors"))
     assert not list((tmp_path / "out").rglob("COMMIT.json"))
+
+
+@pytest.mark.parametrize(
+    "redirection",
+    [
+        ">&- 2>&-",
+        pytest.param(">/dev/full 2>/dev/full", marks=pytest.mark.full),
+        pytest.param("2>&1 | head -1", marks=pytest.mark.full),
+    ],
+)
+def test_a_run_whose_output_is_lost_ends_well_and_says_so_in_the_store(redirection: str, tmp_path: Path) -> None:
+    command = job_command(["run", *QUICK, "--run.id=r", "--observe.termination_log=./termination"])
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join(command)} {redirection}; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        env=job_environment({"PYTHONPATH": str(Path.cwd())}),
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "termination").read_text())["outcome"] == "committed"
+    stored = [
+        json.loads(line) for path in (tmp_path / "out").rglob("*.jsonl") for line in path.read_text().splitlines()
+    ]
+    names = [event["event"] for event in stored]
+    assert {"run.start", "commit.done", "run.end"} <= set(names)
+    assert ("output.lost" in names) == ("head" not in redirection)
+
+
+@pytest.mark.full
+def test_a_run_that_was_stopped_for_longer_than_the_watchdog_waits_goes_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        job_command(["run", *QUICK, "--train.epochs=100", "--run.id=r", "--observe.stall_timeout_seconds=10"]),
+        cwd=tmp_path,
+        env=job_environment({"PYTHONPATH": str(Path.cwd())}),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "epoch.end":
+            break
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(20.0)
+    process.send_signal(signal.SIGCONT)
+    output, _ = process.communicate(timeout=300)
+
+    events = [json.loads(line) for line in output.splitlines()]
+    assert process.returncode == 0
+    assert [event["seconds"] > 15 for event in events if event["event"] == "process.paused"] == [True]
+    assert events[-1]["goodput"]["seconds"]["paused"] > 15
 
 
 def test_sigkill_leaves_a_termination_message_that_says_running(tmp_path: Path) -> None:

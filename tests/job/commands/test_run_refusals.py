@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import pty
+import shlex
 import subprocess
 import threading
 import time
@@ -213,12 +214,97 @@ def test_output_into_a_closed_pipe_is_no_error(tmp_path: Path, arguments: str) -
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_bad_settings_are_in_the_termination_message_too(run_job: RunJob, tmp_path: Path) -> None:
-    done = run_job("run", "--train.epochs=0", f"--observe.termination_log={tmp_path / 'message'}")
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("run --train.epochs=0 --observe.termination_log=message", "train.epochs: must be greater"),
+        ("run --train.epochs=0 --observe.termination_log message", "train.epochs: must be greater"),
+        ("--observe.termination_log message run --train.epochs=0", "train.epochs: must be greater"),
+        ("run --observe.termination_log=other --observe.termination_log message --train.epochs=0", ""),
+        ("run --train.epoch=3 --observe.termination_log=message", "--train.epoch: unknown flag"),
+        ("run --epochs=3 --observe.termination_log=message", ""),
+        ("run --observe.termination_log=message --config", ""),
+        ("run --config missing.yaml --observe.termination_log=message", ""),
+        ("run --config config.yaml", "train.epochs: must be greater"),
+        ("run --config=config.yaml", "train.epochs: must be greater"),
+        ("run --config broken.yaml", ""),
+        ("run --config twice.yaml", ""),
+        ("run --config flow.yaml", "train.epochs: must be greater"),
+    ],
+)
+def test_whatever_is_refused_is_in_the_termination_message_too(
+    run_job: RunJob, tmp_path: Path, arguments: str, reason: str
+) -> None:
+    for name, text in {
+        "config": "observe:\n  termination_log: message\ntrain:\n  epochs: 0\n",
+        "broken": "observe:\n  termination_log: message\ntrain: [}\n",
+        "twice": "observe:\n  termination_log: message\nobserve:\n  log_format: json\n",
+        "flow": "{observe: {termination_log: message}, train: {epochs: 0}}",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    done = run_job(*arguments.split())
     message = json.loads((tmp_path / "message").read_text())
 
-    assert done.code == message["code"] == 64
-    assert message["reason"].startswith("train.epochs: must be greater than or equal to 1")
+    assert (done.code, message["code"], message["outcome"]) == (64, 64, "failed")
+    assert message["reason"].startswith(reason)
+    assert message["reason"].splitlines()[0] in done.error
+
+
+@pytest.mark.parametrize("name", ["MNIST_OBSERVE__TERMINATION_LOG", "mnist_observe__termination_log"])
+def test_a_variable_names_the_termination_message_of_a_refused_run(run_job: RunJob, tmp_path: Path, name: str) -> None:
+    done = run_job("run", "--train.epochs=0", env={name: "message"})
+    assert (done.code, json.loads((tmp_path / "message").read_text())["code"]) == (64, 64)
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "run --help", "config show", "config schema", "runs"])
+@pytest.mark.parametrize(("redirection", "loss"), [(">/dev/full", "No space left on device"), (">&-", "it is closed")])
+def test_a_command_that_prints_fails_when_nobody_can_read_it(
+    tmp_path: Path, arguments: str, redirection: str, loss: str
+) -> None:
+    environment = job_environment({"PYTHONPATH": str(Path.cwd())})
+    script = f"{shlex.join(job_command(arguments.split()))} {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    message = f"mnist-job: error 69: stdout: {loss}; what was asked for is not written; send it elsewhere\n"
+    assert (done.returncode, done.stderr) == (69, message)
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&- 2>&-", "| true"])
+def test_a_command_that_acts_does_so_whoever_reads_it(tmp_path: Path, redirection: str) -> None:
+    environment = job_environment({"PYTHONPATH": str(Path.cwd())})
+    script = f"{shlex.join(job_command(['store', 'check']))} {redirection}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "reason"),
+    [
+        ("raise SystemExit(0)", 64, "SystemExit"),
+        ("raise KeyboardInterrupt", 64, "KeyboardInterrupt"),
+        ("raise MemoryError('none left')", 64, "do not fit into memory: loading them asked for more: none left"),
+        ("raise Panic('from another language')", 64, "Panic: from another language"),
+        ("raise Silent", 64, "Silent"),
+        ("return load()", 64, "RecursionError"),
+    ],
+)
+def test_whatever_is_raised_is_reported(
+    run_job: RunJob, tmp_path: Path, statement: str, code: int, reason: str
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Panic(BaseException): pass\n"
+        "class Silent(Exception):\n  def __str__(self): raise ValueError\n"
+        f"def load():\n  {statement}\n"
+    )
+    done = run_job(
+        "run", "--data.source=mine:load", "--observe.termination_log=message", "--observe.metrics_port=0",
+        env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    message = json.loads((tmp_path / "message").read_text())
+    assert (done.code, message["code"], done.event("run.end")["code"]) == (code, code, code), done.stderr
+    assert reason in message["reason"]
+    assert reason in done.event("error")["reason"]
 
 
 @pytest.mark.tf

@@ -27,10 +27,14 @@ def test_mirror_is_written_verified_and_read_by_idx(
 ) -> None:
     uri = {"folder": "mirror", "file": f"file:{tmp_path / 'mirror'}", "s3": f"s3://{s3.bucket}/mirror"}[kind]
     flags = (f"--store.endpoint={s3.endpoint}", "--store.region=us-east-1") if kind == "s3" else ()
-    for _ in range(2):  # the second time everything stands already
+    scheme = "s3" if kind == "s3" else "file"
+    for said in (
+        f"4 files verified and written to {scheme}:",
+        f"verified, and in {scheme}:",
+    ):  # then everything is there already
         done = run_job("data", "prepare", "--from", str(mnist_dir), "--to", uri, *flags, env=s3.env)
         assert (done.code, done.stderr) == (0, "")
-        assert f"mnist: 4 files verified and written to {'s3' if kind == 's3' else 'file'}:" in done.stdout
+        assert f"mnist: {said}" in done.stdout
         assert f"--data.source=idx --data.uri={uri}" in done.stdout
     if kind != "s3":
         assert sorted(path.name for path in (tmp_path / "mirror").iterdir()) == sorted(IDX_FILES)
@@ -66,6 +70,14 @@ def test_other_content_in_the_place_is_kept_and_refused(mnist_dir: Path, store: 
     with pytest.raises(ConflictError, match=rf"mirror/{IDX_FILES[1]} holds other content; choose an empty place"):
         prepare_mirror(store, dataset="mnist", source=mnist_dir, cache_dir=NO_CACHE)
     assert store.get(IDX_FILES[1]) == other
+    assert [entry.key for entry in store.list_objects("")] == [IDX_FILES[1]], "nothing is written beside it"
+
+
+def test_only_what_is_missing_is_written_and_named(mnist_dir: Path, store: Store) -> None:
+    store.put(IDX_FILES[2], (mnist_dir / IDX_FILES[2]).read_bytes())
+    written = prepare_mirror(store, dataset="mnist", source=mnist_dir, cache_dir=NO_CACHE)
+    assert sorted(written) == sorted({*IDX_FILES} - {IDX_FILES[2]})
+    assert prepare_mirror(store, dataset="mnist", source=mnist_dir, cache_dir=NO_CACHE) == []
 
 
 def test_dataset_without_four_known_files_is_refused(mnist_dir: Path, store: Store) -> None:

@@ -323,7 +323,7 @@ class TestFolderWithDownloads:
         with pytest.raises(
             NotFoundError, match=rf"^data\.uri: .*/{name} does not exist; put the downloaded files of mnist"
         ):
-            load_tfds("mnist", cache_dir=tmp_path / "cache", manual_dir=str(tmp_path))
+            load_tfds("mnist", cache_dir=tmp_path / "cache", manual_dir=tmp_path)
 
     @pytest.mark.parametrize("content", [b"", b"other"])
     def test_file_that_is_another_is_named_before_anything_is_prepared(

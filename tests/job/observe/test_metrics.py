@@ -10,8 +10,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -157,12 +158,19 @@ class _Gateway(http.server.BaseHTTPRequestHandler):
 
     received: list[tuple[str, str, str]]
     code = 200
+    answer = ""
+    headers_to_send: Mapping[str, str] = MappingProxyType({})
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         self.received.append((self.command, self.path, body))
         self.send_response(self.code)
+        for name, value in self.headers_to_send.items():
+            self.send_header(name, value.replace("PATH", self.path))
         self.end_headers()
+        self.wfile.write(self.answer.encode())
+
+    do_GET = do_PUT = do_POST  # noqa: N815 - the names of the base class
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
         pass
@@ -170,6 +178,10 @@ class _Gateway(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway() -> Iterator[tuple[str, type[_Gateway]]]:
+    yield from _serve_gateway()
+
+
+def _serve_gateway() -> Iterator[tuple[str, type[_Gateway]]]:
     handler = type("Handler", (_Gateway,), {"received": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -177,7 +189,10 @@ def gateway() -> Iterator[tuple[str, type[_Gateway]]]:
         server.shutdown()
 
 
-def test_the_outcome_is_added_to_its_group(metrics: Metrics, gateway: tuple[str, type[_Gateway]]) -> None:
+def test_the_outcome_is_added_to_its_group(
+    metrics: Metrics, gateway: tuple[str, type[_Gateway]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="job")
     url, handler = gateway
     metrics.status.code = ExitCode.OK
     exposition.push(url, metrics.outcome, group={"model": "mnist", "namespace": "", "release": "nightly"})
@@ -185,6 +200,74 @@ def test_the_outcome_is_added_to_its_group(metrics: Metrics, gateway: tuple[str,
     assert method == "POST"  # PUT would take away what is not in it
     assert path == "/metrics/job/mnist-train/model/mnist/release/nightly"
     assert names(parse(body)) == _OUTCOME
+    assert [(record.message, record.fields) for record in caplog.records] == [("metrics.pushed", {"url": url})]  # type: ignore[attr-defined]
+
+
+Gateway = tuple[str, type[_Gateway]]
+
+
+@pytest.fixture
+def front() -> Iterator[Gateway]:
+    """What stands before a gateway."""
+    yield from _serve_gateway()
+
+
+@pytest.mark.parametrize("code", [301, 302, 307, 308])
+def test_a_push_that_is_redirected_arrives_as_it_was(
+    code: int, metrics: Metrics, gateway: Gateway, front: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="job")
+    front[1].code, front[1].headers_to_send = code, {"Location": f"{gateway[0]}PATH"}
+    metrics.status.code = ExitCode.OK
+    exposition.push(front[0], metrics.outcome, group={"model": "mnist"})
+    [sent], [arrived] = front[1].received, gateway[1].received
+    assert (arrived, arrived[0], names(parse(arrived[2]))) == (sent, "POST", _OUTCOME)
+    assert [record.message for record in caplog.records] == ["metrics.pushed"]
+
+
+_HTML = {"Content-Type": "text/html; charset=utf-8"}
+
+
+@pytest.mark.parametrize(
+    ("code", "headers", "answer", "reason"),
+    [
+        (200, _HTML, "<html>login</html>", "answered with a page"),
+        (200, {}, "<!doctype html>", "answered with a page"),
+        (200, _HTML, "", "answered with a page"),
+        (303, {"Location": "http://127.0.0.1:9/"}, "", "HTTP Error 303"),
+        (301, {"Location": "http://127.0.0.1:9/"}, "", "Connection refused"),
+        (301, {"Location": "gopher://127.0.0.1/"}, "", "HTTP Error 301"),
+        (301, {"Location": "PATH"}, "", "would lead to an infinite loop"),
+        (302, {}, "", "HTTP Error 302"),
+        (
+            400,
+            {},
+            "text format parsing error\nin line 1",
+            "HTTP Error 400: Bad Request: text format parsing error in line 1",
+        ),
+        (404, _HTML, "<h1>no</h1>", "HTTP Error 404"),
+        (405, {}, "", "HTTP Error 405"),
+        (413, {}, "", "HTTP Error 413"),
+        (503, {}, "", "HTTP Error 503"),
+    ],
+)
+def test_a_push_that_was_not_accepted_is_a_warning(
+    code: int,
+    headers: dict[str, str],
+    answer: str,
+    reason: str,
+    metrics: Metrics,
+    gateway: Gateway,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url, handler = gateway
+    handler.code, handler.headers_to_send, handler.answer = code, headers, answer
+    metrics.status.code = ExitCode.OK
+    exposition.push(url, metrics.outcome, group={})
+    [warning] = caplog.records
+    assert (warning.message, warning.fields["url"]) == ("metrics.not_pushed", url)  # type: ignore[attr-defined]
+    assert reason in warning.fields["reason"]  # type: ignore[attr-defined]
+    assert "correct observe.pushgateway_url or start the gateway" in warning.fields["reason"]  # type: ignore[attr-defined]
 
 
 def test_a_gateway_that_refuses_is_a_warning(
@@ -195,7 +278,7 @@ def test_a_gateway_that_refuses_is_a_warning(
     metrics.status.code = ExitCode.OK
     exposition.push(url, metrics.outcome, group={})
     assert [record.message for record in caplog.records] == ["metrics.not_pushed"]
-    assert "HTTPError: HTTP Error 500" in caplog.records[0].fields["reason"]  # type: ignore[attr-defined]
+    assert "HTTP Error 500" in caplog.records[0].fields["reason"]  # type: ignore[attr-defined]
 
 
 def test_a_gateway_that_is_silent_costs_five_seconds(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:

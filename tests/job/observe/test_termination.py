@@ -1,6 +1,7 @@
 """The termination message: always whole JSON, at most what the kubelet keeps."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from job.__main__ import _report
+from job.__main__ import _describe, _report
 from job.contract import TERMINATION_MESSAGE_MAX_BYTES, ExitCode
 from job.observe.termination import KUBELET_PATH, Status, choose_path
 
@@ -26,6 +27,42 @@ def read(path: Path) -> dict[str, Any]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "termination-log"
+
+
+class _NoTextError(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (MemoryError(), 1, "MemoryError: "),
+        (RecursionError("too deep"), 1, "RecursionError: too deep"),
+        (KeyboardInterrupt(), 1, "KeyboardInterrupt: "),
+        (SystemExit(0), 1, "SystemExit: 0"),
+        (GeneratorExit(), 1, "GeneratorExit: "),
+        (_NoTextError(), 1, "_NoTextError"),
+        (AssertionError("ours"), 70, "AssertionError: ours"),
+        (BrokenPipeError("a socket"), 1, "BrokenPipeError: a socket"),
+    ],
+)
+def test_what_nobody_raised_on_purpose_has_a_code_and_a_reason(error: BaseException, code: int, reason: str) -> None:
+    assert _describe(error) == (code, reason)
+
+
+def test_a_pipe_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    status = Status(path=tmp_path / "pipe")
+    status.write()
+    assert "No such device" in status.failure
+
+
+@pytest.mark.parametrize("path", ["missing/message", "a\0b", "/dev/full", "/", "x" * 300])
+def test_a_message_that_cannot_be_written_is_known_and_ends_nothing(path: str, tmp_path: Path) -> None:
+    status = Status(path=tmp_path / path)
+    status.end(outcome="committed", code=ExitCode.OK)
+    assert status.failure
 
 
 def test_limit_is_that_of_the_kubelet() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from job.config import StoreSection
 from job.config_sources import load_config
-from job.contract import champion_key, claim_key, retirements_prefix
+from job.contract import champion_key, claim_key, retirement_key
 from job.errors import ConflictError, IntegrityError, NotFoundError
 from job.registry import champion
 from job.registry.champion import Move
@@ -82,7 +82,7 @@ class TestMove:
         assert champion.claimed_versions(store, "a") == [(MODEL, 1)]
 
     def test_run_that_is_being_removed_cannot_become_champion(self, store: Store) -> None:
-        store.create(retirements_prefix("a") + "mark", b"{}")
+        store.create(retirement_key("a", token="0123456789abcdef"), b"{}")
         with pytest.raises(ConflictError, match=r"^run a is being removed, or was \(retention\.keep_runs\)"):
             move(store, None, to("a"))
         assert champion.read_newest(store, MODEL) is None

@@ -173,7 +173,8 @@ def test_version_that_a_later_move_brought_meanwhile_is_no_error(
 ) -> None:
     """The champion moves, and a quicker fetch brings the next one, while this one is still writing."""
     promote(store, "a")
-    served, moved = tmp_path / "served", []
+    served = tmp_path / "served"
+    moved: list[object] = []
 
     def overtake(point: str) -> None:
         if point == "before rename 1" and not moved:

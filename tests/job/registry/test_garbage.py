@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from job import clock
 from job.commands.cli import parse_command_line
+from job.commands.store import collect_garbage
 from job.config import StoreSection
+from job.config_sources import load_config
 from job.contract import commit_key
 from job.errors import AccessDeniedError, ConfigError, ConflictError, UnavailableError
 from job.registry.garbage import Garbage, delete_garbage, find_garbage
@@ -166,13 +169,14 @@ class TestFind:
         assert find(store) == []
 
     def test_left_overs_of_store_check_are_garbage_once_old(self, store: Store, folder: Path) -> None:
-        for name in ("old", "young"):
+        for name in ("0123456789abcdef", "fedcba9876543210", "mine"):
             store.put(f"checks/{name}", b"mnist-job store check")
-        set_age(folder, "checks/old", days=8)
+        for name in ("0123456789abcdef", "mine"):
+            set_age(folder, f"checks/{name}", days=8)
         [garbage] = find(store)
-        assert (garbage.place, keys(garbage), garbage.num_bytes) == ("checks/", {"old"}, 21)
+        assert (garbage.place, keys(garbage), garbage.num_bytes) == ("checks/", {"0123456789abcdef"}, 21)
         assert delete_garbage(store, garbage, **AGES) == garbage
-        assert list(content_of(folder)) == ["checks/young"]
+        assert sorted(content_of(folder)) == ["checks/fedcba9876543210", "checks/mine"]
 
     def test_nothing_outside_runs_and_checks_is_touched(self, store: Store, folder: Path) -> None:
         for key in ("models/mnist/champion/000000001.json", "runs/notes.txt", "readme"):
@@ -442,6 +446,28 @@ class TestCommandLine:
             "'10m'; see mnist-job gc --help"
         ]
 
+    @pytest.mark.parametrize("step_seconds", [-400 * DAY, -2 * DAY, 0.0, DAY, 400 * DAY])
+    def test_a_wrong_clock_of_this_machine_makes_nothing_old(
+        self, step_seconds: float, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The store's own clock is right; where this machine's is behind, less is old."""
+
+        class Wrong(clock.Source):
+            def now(self) -> float:
+                return time.time() + step_seconds
+
+        monkeypatch.setattr(clock, "source", Wrong())
+        add_unfinished_run(store, "alive")
+        add_unfinished_run(store)
+        set_age(folder, "runs/dead", days=8)
+        before = content_of(folder)
+        line = parse_command_line(["gc", "--delete"])
+        assert collect_garbage(line, load_config([f"--store.uri=file:{folder}"])) == 0
+        gone = {key for key in before if key not in content_of(folder)}
+        assert not any("alive" in key for key in gone)
+        assert bool(gone) == (step_seconds >= 0)
+        assert not (folder / "checks").exists() or not list((folder / "checks").iterdir())
+
     def test_listing_is_the_default_and_delete_deletes(self, run_job: RunJob, store: Store, folder: Path) -> None:
         add_committed_run(store)
         add_unfinished_run(store)
@@ -460,9 +486,9 @@ class TestCommandLine:
         [warning] = [json.loads(line) for line in dry.stderr.splitlines()]
         assert (warning["event"], warning["run_of_skipped"]) == ("gc.skipped", "broken")
 
-        left_over = folder / "runs/done/.tmp-1-killed"
+        left_over = folder / "runs/done/.tmp-1-0123456789abcdef"
         left_over.write_bytes(b"half")
-        set_age(folder, "runs/done/.tmp-1-killed", days=1)
+        set_age(folder, "runs/done/.tmp-1-0123456789abcdef", days=1)
         deleted = run_job("gc", "--older-than=1d", "--delete")
         assert deleted.code == 0
         assert not left_over.exists()

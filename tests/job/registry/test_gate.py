@@ -1,11 +1,15 @@
 """The gate on a real store: what is compared with what, who writes first, and what a kill in between leaves."""
 
 import json
+import logging
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from job import clock
 from job.config import PromotionSection, StoreSection
 from job.contract import champion_key, gate_key
 from job.errors import ConflictError, IntegrityError
@@ -18,6 +22,7 @@ from job.store.store import Store
 from tests.job.runs.committed_runs import commit_run, probabilities_with
 
 MODEL = "plain"
+DAY = 86400.0
 
 
 def no_model(files: Mapping[str, bytes]) -> Any:
@@ -114,6 +119,58 @@ class TestDecision:
         old = {"num_wrong": 0, "created": "2026-02-01T00:00:00.000+00:00"}
         assert settle(store, "old", **old) == ("refused", "older_run")
         assert champion_run(store) == "new"
+
+    @pytest.mark.parametrize(
+        ("champion_created", "champion_begun", "created", "begun", "verdict"),
+        [
+            (
+                "2126-01-01",
+                99.0,
+                "now",
+                0.0,
+                "promoted",
+            ),  # night 3 was in the next century, and so were the times of its files
+            ("tomorrow", 24.0, "now", 0.0, "promoted"),
+            ("tomorrow", -24.0, "now", 0.0, "promoted"),  # the store knew better
+            ("2126-01-01", -0.1, "now", 0.0, "promoted"),
+            ("yesterday", -24.0, "1970-01-01", 0.0, "promoted"),  # tonight's clock is wrong, and the store's is not
+            ("yesterday", -24.0, "1999-12-31", -2.0, "promoted"),
+            ("now", 0.0, "yesterday", -24.0, "refused"),  # slow and old
+            ("now", 0.0, "yesterday", 0.0, "refused"),  # a copied store: all files are of one time
+            ("now", 0.0, "yesterday", 0.5, "refused"),
+            ("yesterday", 0.0, "2020-01-01", -9.0, "refused"),
+        ],
+    )
+    def test_run_that_only_a_wrong_clock_calls_older_is_not_refused_for_it(
+        self,
+        champion_created: str,
+        champion_begun: float,
+        created: str,
+        begun: float,
+        verdict: str,
+        store: Store,
+        folder: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """`begun`: hours from now, by the clock of the store."""
+        days = {"yesterday": -1.0, "now": 0.0, "tomorrow": 1.0}
+
+        def settle_at(run: str, created: str, begun: float) -> str:
+            when = (
+                clock.timestamp(clock.now() + DAY * days[created])
+                if created in days
+                else f"{created}T00:00:00.000+00:00"
+            )
+            commit = commit_run(store, run, num_wrong=9 if run == "old" else 0, created=when)
+            stamp = clock.now() + 3600.0 * begun
+            os.utime(folder / "runs" / run / "run.json", (stamp, stamp))
+            return gate(store).settle(commit).verdict
+
+        assert settle_at("old", champion_created, champion_begun) == "promoted"
+        with caplog.at_level(logging.WARNING, logger="job"):
+            assert settle_at("new", created, begun) == verdict
+        assert ("gate.clock_was_wrong" in caplog.messages) == (verdict == "promoted")
+        assert champion_run(store) == ("new" if verdict == "promoted" else "old")
 
     def test_drop_is_counted_from_the_champion_that_all_are_measured_by(self, store: Store) -> None:
         settle(store, "a", num_wrong=2)

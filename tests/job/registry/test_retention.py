@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from job.attempt import after_commit
 from job.config import StoreSection
 from job.contract import champion_key, retirements_prefix
 from job.errors import ConflictError, UnavailableError
@@ -170,7 +171,9 @@ class TestRuns:
             def list_objects(self, prefix: str) -> list[Entry]:
                 raise TransientError("away")
 
-        apply_retention(Store(Failing(folder), uri="file:x", deadline_seconds=0.1), MODEL, keep_runs=1, keep_versions=1)
+        away = Store(Failing(folder), uri="file:x", deadline_seconds=0.1)
+        with after_commit("retention.failed"):
+            apply_retention(away, MODEL, keep_runs=1, keep_versions=1)
         assert [record.getMessage() for record in caplog.records] == ["retention.failed"]
 
 

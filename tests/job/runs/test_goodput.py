@@ -90,12 +90,17 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def check_sum(ledger: Ledger, *, abs_seconds: float = 0.01) -> dict[str, Any]:
+def check_sum(ledger: Ledger, *, abs_seconds: float = 0.01, is_calendar_wrong: bool = False) -> dict[str, Any]:
     """The goodput, once its seconds are found to add up to the wall time; rounding to 1 ms is all that may differ."""
     goodput = ledger.goodput()
     assert sum(goodput["seconds"].values()) == pytest.approx(goodput["wall_seconds"], abs=abs_seconds)
     assert min(goodput["seconds"].values()) >= 0
     assert goodput["down_seconds"] >= 0
+    assert 0 <= goodput["ratio"] <= 1
+    meta = ledger.to_meta(is_end=False)
+    by_calendar = clock.now() - ledger.first_started_seconds - meta["down_seconds"] + meta["overlap_seconds"]
+    if not is_calendar_wrong:
+        assert goodput["wall_seconds"] == pytest.approx(by_calendar, abs=abs_seconds)
     return goodput
 
 
@@ -235,6 +240,42 @@ class TestNextAttempt:
         assert goodput["seconds"]["train"] == pytest.approx(trained + 1.0, abs=0.02)  # each second of a kept step, once
         # The calendar holds no other time. It begins with attempt.json where the first attempt left nothing else.
         assert goodput["wall_seconds"] + goodput["down_seconds"] == pytest.approx(world.now - begun, abs=0.01)
+
+
+DAY = 86400.0
+
+
+class TestTime:
+    def test_a_pause_is_no_productive_time(self, world: World) -> None:
+        ledger = world.begin()
+        with ledger.phases("train"):
+            world.pass_seconds(10.0)
+            world.pass_seconds(500.0)
+            world.paused_seconds += 500.0
+        goodput = check_sum(ledger)
+        assert (goodput["seconds"]["train"], goodput["seconds"]["paused"]) == (10.0, 500.0)
+        assert goodput["wall_seconds"] == 510.0 + OWN_SECONDS
+
+    @pytest.mark.parametrize("step_seconds", [-100 * 365 * DAY, -DAY, -3600.0, -0.5, 0.5, 3600.0, DAY, 100 * 365 * DAY])
+    @pytest.mark.parametrize("when", ["before training", "in training", "between two attempts"])
+    def test_a_step_of_the_calendar_changes_no_ratio(self, step_seconds: float, when: str, world: World) -> None:
+        def step(at: str) -> None:
+            world.step_seconds += step_seconds if at == when else 0.0
+
+        first = world.begin(before_restore=lambda: step("before training"))
+        world.train(first, 50.0)
+        step("in training")
+        world.train(first, 50.0)
+        goodput = check_sum(first, is_calendar_wrong=True)
+        if when != "before training":
+            assert goodput["ratio"] == round(100.0 / (100.0 + OWN_SECONDS), 4)
+        world.save(first, step=45, is_end=True)
+        step("between two attempts")
+        second = world.begin()
+        world.train(second, 100.0)
+        goodput = check_sum(second, is_calendar_wrong=True)
+        assert goodput["seconds"]["train"] == 200.0
+        assert goodput["seconds"]["lost"] <= INTERVAL + OWN_SECONDS
 
 
 class TestChain:

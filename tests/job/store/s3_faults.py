@@ -24,6 +24,7 @@ class Fault:
         is_stored: whether the request takes effect all the same.
         is_silent: say nothing until the server stops, instead of cutting the connection.
         is_cut_off: cut the connection in the middle of the right body.
+        location: another server, to which the reply sends the client on.
     """
 
     status: int = 0
@@ -31,6 +32,7 @@ class Fault:
     is_stored: bool = False
     is_silent: bool = False
     is_cut_off: bool = False
+    location: str = ""
 
 
 def reply(status: int, code: str = "", message: str = "as told") -> Fault:
@@ -50,7 +52,7 @@ class FaultyS3:
     """The server's state.
 
     Attributes:
-        plan: faults by HTTP method, each used for one request in turn; the last of `always` for all that follow.
+        plan: faults by HTTP method, each used for one request in turn, None for a healthy answer; `always` is for all others.
     """
 
     endpoint: str = ""
@@ -58,7 +60,7 @@ class FaultyS3:
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     num_writes: int = 0
-    plan: dict[str, list[Fault]] = field(default_factory=dict)
+    plan: dict[str, list[Fault | None]] = field(default_factory=dict)
     always: Fault | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -120,7 +122,11 @@ class Handler(BaseHTTPRequestHandler):
             if fault.is_silent:
                 self.state.stopping.wait(30)
             if fault.status:
-                self._reply(fault.status, fault.body.encode(), {})
+                self._reply(
+                    fault.status,
+                    fault.body.encode(),
+                    {"Location": fault.location + self.path} if fault.location else {},
+                )
             else:
                 self._cut()
 

@@ -235,7 +235,7 @@ PERMANENT: dict[str, tuple[Fault, type[JobError], str]] = {
     "no bucket": (
         reply(404, "NoSuchBucket"),
         NotFoundError,
-        r"^store s3://bucket/prefix: the bucket does not exist; create it or correct store\.uri",
+        r"^store s3://bucket/prefix: the bucket does not exist; create it or correct store\.uri \(NoSuchBucket: as told\)",
     ),
 }
 
@@ -250,7 +250,7 @@ class TestPermanentFaults:
         assert len(server.requests) == 1
         assert seconds < 3
 
-    @pytest.mark.parametrize("fault", [name for name in PERMANENT if name != "no bucket"])
+    @pytest.mark.parametrize("fault", PERMANENT)
     def test_permanent_fault_of_a_delete_is_typed(self, fault: str, server: FaultyS3) -> None:
         answer, error, message = PERMANENT[fault]
         server.always = answer
@@ -272,9 +272,32 @@ class TestPermanentFaults:
         store = connect(server.endpoint, deadline_seconds=0.5)
         refusal_of(lambda: VERBS[verb][1](store), NotFoundError, r"^store s3://bucket/prefix: .*store\.uri")
 
-    def test_https_endpoint_that_speaks_http_is_unavailable(self, server: FaultyS3) -> None:
-        store = connect(server.endpoint.replace("http:", "https:"), deadline_seconds=0.5)
-        refusal_of(lambda: store.get(KEY), UnavailableError, r"failed for 0\.5 s .*check the endpoint")
+    def test_https_endpoint_that_speaks_http_is_a_wrong_endpoint(self, server: FaultyS3) -> None:
+        store = connect(server.endpoint.replace("http:", "https:"))
+        refusal_of(lambda: store.get(KEY), ConfigError, r"speaks no TLS.*; correct store\.endpoint")
+
+    @pytest.mark.parametrize("code", [301, 302, 307, 308])
+    @pytest.mark.parametrize("verb", ["create", "put", "delete"])
+    def test_write_that_is_redirected_is_never_taken_for_done(self, code: int, verb: str, server: FaultyS3) -> None:
+        """obstore follows some redirects with another method: the bucket's old object must not pass for the new one."""
+        prepare(server, "get")
+        with serve() as front:
+            front.always = Fault(status=code, location=server.endpoint)
+            store = connect(front.endpoint, deadline_seconds=1)
+            if verb == "delete" and code in (307, 308):  # sent on as it was
+                store.delete(KEY)
+                assert server.objects == {}
+                return
+            with pytest.raises(JobError, match=r"^store"):
+                VERBS[verb][1](store)
+        assert server.objects == {STORED_KEY: DATA}
+
+    @pytest.mark.parametrize("status", [409, 412])
+    @pytest.mark.parametrize("verb", ["put", "get", "list", "delete"])
+    def test_refusal_of_what_set_no_condition_is_typed(self, status: int, verb: str, server: FaultyS3) -> None:
+        server.always = reply(status, "Refused")
+        error = UnavailableError if status == 409 else NotFoundError
+        refusal_of(lambda: VERBS[verb][1](connect(server.endpoint, deadline_seconds=0.5)), error, "Refused: as told")
 
 
 class TestRefusedCreate:
@@ -345,6 +368,40 @@ class TestCredentials:
         ):
             open_store(StoreSection(uri=uri), environ={"AWS_ACCESS_KEY_ID": "only half"})
         assert time.monotonic() - started < 1
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("AWS_ACCESS_KEY_ID", "canary-id\n"),
+            ("AWS_ACCESS_KEY_ID", "canary-id\r"),
+            ("AWS_ACCESS_KEY_ID", "canary-id\x7f"),
+            ("AWS_ACCESS_KEY_ID", "\x01canary-id"),
+            ("AWS_ACCESS_KEY_ID", "canary-id "),
+            ("AWS_ACCESS_KEY_ID", "canary-id\udcff"),  # a byte that is no UTF-8
+            ("AWS_SECRET_ACCESS_KEY", "canary-secret\n"),
+            ("AWS_SECRET_ACCESS_KEY", "canary\tsecret"),
+            ("AWS_SESSION_TOKEN", "canary-token\n"),
+            ("AWS_REGION", "us-east-1\n"),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "canary-token\r\n"),
+        ],
+    )
+    def test_a_value_that_no_header_can_carry_is_refused_by_name_before_any_request(
+        self, name: str, value: str
+    ) -> None:
+        with pytest.raises(AccessDeniedError, match=rf"^store s3://: {name} must be printable") as refusal:
+            open_store(StoreSection(uri="s3://b/p"), environ=CANARIES | {name: value})
+        assert_no_canary(str(refusal.value))
+
+    def test_a_service_accounts_json_may_have_lines(self) -> None:
+        from job.store.cloud import _require_clean_values
+
+        _require_clean_values("gs", environ={"GOOGLE_SERVICE_ACCOUNT_KEY": '{\n "type": "service_account"\n}\n'})
+        with pytest.raises(AccessDeniedError, match="AZURE_STORAGE_ACCOUNT_KEY must be printable"):
+            _require_clean_values("az", environ={"AZURE_STORAGE_ACCOUNT_KEY": "canary\n"})
+
+    def test_a_region_with_a_line_break_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"^store\.region: must be printable"):
+            open_store(StoreSection(uri="s3://b/p", region="us-east-1\n"), environ=CANARIES)
 
     def test_command_without_credentials_exits_77_at_once(self, run_job: RunJob) -> None:
         done = run_job("runs", "--store.uri=s3://bucket/prefix", timeout=10)

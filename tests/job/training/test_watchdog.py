@@ -15,10 +15,11 @@ from tests.conftest import QUICK, RunJob
 MODEL = """
 import ctypes, time
 import keras, tensorflow as tf
-import job.training.own_model, job.training.trial
+import job.training.own_model, job.training.trial, job.training.watchdog
 
 # Calls of Python are refused before training; here they stand for whatever else may hang in a step.
 job.training.own_model.check_graph = job.training.trial.check_graph = lambda *given, **named: None
+job.training.watchdog.LAST_NET_SECONDS = 5  # an hour
 calls = 0
 
 def hang_in_python(x):
