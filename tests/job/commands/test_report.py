@@ -219,7 +219,7 @@ def test_run_leaves_a_report_beside_its_log_and_report_makes_it_again(run_job: R
     assert "promoted to version 1 of digits" in Page(stored.read_bytes()).text
 
     assert run_job("report", "r", "--to=new/folder/again.html").code == 0
-    for place, code, reason in (("/dev/full", 69, "No space left on device"), ("again.html/x", 66, "Not a directory")):
+    for place, code, reason in (("/dev/full", 69, "No space left on device"), ("again.html/x", 66, "File exists")):
         refused = run_job("report", "r", f"--to={place}")
         assert (refused.code, refused.stderr.count("\n")) == (code, 1)
         assert f"--to: {place} cannot be written: {reason}; choose another file" in refused.stderr

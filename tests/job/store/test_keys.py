@@ -32,12 +32,6 @@ class TestFolder:
         with pytest.raises(ConfigError, match=rf"needs a name of {num_bytes} bytes, .* at most {limit} are possible"):
             store.check_keys(["a", key])
 
-    def test_long_folder_of_the_store_itself_is_named(self, tmp_path: Path) -> None:
-        folder = tmp_path / "/".join(["n" * 200] * 19)
-        store = open_store(StoreSection(uri=f"file:{folder}"), environ={})
-        with pytest.raises(ConfigError, match=r"needs a name of \d+ bytes, .* at most 4095 are possible"):
-            store.check_keys(["k" * 250 + "/" + "k" * 250])
-
     @pytest.mark.skipif(os.getuid() == 0, reason="root writes everywhere; test_run_refusals.py takes that away")
     def test_folder_that_is_closed_is_named(self, store: Store, folder: Path) -> None:
         (folder / "models").mkdir(parents=True, mode=0o555)
