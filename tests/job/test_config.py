@@ -342,6 +342,7 @@ class TestRefusals:
             ("train: {<<: {epochs: 3}, <<: {epochs: 4}}", r"the key '<<' is there twice"),
             ("train: {epochs: 017}", r"017 is an octal number in YAML, and a decimal one elsewhere"),
             ("model: {hidden_units: [-017]}", r"-017 is an octal number"),
+            ("run: {suffix: 007}", r"007 is an octal number .*, or quote the text"),
             ("data: {cache_dir: ~}", r"~ is null in YAML, and the home folder in a path; write null or '~'"),
             ("data: {cache_dir: ''}", r"data\.cache_dir: must have a value"),
             ("data: {source: a:b, args: {a: 1:30}}", r"1:30 is read in more than one way"),

@@ -361,6 +361,7 @@ def test_a_missing_cluster_is_one_line(tmp_path: Path) -> None:
     assert nowhere.stderr.startswith("mnist-k8s: error 64: no cluster is configured")
     unknown = run_cli("list", "--kubeconfig=/no/such/file")
     assert unknown.returncode == 64
+    assert unknown.stderr.startswith("mnist-k8s: error 64: kubeconfig /no/such/file: there is no such file; give")
     assert len(unknown.stderr.splitlines()) == 1
     assert run_cli("lisst").returncode == 64
 
