@@ -196,22 +196,13 @@ def _make_result(
     writer = _make_writer(config, surroundings)
     train(config, training, checkpoint, writer, surroundings=surroundings, ledger=ledger, result_digest=result_digest)
     agreement.compare_weights(prepared.exchange, training)
-    state_digests = {
-        "state_digest": training.state_digest(),
-        "state_digest_by_position": training.state_digest(by_position=True),
-    }
+    state_digests = _digests_of_state(training)
     results = workload.finish(training, phases=phases)
     surroundings.view.set(test_loss=results.scores.loss)
     recalls = {of_class.name: of_class.recall for of_class in results.scores.classes}
     surroundings.view.evaluated(recalls, results.scores.metrics)
     with phases("publish"):
-        record = {
-            "counters": training.counters(training.total_steps, ledger=ledger),
-            "goodput": ledger.goodput(),
-            "bit_identical": ledger.is_bit_identical,
-            "chain": ledger.chain,
-            **training.decisions(),
-        }
+        record = _describe_work(training, ledger)
         files = {**results.files, read.METRICS_FILE: _to_metrics_file(results, training=training, record=record)}
         stored += write.upload(store, run_id, attempt_id=identity.attempt, files=files)
         content = (
@@ -237,6 +228,25 @@ def _make_result(
         is_new=committed.attempt == identity.attempt,
     )
     return committed, surroundings
+
+
+def _digests_of_state(training: Training) -> dict[str, str]:
+    """Of weights, optimizer and counters, with the variables' names and without what Keras counts in them."""
+    return {
+        "state_digest": training.state_digest(),
+        "state_digest_by_position": training.state_digest(by_position=True),
+    }
+
+
+def _describe_work(training: Training, ledger: Ledger) -> dict[str, Any]:
+    """What metrics.json and COMMIT.json both say about how the result was made."""
+    return {
+        "counters": training.counters(training.total_steps, ledger=ledger),
+        "goodput": ledger.goodput(),
+        "bit_identical": ledger.is_bit_identical,
+        "chain": ledger.chain,
+        **training.decisions(),
+    }
 
 
 def _agree(

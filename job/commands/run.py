@@ -4,7 +4,7 @@ import os
 import resource
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
 
 from job import __version__, contract, logs, streams
 from job.assist import assist
@@ -64,28 +64,13 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
             exposition.push(config.observe.pushgateway_url, metrics.outcome, group=_push_group(config, pod))
 
     def log_end() -> None:
-        goodput = status.goodput() if status.goodput else None
-        _emit_end(status, display, phases=phases.to_json(), goodput=goodput, peak_memory_bytes=peak_memory_bytes())
+        _emit_end(status, display, phases=phases)
 
     def store_log() -> None:
         stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
 
-    def end() -> None:
-        for step in (push, log_end, store_log):
-            try:
-                step()
-            except Exception as error:  # noqa: BLE001 - one way of telling the end must not take the others along
-                logs.warn("end.incomplete", step=step.__name__, reason=f"{type(error).__name__}: {error}")
-
-    status.on_end = end
-    logs.configure(
-        log_format,
-        run=identity.run,
-        attempt=identity.attempt,
-        worker=workers.index,
-        write=display.write,
-        also=stored_log if workers.is_chief else None,
-    )
+    status.on_end = lambda: _tell_end(push, log_end, store_log)
+    _configure_logs(log_format, identity, workers, display=display, stored_log=stored_log)
     status.write()
     logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     if config.observe.metrics_port:
@@ -111,6 +96,28 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     if config.observe.report and not outcome.is_skipped:
         report |= _make_report(config, outcome)
     return _end_well(config, outcome, status=status, log_format=log_format)
+
+
+def _configure_logs(
+    log_format: logs.LogFormat, identity: AttemptIdentity, workers: Workers, *, display: Display, stored_log: StoredLog
+) -> None:
+    logs.configure(
+        log_format,
+        run=identity.run,
+        attempt=identity.attempt,
+        worker=workers.index,
+        write=display.write,
+        also=stored_log if workers.is_chief else None,
+    )
+
+
+def _tell_end(*ways: Callable[[], None]) -> None:
+    """Tell the end in every way; one that fails takes no other along."""
+    for tell in ways:
+        try:
+            tell()
+        except Exception as error:  # noqa: BLE001 - see above
+            logs.warn("end.incomplete", step=tell.__name__, reason=f"{type(error).__name__}: {error}")
 
 
 def _check_metric(config: Config) -> None:
@@ -210,7 +217,7 @@ def _end_stalled(reason: str, stacks: str, *, status: Status) -> None:
         os._exit(code)
 
 
-def _emit_end(status: Status, display: Display, **fields: Any) -> None:
+def _emit_end(status: Status, display: Display, *, phases: Phases) -> None:
     display.stop()
     if status.failure:
         logs.warn("termination_log.failed", path=str(status.path), reason=status.failure)
@@ -229,7 +236,9 @@ def _emit_end(status: Status, display: Display, **fields: Any) -> None:
         accuracy=status.accuracy,
         commit=status.commit,
         seconds=status.seconds,
-        **fields,
+        phases=phases.to_json(),
+        goodput=status.goodput() if status.goodput else None,
+        peak_memory_bytes=peak_memory_bytes(),
     )
 
 
