@@ -40,9 +40,12 @@ def connect(*, kubeconfig: str = "", context: str = "", namespace: str = "") -> 
 
     configuration = Configuration()
     configuration.retries = False  # `api.py` knows which requests may be sent twice
-    paths = kubeconfig or os.environ.get("KUBECONFIG", "") or DEFAULT_KUBECONFIG
+    from_environment = os.environ.get("KUBECONFIG", "")
+    paths = kubeconfig or from_environment or DEFAULT_KUBECONFIG
     is_there = any(_is_file(path) for path in paths.split(os.pathsep))
     if is_there or kubeconfig or context:
+        origin = "--kubeconfig" if kubeconfig else "KUBECONFIG" if from_environment else "kubeconfig"
+        _require_one(paths, origin=origin)
         from_context = _load_kubeconfig(configuration, paths, context=context)
     else:
         from_context = _load_service_account(configuration, looked_at=paths)
@@ -51,6 +54,12 @@ def connect(*, kubeconfig: str = "", context: str = "", namespace: str = "") -> 
 
 def _is_file(path: str) -> bool:
     return os.path.isfile(os.path.expanduser(path))  # noqa: PTH111, PTH113 - Path.expanduser fails without a home folder
+
+
+def _require_one(paths: str, *, origin: str) -> None:
+    """Of several files, those that are not there are left out, as kubectl does."""
+    if not any(os.path.exists(os.path.expanduser(path)) for path in paths.split(os.pathsep)):  # noqa: PTH110, PTH111 - as above
+        raise UsageError(f"{origin}: {paths} does not exist; give --kubeconfig FILE, or set KUBECONFIG")
 
 
 def _load_kubeconfig(configuration: Any, paths: str, *, context: str) -> str:
