@@ -62,7 +62,8 @@ def _obey(arguments: list[str], *, stop: StopSignal, status: Status) -> int:
     from job.commands.dispatch import PRINTING, dispatch  # after parsing: --help needs none of it
 
     code = dispatch(line, stop=stop, status=status)
-    return _printed() if code == ExitCode.OK and line.command in PRINTING else code
+    is_list = line.command == "gc" and not line.options.delete
+    return _printed() if code == ExitCode.OK and (is_list or line.command in PRINTING) else code
 
 
 def _printed() -> int:

@@ -1,6 +1,6 @@
 """What dependencies read from the environment and from files in the home folder, and what this program does about each.
 
-`TABLE` is the list, made from the dependencies' sources; docs/reference.md shows it. Settings and credentials are not in it.
+`TABLE` is the list, made from the dependencies' sources; docs/environment.md shows it. Settings and credentials are not in it.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from job.errors import ConfigError
+from job.uris import check_url, shown
 
 OWN_VARIABLES = frozenset({"MNIST_TEST_DATA", "MNIST_DIR"})
 """They start like settings and are none: for `scripts/test` and `scripts/kind`."""
@@ -373,8 +374,18 @@ def s3_options(bucket: str, environ: Mapping[str, str], *, endpoint: str | None,
 
 
 def s3_endpoint(environ: Mapping[str, str]) -> str | None:
-    """The server of `s3://` without `store.endpoint`, by the names and in the order of AWS's own programs."""
-    return environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None
+    """The server of `s3://` without `store.endpoint`, by the names and in the order of AWS's own programs.
+
+    Raises:
+        ConfigError: names the variable that holds no address of a server.
+    """
+    name = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if environ.get(name)), None)
+    if name is None:
+        return None
+    try:
+        return check_url(environ[name])
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}, received {shown(environ[name])}") from error
 
 
 def recorded(environ: Mapping[str, str]) -> dict[str, str]:

@@ -206,7 +206,7 @@ def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {path} cannot be read: {one_line(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that no calendar has
-        raise ConfigError(f"--config: {path} is not YAML: {_describe_yaml(error)}") from error
+        raise ConfigError(f"--config: {path} cannot be used: {_describe_yaml(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -214,7 +214,8 @@ def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
     for key, value in content.items():
         if key not in Config.model_fields:
             sections = list(Config.model_fields)
-            raise ConfigError(f"{key}: unknown section in {path}{nearest(key, sections)}; known: {', '.join(sections)}")
+            hint = nearest(key, sections) or _did_you_mean(nearest_settings(key))
+            raise ConfigError(f"{key}: unknown section in {path}{hint}; known: {', '.join(sections)}")
         if not isinstance(value, dict):
             raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {str(value)[:80]}")
     return content

@@ -84,7 +84,9 @@ def _to_setting(loader: _Loader, node: yaml.Node) -> object:
         return None
     if node.tag == f"{_TAG}int" and _OCTAL.fullmatch(node.value):
         raise _refusal(
-            node, f"{node.value} is an octal number in YAML, and a decimal one elsewhere; drop the zero in front"
+            node,
+            f"{node.value} is an octal number in YAML, and a decimal one elsewhere; "
+            "drop the zero in front, or quote the text",
         )
     return str(node.value)
 

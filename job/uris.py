@@ -21,6 +21,8 @@ _OTHER_NAMES = {
 """Scheme that other programs know -> ours."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]*")
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*(%[a-z0-9._-]+)?")
+"""A name as DNS has it, or an address; obstore panics at others, such as names with umlauts."""
 _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095
 """Of one folder or file, and of a whole path: more fits no file system."""
 
@@ -114,13 +116,15 @@ def check_url(text: str) -> str:
     is_address = text.startswith(("http://", "https://")) and not re.search(r"\s", text)
     try:
         parts = urlsplit(text)
-        is_address = is_address and bool(parts.hostname) and parts.port != 0 and "@" not in text
+        is_address = is_address and bool(_HOST.fullmatch(parts.hostname or "")) and parts.port != 0 and "@" not in text
     except ValueError:  # such as a port of 99999
         is_address = False
     if not is_address:
         raise ValueError(f"{rule}, such as https://host:9000")
     if "?" in text or "#" in text:
         raise ValueError(f"{rule}, no ? and no #; leave out what follows")
+    if not text.isascii() or {".", ".."} & set(parts.path.split("/")):
+        raise ValueError(f"{rule}, and no ., .. or letters beyond ASCII in its path; write what the server is to read")
     return text
 
 

@@ -40,26 +40,17 @@ def connect(*, kubeconfig: str = "", context: str = "", namespace: str = "") -> 
 
     configuration = Configuration()
     configuration.retries = False  # `api.py` knows which requests may be sent twice
-    from_environment = os.environ.get("KUBECONFIG", "")
-    paths = kubeconfig or from_environment or DEFAULT_KUBECONFIG
-    is_there = any(_is_file(path) for path in paths.split(os.pathsep))
+    paths = kubeconfig or os.environ.get("KUBECONFIG", "") or DEFAULT_KUBECONFIG
+    # Path.expanduser fails without a home folder.
+    files = [os.path.expanduser(path) for path in paths.split(os.pathsep)]  # noqa: PTH111
+    is_there = any(map(os.path.isfile, files))
+    if (kubeconfig or context) and not any(map(os.path.exists, files)):
+        raise UsageError(f"kubeconfig {paths}: there is no such file; give --kubeconfig FILE, or set KUBECONFIG")
     if is_there or kubeconfig or context:
-        origin = "--kubeconfig" if kubeconfig else "KUBECONFIG" if from_environment else "kubeconfig"
-        _require_one(paths, origin=origin)
         from_context = _load_kubeconfig(configuration, paths, context=context)
     else:
         from_context = _load_service_account(configuration, looked_at=paths)
     return Connection(client=ApiClient(configuration), namespace=namespace or from_context or "default")
-
-
-def _is_file(path: str) -> bool:
-    return os.path.isfile(os.path.expanduser(path))  # noqa: PTH111, PTH113 - Path.expanduser fails without a home folder
-
-
-def _require_one(paths: str, *, origin: str) -> None:
-    """Of several files, those that are not there are left out, as kubectl does."""
-    if not any(os.path.exists(os.path.expanduser(path)) for path in paths.split(os.pathsep)):  # noqa: PTH110, PTH111 - as above
-        raise UsageError(f"{origin}: {paths} does not exist; give --kubeconfig FILE, or set KUBECONFIG")
 
 
 def _load_kubeconfig(configuration: Any, paths: str, *, context: str) -> str:

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -27,6 +28,8 @@ IDX_FILES = (
 REPOSITORY = Path(__file__).parent.parent
 
 _MNIST_FOLDER = os.environ.get("MNIST_TEST_DATA", "")
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, and every process that a test starts would, too
 
 IS_CI = os.environ.get("CI") == "true"
 

@@ -34,7 +34,10 @@ def prepare(line: CommandLine, loaded: LoadedConfig) -> int:
 
 def check(line: CommandLine, loaded: LoadedConfig) -> int:
     """Say whether the configured data can be had: 0 when, and only when, a run would get them."""
+    from job.datasets.load import check_source
+
     config = loaded.config
+    check_source(config.data)
     way = _find_tfds(config, seconds=line.options.timeout) if config.data.source == "tfds" else None
     if way:
         print(f"{config.data.name}: {way}")

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from job.commands.summary import say_weights
-from job.errors import ConfigError
+from job.errors import NotFoundError, UnavailableError
 from job.registry.rules import GateRecord
 from job.runs.read import CommittedRun, more_metrics
+from job.store.faults import of_errno
+from job.store.folder import check_way
 from job.texts import say_placement
 from job.training.evaluation import most_confused
 
@@ -78,15 +80,20 @@ def make_report(committed: CommittedRun, metrics: Mapping[str, Any], gate: GateR
 
 
 def write_report(path: Path, page: bytes) -> None:
-    """Put it into a local file.
+    """Put it into a local file; folders above it that are missing are made.
 
     Raises:
-        ConfigError: it cannot be written there.
+        JobError: it cannot be written there.
     """
+    check_way(path.parent, name="--to")
+    if path.is_symlink() and not path.exists():
+        raise NotFoundError(f"--to: {path} is a link to {path.readlink()}, which leads nowhere; choose another file")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(page)
     except OSError as error:
-        raise ConfigError(f"--to: {path} cannot be written: {error.strerror}") from error
+        kind = of_errno(error.errno).error or UnavailableError
+        raise kind(f"--to: {path} cannot be written: {error.strerror}; choose another file") from error
 
 
 def _summary(committed: CommittedRun) -> Iterable[tuple[str, str]]:

@@ -219,11 +219,14 @@ def _files_in(name: str, folder: Path) -> dict[str, Path]:
 def _find_downloads(name: str, *, cache_dir: Path) -> dict[str, Path]:
     """What tensorflow-datasets has downloaded into the cache, found by its checksum: name -> path."""
     wanted, found = {download.sha256: download.name for download in _downloads(name)}, {}
-    for path in (cache_dir / "tfds" / "downloads").rglob("*"):
-        with contextlib.suppress(OSError):  # of somebody else, or removed since it was listed
-            file_name = wanted.get(_sha256_of(path)) if path.is_file() else None
-            if file_name:
-                found[file_name] = path
+    for folder, _, names in os.walk(
+        cache_dir / "tfds" / "downloads"
+    ):  # which passes over folders that may not be entered
+        for path in (Path(folder, name) for name in names):
+            with contextlib.suppress(OSError):  # of somebody else, or removed since it was listed
+                file_name = wanted.get(_sha256_of(path))
+                if file_name:
+                    found[file_name] = path
     return found
 
 

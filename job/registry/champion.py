@@ -245,8 +245,11 @@ def choose_model(store: Store, config: Config) -> str:
     found = list_models(store)
     if len(found) == 1:
         return found[0]
-    which = f"there are {', '.join(found)}" if found else "no run was promoted yet"
-    raise NotFoundError(f"store {store.uri}: which model is not clear: {which}; name it with --promotion.model_name")
+    if not found:
+        raise NotFoundError(f"store {store.uri}: no run was promoted yet; if one was, correct store.uri")
+    raise NotFoundError(
+        f"store {store.uri}: which model is not clear: there are {', '.join(found)}; name it with --promotion.model_name"
+    )
 
 
 def list_models(store: Store) -> list[str]:

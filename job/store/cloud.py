@@ -4,14 +4,15 @@ Retries are not made here: counts of retries bound nothing, so `Store` owns them
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
+from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError, UnknownConfigurationKeyError
 from obstore.exceptions import NotFoundError as ObjectNotFoundError
 from obstore.store import S3Store, from_url
 
@@ -31,7 +32,7 @@ _CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
         ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
         ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
-        ("AWS_CONTAINER_CREDENTIALS_FULL_URI",),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
         ("AWS_SKIP_SIGNATURE",),
     ),
     "gs": (
@@ -92,7 +93,8 @@ class CloudBackend:
         except BaseError as error:
             verdict, cause = of_request(error)
             if verdict.error is NotFoundError:  # nothing was asked yet
-                raise ConfigError(f"store.uri: {uri} cannot be opened: {cause}") from error
+                name = _culprit(cause, scheme=scheme, environ=environ)
+                raise ConfigError(f"{name}: {uri} cannot be opened: {cause}") from error
             raise verdict.to_error(where=uri, cause=cause) from error
         except ValueError as error:
             raise ConfigError(f"store.uri: {uri} cannot be opened: {one_line(error)}") from error
@@ -256,11 +258,29 @@ def _require_clean_values(scheme: str, *, environ: Mapping[str, str]) -> None:
     """Refuse what no HTTP header can carry: obstore panics at it, or signs with it and is refused."""
     for name, value in environ.items():
         is_json = scheme == "gs" and value.lstrip().startswith("{")
-        if name.startswith(_PREFIXES[scheme]) and not is_json and not _is_clean(value):
+        is_odd = name.startswith(_PREFIXES[scheme]) and not is_json and not _is_clean(value)
+        if is_odd and _is_read(name, scheme=scheme):
             raise AccessDeniedError(
                 f"store {scheme}://: {name} must be printable and without spaces or line breaks around it, received one of "
                 f"{len(value)} characters that is not; make the Secret again, with printf %s instead of echo"
             )
+
+
+def _is_read(name: str, *, scheme: str) -> bool:
+    """Whether obstore reads a variable: others with such a name, such as GOOGLE_PRIVATE_KEY, may hold anything."""
+    try:
+        from_url(f"{scheme}://bucket", config=cast("Any", {name: ""}))
+    except UnknownConfigurationKeyError:
+        return False
+    except (BaseError, ValueError):
+        return True
+    return True
+
+
+def _culprit(cause: str, *, scheme: str, environ: Mapping[str, str]) -> str:
+    """The variable whose value obstore's complaint quotes, else `store.uri`."""
+    found = (name for name, value in environ.items() if name.upper().startswith(_PREFIXES[scheme]) and value)
+    return next((name for name in found if re.search(rf"(?<!\w){re.escape(environ[name])}(?!\w)", cause)), "store.uri")
 
 
 def _is_clean(value: str) -> bool:

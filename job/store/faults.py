@@ -159,7 +159,8 @@ _CAUSES: tuple[tuple[str, str, Verdict], ...] = (
     (r"dns error", "", _NO_NAME),
     (r"proxy authorization required", "", _DENIED),
     (
-        r"token file|TokenFile|OpenCredentials|DecodeCredentials|Credential \{|InvalidAccessKey|service account file",
+        r"token file|TokenFile|OpenCredentials|DecodeCredentials|Credential \{|InvalidAccessKey|service account file"
+        r"|MissingSas|MalformedSas",
         "",
         _CREDENTIALS,
     ),
@@ -259,7 +260,7 @@ def _innermost(debug: str) -> str:
     deepest = max((_depth(line) for line in lines), default=0)
     leaves = [line.strip().rstrip(",") for line in lines if _depth(line) == deepest]
     quoted = [found[1] for leaf in leaves if (found := re.search(r'"(.*)"', leaf))]
-    return [*leaves, *quoted][-1].rpartition("source: ")[2][:200] if deepest else ""
+    return [*leaves, *quoted][-1].rpartition("source: ")[2].replace('\\"', '"')[:200] if deepest else ""
 
 
 def _depth(line: str) -> int:

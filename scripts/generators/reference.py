@@ -1,4 +1,4 @@
-"""What `run --help` prints, and the tables of docs/reference.md: settings, environment, exit codes, series."""
+"""What `run --help` prints, and the tables of docs/reference.md and docs/environment.md."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.termination import Status
 
-_HELP, _REFERENCE = "job/settings.txt", "docs/reference.md"
+_HELP, _REFERENCE, _ENVIRONMENT = "job/settings.txt", "docs/reference.md", "docs/environment.md"
 
 
 def make_files(root: Path) -> dict[str, str]:
@@ -20,14 +20,14 @@ def make_files(root: Path) -> dict[str, str]:
     text = None
     pieces = {
         "settings": make_settings(),
-        "environment": make_environment(),
         "exit codes": make_exit_codes(),
         "series": make_series(),
     }
     for name, piece in pieces.items():
         text = splice(root / _REFERENCE, name, piece, text=text)
     assert text is not None
-    return {_HELP: make_help(), _REFERENCE: text}
+    environment = splice(root / _ENVIRONMENT, "environment", make_environment())
+    return {_HELP: make_help(), _REFERENCE: text, _ENVIRONMENT: environment}
 
 
 def make_help() -> str:
@@ -44,7 +44,9 @@ def make_settings() -> str:
 
 def make_environment() -> str:
     """A row for each variable, or family of them, that a library reads."""
-    rows = ((_code(row.names), row.read_by, row.treatment, row.why) for row in TABLE)
+    order = ["refused", "set", "removed", "default", "recorded, bits", "recorded", "for the store", "no effect"]
+    ordered = sorted(TABLE, key=lambda row: order.index(row.treatment))
+    rows = ((_code(row.names), row.read_by, row.treatment, row.why) for row in ordered)
     return to_rows(("variables and files", "read by", "here", "why"), *rows)
 
 

@@ -93,6 +93,12 @@ URLS = [
     "http://[::1",
     "http://host?canary",
     "http://host/#x",
+    "http://münchen",
+    "http://'host'",
+    "http://${HOST}:9000",
+    "http://host/ü",
+    "http://host/a/../b",
+    "http://host/./a",
 ]
 
 

@@ -361,9 +361,8 @@ def test_a_missing_cluster_is_one_line(tmp_path: Path) -> None:
     assert nowhere.stderr.startswith("mnist-k8s: error 64: no cluster is configured")
     unknown = run_cli("list", "--kubeconfig=/no/such/file")
     assert unknown.returncode == 64
-    assert unknown.stderr == (
-        "mnist-k8s: error 64: --kubeconfig: /no/such/file does not exist; give --kubeconfig FILE, or set KUBECONFIG\n"
-    )
+    assert unknown.stderr.startswith("mnist-k8s: error 64: kubeconfig /no/such/file: there is no such file; give")
+    assert len(unknown.stderr.splitlines()) == 1
     assert run_cli("lisst").returncode == 64
 
 
@@ -400,16 +399,16 @@ def test_context_that_is_named_needs_no_current_context(current: str, tmp_path: 
 
 def test_a_kubeconfig_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone, there = tmp_path / "gone", tmp_path / "there"
-    with pytest.raises(UsageError, match=rf"^--kubeconfig: {gone}:{gone}2 does not exist; "):
+    with pytest.raises(UsageError, match=rf"^kubeconfig {gone}:{gone}2: there is no such file; give"):
         connect(kubeconfig=f"{gone}:{gone}2")
     there.write_text(KUBECONFIG)
     assert connect(kubeconfig=f"{gone}:{there}", context="here").namespace == "ml"
     monkeypatch.setenv("KUBECONFIG", str(gone))
-    with pytest.raises(UsageError, match=rf"^KUBECONFIG: {gone} does not exist; give --kubeconfig FILE"):
+    with pytest.raises(UsageError, match=rf"^kubeconfig {gone}: there is no such file; give"):
         connect(context="here")
     monkeypatch.delenv("KUBECONFIG")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(UsageError, match=r"^kubeconfig: ~/\.kube/config does not exist; give --kubeconfig FILE"):
+    with pytest.raises(UsageError, match=r"^kubeconfig ~/\.kube/config: there is no such file; give"):
         connect(context="here")
 
 

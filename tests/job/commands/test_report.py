@@ -1,5 +1,6 @@
 """report.html: what stands on it, that no text becomes markup, and that it costs no run."""
 
+import contextlib
 import copy
 import json
 from html.parser import HTMLParser
@@ -10,8 +11,9 @@ import pytest
 
 from job.attempt import Outcome
 from job.commands import run
-from job.commands.report import make_report
+from job.commands.report import make_report, write_report
 from job.config import Config
+from job.errors import JobError, NotFoundError, UnavailableError
 from job.registry.rules import GateRecord
 from job.runs.read import CommittedRun, parse_run
 from tests.conftest import QUICK, RunJob
@@ -202,6 +204,29 @@ def test_page_of_twenty_classes_shows_them_all_in_their_order() -> None:
     assert shown.text.index("class number 2 ") < shown.text.index("class number 3 ")
 
 
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("new/a b/x.html", None),
+        ("file/x.html", NotFoundError),
+        ("link", NotFoundError),
+        ("link/x.html", NotFoundError),
+        ("folder", NotFoundError),
+        ("/dev/full", UnavailableError),
+    ],
+)
+def test_place_of_a_report_is_made_or_refused_as_every_place(
+    name: str, error: type[JobError] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(error, match=r"^--to: ") if error else contextlib.nullcontext():
+        write_report(tmp_path / name, b"page")
+    assert error or (tmp_path / name).read_bytes() == b"page"
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_report_that_cannot_be_made_costs_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     config = Config.model_validate({"store": {"uri": f"file:{tmp_path}"}})
     outcome = Outcome(committed=committed_of(_COMMIT), is_new=True, model_location="")
@@ -218,9 +243,10 @@ def test_run_leaves_a_report_beside_its_log_and_report_makes_it_again(run_job: R
     assert (tmp_path / "again.html").read_bytes() == stored.read_bytes()
     assert "promoted to version 1 of digits" in Page(stored.read_bytes()).text
 
-    refused = run_job("report", "r", "--to=no/such/folder.html")
-    assert (refused.code, refused.stderr.count("\n")) == (64, 1)
-    assert "--to: no/such/folder.html cannot be written: No such file or directory" in refused.stderr
+    assert run_job("report", "r", "--to=new/folder/again.html").code == 0
+    refused = run_job("report", "r", "--to=/dev/full")
+    assert (refused.code, refused.stderr.count("\n")) == (69, 1)
+    assert "--to: /dev/full cannot be written: No space left on device; choose another file" in refused.stderr
     assert run_job("report", "other").code == 66
 
     assert run_job("run", *QUICK, "--run.id=q", "--observe.report=false").code == 0

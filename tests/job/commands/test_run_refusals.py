@@ -422,7 +422,7 @@ def test_temporary_folder_without_room_for_the_export_is_69_before_anything_is_t
     ("flag", "message"),
     [
         (f"--promotion.model_name={LONG}", "needs a name of 310 bytes, nnn"),
-        (f"--store.uri=file:./{LONG}", "needs a name of 300 bytes, nnn"),
+        (f"--store.uri=file:./{LONG}", "each name in it 255"),
         (f"--store.uri=file:./{'/'.join([LONG[:200]] * 20)}", "at most 4095 are possible; use a shorter folder"),
         (
             f"--store.uri=s3://bucket/{LONG * 4}",

@@ -123,7 +123,7 @@ def python(code: str, *arguments: object, prefix: tuple[str, ...] = ()) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=590,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -210,7 +210,7 @@ import sys
 from pathlib import Path
 from job.datasets.dataset import digest_of, to_canonical
 from job.datasets.tfds import load_tfds
-print(digest_of(to_canonical(load_tfds("mnist", cache_dir=Path(sys.argv[1]), manual_dir=sys.argv[2]))))
+print(digest_of(to_canonical(load_tfds("mnist", cache_dir=Path(sys.argv[1]), manual_dir=Path(sys.argv[2])))))
 """
 
 

@@ -240,7 +240,7 @@ class TestName:
 
     def test_only_model_of_a_store_needs_no_name(self, store: Store) -> None:
         config = load_config([]).config
-        with pytest.raises(NotFoundError, match=r"no run was promoted yet; name it with --promotion\.model_name"):
+        with pytest.raises(NotFoundError, match=r"no run was promoted yet; if one was, correct store\.uri"):
             champion.choose_model(store, config)
         moved(store, None, to("a"))
         assert champion.choose_model(store, config) == "plain"

@@ -409,7 +409,7 @@ class TestFileSystems:
             (
                 {"fsync": "EIO"},
                 69,
-                "failed for 1 s (store.deadline_seconds): Input/output error; check the disk or the file server",
+                "failed for 3 s (store.deadline_seconds): Input/output error; check the disk or the file server",
             ),
             ({"link": "ESTALE"}, 69, "Stale file handle; check the disk or the file server"),
             ({"fsync": "ENOMEM"}, 69, "Cannot allocate memory; the machine has too little of something"),
@@ -418,7 +418,7 @@ class TestFileSystems:
     def test_fault_ends_with_its_code_and_leaves_nothing(
         self, failing: dict[str, str], code: int, words: str, library: Path, tmp_path: Path, run_job: RunJob
     ) -> None:
-        settings = (f"--store.uri=file:{tmp_path}/store", "--store.deadline_seconds=1")
+        settings = (f"--store.uri=file:{tmp_path}/store", "--store.deadline_seconds=3")
         done = run_job("store", "check", *settings, env=faulty(library, **failing))
         assert (done.code, words in done.error, done.error.count("\n")) == (code, True, 0), done.error
         assert ("store.retry" in done.stdout + done.stderr) is ("failed for" in done.error), (

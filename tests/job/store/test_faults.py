@@ -382,7 +382,7 @@ class TestCredentials:
             ("AWS_SECRET_ACCESS_KEY", "canary\tsecret"),
             ("AWS_SESSION_TOKEN", "canary-token\n"),
             ("AWS_REGION", "us-east-1\n"),
-            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "canary-token\r\n"),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/canary-token\r\n"),
         ],
     )
     def test_a_value_that_no_header_can_carry_is_refused_by_name_before_any_request(
@@ -398,6 +398,40 @@ class TestCredentials:
         _require_clean_values("gs", environ={"GOOGLE_SERVICE_ACCOUNT_KEY": '{\n "type": "service_account"\n}\n'})
         with pytest.raises(AccessDeniedError, match="AZURE_STORAGE_ACCOUNT_KEY must be printable"):
             _require_clean_values("az", environ={"AZURE_STORAGE_ACCOUNT_KEY": "canary\n"})
+
+    def test_variables_that_obstore_does_not_read_may_hold_anything(self) -> None:
+        environ = CANARIES | {
+            "AWS_CA_PEM": "-----BEGIN\nx\n",
+            "GOOGLE_SKIP_SIGNATURE": "1",
+            "GOOGLE_PRIVATE_KEY": "a\nb\n",
+        }
+        for uri in ("s3://b/p", "gs://b/p"):
+            assert open_store(StoreSection(uri=uri), environ=environ).uri == uri
+
+    @pytest.mark.parametrize(
+        ("name", "value", "code", "words"),
+        [
+            ("AWS_UNSIGNED_PAYLOAD", "maybe", 64, "AWS_UNSIGNED_PAYLOAD: s3://b/p cannot be opened: failed to parse"),
+            ("AWS_CHECKSUM_ALGORITHM", "CRC32", 64, "AWS_CHECKSUM_ALGORITHM: s3://b/p cannot be opened"),
+            ("AWS_SERVER_SIDE_ENCRYPTION", "yes", 64, "AWS_SERVER_SIDE_ENCRYPTION: s3://b/p cannot be opened"),
+            ("AWS_ENDPOINT_URL", "minio:9000", 64, "AWS_ENDPOINT_URL: must be a URL"),
+            ("AWS_ENDPOINT_URL_S3", "http://x y", 64, "AWS_ENDPOINT_URL_S3: must be a URL"),
+        ],
+    )
+    def test_a_variable_that_obstore_cannot_read_is_named(
+        self, name: str, value: str, code: int, words: str, run_job: RunJob
+    ) -> None:
+        done = run_job("store", "check", "--store.uri=s3://b/p", env=CANARIES | {name: value})
+        assert (done.code, words in done.error) == (code, True), done.error
+        assert done.error.count(value) <= 2, "the reason is said once"
+
+    def test_a_sas_token_without_its_form_is_a_matter_of_credentials(self, run_job: RunJob) -> None:
+        env = {"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_SAS_TOKEN": "zzz"}
+        assert run_job("store", "check", "--store.uri=az://b/p", env=env).code == 77
+
+    def test_the_address_of_a_credentials_server_alone_is_none(self) -> None:
+        with pytest.raises(AccessDeniedError, match="FULL_URI and AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
+            open_store(StoreSection(uri="s3://b/p"), environ={"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://x"})
 
     def test_a_region_with_a_line_break_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"^store\.region: must be printable"):

@@ -32,11 +32,6 @@ class TestFolder:
         with pytest.raises(ConfigError, match=rf"needs a name of {num_bytes} bytes, .* at most {limit} are possible"):
             store.check_keys(["a", key])
 
-    def test_long_folder_of_the_store_itself_is_named(self, tmp_path: Path) -> None:
-        store = open_store(StoreSection(uri=f"file:{tmp_path}/{'n' * 256}"), environ={})
-        with pytest.raises(ConfigError, match="needs a name of 256 bytes"):
-            store.check_keys(["a"])
-
     @pytest.mark.skipif(os.getuid() == 0, reason="root writes everywhere; test_run_refusals.py takes that away")
     def test_folder_that_is_closed_is_named(self, store: Store, folder: Path) -> None:
         (folder / "models").mkdir(parents=True, mode=0o555)
