@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -19,7 +20,35 @@ def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
         UsageError: an unknown command or option.
         SystemExit: after `--help` and `--version`.
     """
-    return _make_parser().parse_args(arguments)
+    parser = _make_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command = options.command
+        hint = _suggest(unknown) if "settings" in options else ""
+        raise UsageError(f"unrecognized arguments: {shlex.join(unknown)}{hint}; see {parser.prog} {command} --help")
+    return options
+
+
+def _suggest(unknown: Sequence[str]) -> str:
+    """How to give settings that were given without `--set`: `--train.epochs=3`, `--epochs 3`, `train.epochs=3`."""
+    given, remaining = [], list(unknown)
+    while remaining:
+        argument = remaining.pop(0)
+        if argument.startswith("--") and "=" not in argument:
+            has_value = bool(remaining) and not remaining[0].startswith("--")
+            argument += "=" + (remaining.pop(0) if has_value else "VALUE")
+        given.append(_nearest(argument))
+    text = " ".join(f"--set {shlex.quote(setting)}" for setting in given if setting)
+    return f"; did you mean {text}?" if text else ""
+
+
+def _nearest(setting: str) -> str:
+    """`section.field=value` with the name that is nearest; empty when none is near, or no value is given."""
+    from job.config_sources import nearest_settings  # takes long to import, and --help needs none of it
+
+    name, separator, value = setting.partition("=")
+    near = nearest_settings(name) if separator else []
+    return f"{near[0]}={value}" if near else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -126,7 +155,9 @@ def _add_timeout(parser: _Parser, *, default: float | None, text: str) -> None:
 def _setting(text: str) -> str:
     name, separator, _ = text.partition("=")
     if not separator or "." not in name or name.startswith("-"):
-        raise argparse.ArgumentTypeError(f"must be section.field=value, received {text!r}")
+        near = _nearest(text)
+        hint = f"; did you mean {near}?" if near else ""
+        raise argparse.ArgumentTypeError(f"must be section.field=value, received {text!r}{hint}")
     return text
 
 

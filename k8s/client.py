@@ -14,13 +14,13 @@ from job.contract import is_run_id
 from k8s import submit
 from k8s.api import Api, Object
 from k8s.causes import container_state, find_condition, has_ended
-from k8s.errors import ClientError, ConflictError, NotFoundError, UsageError
-from k8s.logs import LogLine, Notice, read_log, where_else
+from k8s.errors import ClientError, ConflictError, NotFoundError, NotStartedError, UsageError
+from k8s.logs import LogLine, Notice, has_log, read_log, where_else
 from k8s.progress import last_log_events
 from k8s.runs import JOB_NAME_LABEL, label_selector, release_of, run_id_of
 from k8s.status import RunStatus, is_settled, judge
 from k8s.watch import wait_for
-from k8s.workers import index_of, num_workers, workers_of
+from k8s.workers import Worker, index_of, num_workers, workers_of
 
 DAY_SECONDS = 86_400.0
 _MAX_EVENT_REQUESTS = 8
@@ -210,6 +210,7 @@ class RunClient:
         Raises:
             UsageError: the run has no such worker.
             NotFoundError: there is no such Job.
+            NotStartedError: no pod of the worker has a log yet, and `follow` was not asked for.
             DeadlineError: it was followed for so long.
         """
         job = self._find_job(run)
@@ -223,7 +224,22 @@ class RunClient:
         if num_gone > 0:
             stored = where_else("their log", job, worker=worker)
             yield Notice(text=f"{num_gone} earlier pods are gone (evicted or deleted); {stored}")
+        if not follow and not any(has_log(pod) for pod in this.pods):
+            self._require_started(this)
         yield from read_log(self._api, job, worker=worker, follow=follow, timeout_seconds=timeout_seconds)
+
+    def _require_started(self, worker: Worker) -> None:
+        """Refuse to show a log that is still to come, with the reason that `status` shows."""
+        run, pod = self._judge(worker.job, pods=worker.all_pods), worker.active
+        told = run.workers[worker.index] if run.workers and run.phase != "Suspended" else run
+        if run.is_finished or not (pod or told.phase in ("Pending", "Retrying", "Suspended")):
+            return
+        index = worker.index
+        whose, option = (f"worker {index} of {run.run}", f"--worker {index} ") if index else (run.run, "")
+        what = f"pod {pod['metadata']['name']} has not started" if pod else "no pod has started"
+        why = "; ".join(filter(None, (f"{told.reason}: {told.message}", told.action)))
+        wait = f"to wait for it: mnist-k8s logs -f {option}{run.run}"
+        raise NotStartedError(f"the log of {whose}: {what}: {why}; {wait}")
 
     def _judge(self, job: Object, *, pods: list[Object] | None = None, events: list[Object] | None = None) -> RunStatus:
         """The status of a Job; its pods, and the events of both, are asked for where they are not at hand."""

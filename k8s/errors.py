@@ -65,6 +65,10 @@ class DeadlineError(UnavailableError):
     """What was waited for did not come in time."""
 
 
+class NotStartedError(UnavailableError):
+    """A pod has no log yet."""
+
+
 class AccessDeniedError(ClientError):
     """The API server refuses: it does not know the caller, or the caller may not do this."""
 

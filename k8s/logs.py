@@ -123,8 +123,8 @@ def read_log(
             break
     if not readers:
         name = job["metadata"]["name"]
-        what = f"no pod of worker {worker} of {name} has a log now" if worker else f"no pod of {name} is there any more"
-        yield Notice(text=f"{what}; {where_else('its log is in the store', job, worker=worker)}")
+        what = f"no pod of worker {worker} of {name}" if worker else f"no pod of {name}"
+        yield Notice(text=f"{what} has a log now; {where_else('what it stored', job, worker=worker)}")
 
 
 def _next_pods(
@@ -135,7 +135,7 @@ def _next_pods(
 
     def unread(pods: list[Object]) -> list[Object]:
         ours = [pod for pod in pods if not (reader := readers.get(pod["metadata"]["name"])) or not reader.is_whole]
-        started = [pod for pod in ours if _has_log(pod)]
+        started = [pod for pod in ours if has_log(pod)]
         return sorted(started, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
     labels = f"{JOB_NAME_LABEL}={name}" + (f",{INDEX_LABEL}={worker}" if num_workers(job) > 1 else "")
@@ -159,7 +159,8 @@ def _is_over(api: Api, name: str, uid: str) -> bool:
     return job["metadata"]["uid"] != uid or is_settled(job)
 
 
-def _has_log(pod: Object) -> bool:
+def has_log(pod: Object) -> bool:
+    """Whether its container runs or has run."""
     state = container_state(pod)
     return bool(state.get("running") or state.get("terminated"))
 

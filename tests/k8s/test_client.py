@@ -397,6 +397,51 @@ def test_context_that_is_named_needs_no_current_context(current: str, tmp_path: 
         connect(kubeconfig=str(file))
 
 
+def test_a_kubeconfig_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, there = tmp_path / "gone", tmp_path / "there"
+    with pytest.raises(UsageError, match=rf"^kubeconfig {gone}:{gone}2: there is no such file; give"):
+        connect(kubeconfig=f"{gone}:{gone}2")
+    there.write_text(KUBECONFIG)
+    assert connect(kubeconfig=f"{gone}:{there}", context="here").namespace == "ml"
+    monkeypatch.setenv("KUBECONFIG", str(gone))
+    with pytest.raises(UsageError, match=rf"^kubeconfig {gone}: there is no such file; give"):
+        connect(context="here")
+    monkeypatch.delenv("KUBECONFIG")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=r"^kubeconfig ~/\.kube/config: there is no such file; give"):
+        connect(context="here")
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("submit --train.epochs=3", "did you mean --set train.epochs=3?"),
+        ("submit --train.epochs 3 --wait", "did you mean --set train.epochs=3?"),
+        ("submit --train.epochs --wait", "did you mean --set train.epochs=VALUE?"),
+        ("submit train.epochs=3", "did you mean --set train.epochs=3?"),
+        ("submit --epochs=3 --lr=0.5", "did you mean --set train.epochs=3 --set train.learning_rate=0.5?"),
+        ("resume ml.x --train.epochz=3", "did you mean --set train.epochs=3?"),
+        ("submit '--data.uri=a b'", "did you mean --set 'data.uri=a b'?"),
+        ("submit --set epochs=3", "received 'epochs=3'; did you mean train.epochs=3?"),
+        ("submit --set lr=0.5", "received 'lr=0.5'; did you mean train.learning_rate=0.5?"),
+        ("submit --set=--train.epochs=3", "received '--train.epochs=3'; did you mean train.epochs=3?"),
+    ],
+)
+def test_a_setting_that_is_given_wrongly_is_told_how_to_give_it(line: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_command_line(shlex.split(line))
+    assert f"{hint}; see mnist-k8s {line.partition(' ')[0]} --help" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["submit --no-such-thing", "submit --set nothing", "list --train.epochs=3", "submit x"]
+)
+def test_what_is_like_no_setting_or_takes_none_gets_no_hint(line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_command_line(shlex.split(line))
+    assert "did you mean" not in str(caught.value)
+
+
 def test_help_imports_neither_kubernetes_nor_tensorflow() -> None:
     names = ("kubernetes", "tensorflow", "pydantic", "yaml")
     script = f"import sys, k8s.cli; k8s.cli._make_parser(); print([name for name in {names} if name in sys.modules])"

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from job.contract import ExitCode
 from k8s import RunClient
 from k8s.causes import Object
-from k8s.errors import UsageError
+from k8s.errors import DeadlineError, NotStartedError, UsageError
 from k8s.logs import LogLine, Notice, _Reader
 from k8s.runs import JOB_NAME_LABEL
 from k8s.workers import INDEX_LABEL
@@ -58,7 +59,7 @@ def test_whatever_a_watch_says_the_list_decides(
 
 
 def _pod(job: str, *, name: str = "p", is_running: bool = False) -> Object:
-    state = {"running": {}} if is_running else {"terminated": {"exitCode": 0}}
+    state = {"running": {"startedAt": "2026-11-24T03:00:00Z"}} if is_running else {"terminated": {"exitCode": 0}}
     return {
         "metadata": {"name": name, "labels": {JOB_NAME_LABEL: job}},
         "status": {"phase": "Succeeded", "containerStatuses": [{"name": "train", "state": state}]},
@@ -118,7 +119,7 @@ def test_the_log_of_another_worker_that_is_gone_is_not_in_the_store(
     assert isinstance(notice, Notice)
     assert notice.text.startswith(f"no pod of worker 1 of {name} has a log now; the log of worker 1 goes with its pods")
     [chiefs] = client.logs(name)
-    assert chiefs.text.endswith(f"its log is in the store: mnist-job logs ml.{name}")
+    assert chiefs.text == f"no pod of {name} has a log now; what it stored: mnist-job logs ml.{name}"
 
 
 @pytest.mark.parametrize("worker", [-1, 2])
@@ -137,6 +138,80 @@ def test_a_run_of_one_worker_has_worker_0_alone(client: RunClient, cluster: ApiS
     assert list(client.logs(status.run, worker=0)) == [LogLine(pod="p", text="line 1")]
     with pytest.raises(UsageError, match="must be 0, its only worker, received 1"):
         next(client.logs(status.run, worker=1))
+
+
+_NO_NODE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available"}
+_NO_IMAGE = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
+_NOT_STARTED: dict[str, Object] = {
+    "ImagePullBackOff": {"containerStatuses": [{"name": "train", "state": _NO_IMAGE}]},
+    "Unschedulable": {"conditions": [_NO_NODE]},
+    "FailedMount": {"containerStatuses": [{"name": "train", "state": {"waiting": {"reason": "ContainerCreating"}}}]},
+}
+_EVENT = {"type": "Warning", "reason": "FailedMount", "message": 'secret "s" not found', "metadata": {"name": "e"}}
+
+
+def _add_pending_pod(cluster: ApiServer, job: str, reason: str) -> Object:
+    """A pod that does not start, for that reason."""
+    if reason == "FailedMount":
+        cluster.add("events", _EVENT | {"involvedObject": {"kind": "Pod", "name": "p"}})
+    metadata = {"name": "p", "labels": {JOB_NAME_LABEL: job}}
+    return cluster.add(
+        "pods", {"metadata": metadata, "spec": {}, "status": {"phase": "Pending"} | _NOT_STARTED[reason]}
+    )
+
+
+@pytest.mark.parametrize("reason", _NOT_STARTED)
+def test_the_log_of_a_pod_that_has_not_started_is_refused_with_the_reason_that_status_shows(
+    client: RunClient, cluster: ApiServer, reason: str
+) -> None:
+    job = client.submit([]).job
+    _add_pending_pod(cluster, job, reason)
+    status = client.status(job)
+    assert (status.phase, status.reason) == ("Pending", reason)
+    with pytest.raises(NotStartedError) as caught:
+        list(client.logs(job))
+    assert caught.value.code == ExitCode.UNAVAILABLE
+    assert str(caught.value) == (
+        f"the log of ml.{job}: pod p has not started: {reason}: {status.message}; {status.action}; "
+        f"to wait for it: mnist-k8s logs -f ml.{job}"
+    )
+
+
+def test_a_run_without_a_pod_has_not_started_either(client: RunClient, cluster: ApiServer) -> None:
+    job = client.submit([]).job
+    with pytest.raises(NotStartedError, match=r"no pod has started: NoPod: no pod has been made yet; to wait for it"):
+        list(client.logs(job))
+    cluster.get("jobs")[0]["spec"]["suspend"] = True
+    with pytest.raises(NotStartedError, match=r"no pod has started: Suspended: spec\.suspend is true; helm upgrade"):
+        list(client.logs(job))
+
+
+def test_the_log_of_a_worker_that_has_not_started_names_it(
+    client: RunClient, cluster: ApiServer, two_workers: Object
+) -> None:
+    name = two_workers["metadata"]["name"]
+    two_workers["status"] = {}
+    cluster.get("pods")[0]["status"] = _pod(name, is_running=True)["status"] | {"phase": "Running"}
+    cluster.get("pods")[1]["status"] = {"phase": "Pending"} | _NOT_STARTED["Unschedulable"]
+    assert list(client.logs(name)) == [LogLine(pod="p0", text="worker 0")]
+    words = rf"^the log of worker 1 of ml\.{name}: pod p1 has not started: Unschedulable: no node takes the pod: .*"
+    with pytest.raises(NotStartedError, match=rf"{words}; to wait for it: mnist-k8s logs -f --worker 1 ml\.{name}$"):
+        list(client.logs(name, worker=1))
+
+
+def test_a_log_that_is_followed_waits_for_a_pod_that_has_not_started(client: RunClient, cluster: ApiServer) -> None:
+    job = client.submit([]).job
+    pod = _add_pending_pod(cluster, job, "ImagePullBackOff")
+    with pytest.raises(DeadlineError, match="end of the log"):
+        list(client.logs(job, follow=True, timeout_seconds=0.5))
+    cluster.logs["p"] = [_log(1)]
+
+    def start_and_end() -> None:
+        pod["status"] = _pod(job)["status"]
+        end(cluster.get("jobs")[0])
+
+    threading.Timer(1.0, start_and_end).start()
+    assert list(client.logs(job, follow=True, timeout_seconds=20)) == [LogLine(pod="p", text="line 1")]
 
 
 def take(reader: _Reader, *lines: str) -> list[str]:
