@@ -307,7 +307,7 @@ class TestNobody:
         [
             (("config", "show"), 0, "cache_dir: null"),
             (("data", "check", "--data.source=digits"), 0, "digits: 1437 + 360 examples"),
-            (("store", "check"), 0, "create, read and delete work"),
+            (("store", "check"), 0, "create, read, list and delete work"),
             (("store", "check", "--store.uri=gs://b/x"), 77, "no credentials found"),
             (("runs",), 0, "RUN"),
         ],
