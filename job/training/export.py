@@ -80,7 +80,7 @@ def _said_of_temporary_folder() -> Iterator[None]:
         reason, number = one_line(error, limit=200), getattr(error, "errno", None)
         if number in _NO_ROOM or "No space left on device" in reason or "No usable temporary directory" in reason:
             raise UnavailableError(f"TMPDIR: no room for temporary files: {reason}; {_ADVICE}") from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
             raise AccessDeniedError(f"TMPDIR: temporary files cannot be written: {reason}; {_ADVICE}") from error
         raise
 

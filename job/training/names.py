@@ -4,6 +4,7 @@ Keras counts layers that nobody named: `dense`, `dense_1`. A build that makes ot
 of them, gives the same model other names. Here the first automatic `dense` of a model is `dense`, whatever was made before it.
 """
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ def renamed_by_position(model: Any) -> dict[str, str]:
     """
     names = {layer.name for layer in layers_of(model)}
     names |= {segment for variable in model.variables for segment in variable.path.split("/")}
+    compiled = model.get_compile_config() if model.compiled else None  # of an optimizer, and of own metrics and losses
+    names |= set(re.findall(r'"name": "([^"/]+)"', json.dumps(compiled, default=str)))
     numbers = defaultdict[str, dict[int, str]](dict)
     counters = _counters()
     for name in names:
