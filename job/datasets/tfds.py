@@ -148,7 +148,7 @@ def _check_writable(folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))  # noqa: PTH110 - never raises
     if not there.is_dir():
         raise NotFoundError(f"data.cache_dir: {there} is a file, and must be a folder; choose another folder")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise AccessDeniedError(f"data.cache_dir: {folder} cannot be written; choose another folder")
 
 

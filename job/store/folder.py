@@ -115,7 +115,7 @@ class FolderBackend:
                     )
             if not there.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "", str(there))
-            if not os.access(there, os.W_OK | os.X_OK):
+            if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
                 is_read_only = os.statvfs(there).f_flag & os.ST_RDONLY
                 raise PermissionError(errno.EROFS if is_read_only else errno.EACCES, "", str(there))
 
