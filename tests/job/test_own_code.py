@@ -121,7 +121,7 @@ def test_attempt_and_commit_say_where_the_code_came_from(run_own: Any, tmp_path:
     assert run_own(MODEL, "--run.id=mine").code == 0
     [code] = _commit(tmp_path, "mine")["lineage"]["code"]
     assert (code["name"], list(code["files"])) == ("mine:build", ["mine.py"])
-    assert set(_commit(tmp_path, "mine")["inputs"]["code"]) == {"model", "initial_weights"}
+    assert set(_commit(tmp_path, "mine")["inputs"]["code"]) == {"model", "model_by_position", "initial_weights"}
 
 
 def test_records_of_versions_that_did_not_know_the_code_are_taken(run_own: Any, tmp_path: Path) -> None:
