@@ -156,6 +156,7 @@ _CAUSES: tuple[tuple[str, str, Verdict], ...] = (
     ),
     (r"hyper::Error\( Parse\(", "the other side does not speak HTTP: ", _ENDPOINT),
     (r"kind: Builder|BadScheme|InvalidUri", "no request can be made of it: ", _ENDPOINT),
+    (r"Unable to extract metadata from headers", "a part of the reply is missing: ", _TRY_AGAIN),
     (r"dns error", "", _NO_NAME),
     (r"proxy authorization required", "", _DENIED),
     (

@@ -126,7 +126,7 @@ CAUSES: dict[str, tuple[Exception, str, str]] = {
     ),
     "no etag": (
         obstore_error("GenericError", "Generic S3 error: Unable to extract metadata from headers", "MissingEtag"),
-        "66",
+        "69 retried",
         "MissingEtag",
     ),
     "azure token": (
@@ -208,7 +208,6 @@ ANSWERS: dict[str, tuple[Fault, int, str]] = {
     "quota": (reply(403, "QuotaExceeded"), 69, "make room or raise the quota"),
     "proxy wants a login": (Fault(status=407), 77, "access denied: PUT http://127.0.0.1"),
     "portal": (Fault(status=511), 77, "status: 511 Network Authentication Required"),
-    "page instead of a store": (Fault(status=200, body="<html><body>login</body></html>"), 66, "no such store"),
     "name too long": (reply(400, "KeyTooLongError"), 64, "KeyTooLongError: as told"),
 }
 
