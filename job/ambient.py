@@ -18,6 +18,8 @@ from job.uris import check_url, shown
 OWN_VARIABLES = frozenset({"MNIST_TEST_DATA", "MNIST_DIR"})
 """They start like settings and are none: for `scripts/test` and `scripts/kind`."""
 
+_FPMATH_MODES = "TF_SET_ONEDNN_FPMATH_MODE ONEDNN_DEFAULT_FPMATH_MODE DNNL_DEFAULT_FPMATH_MODE"
+
 Treatment = Literal["set", "removed", "default", "recorded", "recorded, bits", "refused", "for the store", "no effect"]
 
 
@@ -78,7 +80,7 @@ TABLE = (
         why="`cluster.intra_op_threads` and `cluster.inter_op_threads` say how many",
     ),
     Ambient(
-        names="TF_SET_ONEDNN_FPMATH_MODE ONEDNN_DEFAULT_FPMATH_MODE DNNL_DEFAULT_FPMATH_MODE",
+        names=_FPMATH_MODES,
         read_by="TensorFlow, oneDNN",
         treatment="refused",
         why="the arithmetic would be another one than `train.precision` says; use that",
@@ -298,7 +300,7 @@ def check(environ: Mapping[str, str]) -> None:
     Raises:
         ConfigError: names the variable or the file.
     """
-    for name in ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"):
+    for name in _FPMATH_MODES.split():
         if environ.get(name, "").upper() not in ("", "STRICT", "FP32"):
             raise ConfigError(
                 f"{name}: the arithmetic must be that of train.precision, received {environ[name][:80]!r}; unset it, and use "

@@ -74,7 +74,7 @@ def collect_garbage(line: CommandLine, loaded: LoadedConfig) -> int:
 
 def _cautious_now(store: Store) -> float:
     """The time of this machine, or the store's where that is earlier: by a clock that is ahead, living runs would be old."""
-    key, now = f"{contract.CHECKS_PREFIX}{clock.token(8)}", clock.now()
+    key, now = contract.check_key(clock.token(8)), clock.now()
     store.create(key, b"mnist-job gc asks for the time")
     try:
         written = [entry.modified_seconds for entry in store.list_objects(contract.CHECKS_PREFIX) if entry.key == key]

@@ -7,7 +7,6 @@ Whatever was not fetched is foreign (docs/adr/0020): it is never removed, and wh
 """
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import json
@@ -26,7 +25,7 @@ from job.registry import champion
 from job.registry.champion import Move
 from job.runs import read
 from job.store.backend import point
-from job.store.folder import fsync_folder
+from job.store.folder import fsync_folder, renameat2
 from job.store.store import Store
 
 _TEMPORARY_PREFIX, _REPLACED_PREFIX = ".tmp-", "replaced-"
@@ -34,7 +33,7 @@ _TEMPORARY = re.compile(r"\.tmp-(old-)?[0-9]+-[0-9a-f]{16}")
 _RECORDS = ".mnist-job"
 """Folder in the folder: of each version that was fetched, the SHA-256 of its files."""
 _STALE_SECONDS = 3600.0
-_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
 _IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _NO_ACCESS, _NO_FOLDER = (
     (errno.EACCES, errno.EPERM, errno.EROFS),
@@ -144,10 +143,10 @@ def _replace(temporary: Path, final: Path, *, is_ours: bool) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two names in one step; False where the system or the file system cannot."""
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:
+        renameat2(one, other, flags=_RENAME_EXCHANGE)
+    except OSError:
         return False
-    return bool(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+    return True
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -231,16 +231,28 @@ class FolderBackend:
 
 
 def _rename_new(source: Path, target: Path) -> None:
-    """`renameat2` with RENAME_NOREPLACE, which Python does not offer: a name that is taken is refused by the kernel.
+    """`renameat2` with RENAME_NOREPLACE: a name that is taken is refused by the kernel.
 
     Raises:
         OSError: EOPNOTSUPP on SMB, whose client in Linux tells the server to replace: two machines would both succeed.
     """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call is None or _file_system(target.parent) in _SMB:
+    if _file_system(target.parent) in _SMB:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(target))
-    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
-        number = ctypes.get_errno()
+    renameat2(source, target, flags=_RENAME_NOREPLACE)
+
+
+def renameat2(source: Path, target: Path, *, flags: int) -> None:
+    """Rename by the system call that Python does not offer.
+
+    Args:
+        flags: of linux/fs.h, such as RENAME_NOREPLACE.
+
+    Raises:
+        OSError: what the kernel says; EOPNOTSUPP where the C library has no such call.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None or call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags):
+        number = ctypes.get_errno() if call else errno.EOPNOTSUPP
         raise OSError(number, os.strerror(number), str(target))
 
 
