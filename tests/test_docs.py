@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -316,7 +317,7 @@ def check_script(command: Command) -> None:
     if settings:
         check_flags(settings)
     if command.program in _OF_PYTEST:
-        check_known(command, script.read_text() + _output("pytest", "--help"))
+        check_known(command, script.read_text() + _output(sys.executable, "-m", "pytest", "--help"))
     elif command.program != "scripts/run":
         files = [REPOSITORY / name for name in _FLAGS_IN.get(command.program, (command.program,))]
         texts = [path.read_text() for file in files for path in (file.glob("*.py") if file.is_dir() else [file])]
