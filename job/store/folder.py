@@ -42,8 +42,7 @@ class FolderBackend:
         """Write a new file; `AlreadyExists` when the name is taken."""
         with self._temporary(key, data) as (temporary, path):
             try:
-                with point("link", key):
-                    self._name(temporary, path, key=key)
+                self._name(temporary, path, key=key)
             except FileExistsError as error:
                 fsync_folder(path.parent)  # its writer may have been killed before it came to this
                 raise AlreadyExists(key) from error
@@ -137,19 +136,23 @@ class FolderBackend:
 
     def _name(self, temporary: Path, path: Path, *, key: str) -> None:
         """Give a finished file its name in one step, so that nobody ever sees half of it; `FileExistsError` when it is taken."""
-        try:
-            os.link(temporary, path)
-        except OSError as no_link:
-            if no_link.errno not in _NO_HARD_LINKS:
-                raise
+        with point("link", key):
             try:
-                _rename_new(temporary, path)
-            except OSError as error:
-                if error.errno not in _NO_SUCH_RENAME:
+                os.link(temporary, path)
+            except OSError as no_link:
+                if no_link.errno not in _NO_HARD_LINKS:
                     raise
-                reasons = f"no hard links ({no_link.strerror}) and no exclusive rename ({error.strerror})"
-                cause = f"{reasons}, so that two attempts could both write it"
-                raise UNABLE.to_error(where=f"file:{self._folder}: {key}", cause=cause) from error
+                self._name_without_links(temporary, path, key=key, no_link=no_link)
+
+    def _name_without_links(self, temporary: Path, path: Path, *, key: str, no_link: OSError) -> None:
+        try:
+            _rename_new(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_RENAME:
+                raise
+            reasons = f"no hard links ({no_link.strerror}) and no exclusive rename ({error.strerror})"
+            cause = f"{reasons}, so that two attempts could both write it"
+            raise UNABLE.to_error(where=f"file:{self._folder}: {key}", cause=cause) from error
 
     def _path(self, key: str) -> Path:
         path = self._folder / key
@@ -180,7 +183,8 @@ class FolderBackend:
         if not folder.is_dir():
             check_way(folder, name=f"store file:{self._folder}")
         if not self._is_ours(folder):
-            _sync_above(folder)
+            with contextlib.suppress(OSError):  # what is above the store may be closed to us
+                fsync_folder(folder.parent)
             return
         try:
             fsync_folder(folder.parent)
@@ -303,16 +307,6 @@ def check_way(folder: Path, *, name: str) -> None:
             )
         if path.exists():
             raise NotFoundError(f"{name}: {path}: a file stands where a folder is needed; choose another folder")
-
-
-def _sync_above(folder: Path) -> None:
-    """Make the name of a folder above the store outlive a loss of power, where that folder is open to us."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -61,7 +61,8 @@ def check_temporary_folder(*, num_bytes: int = 0) -> None:
     """
     with temporary_folder("check") as folder:
         free_bytes = shutil.disk_usage(folder).free
-        (folder / "probe").write_bytes(bytes(_PROBE_BYTES))
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
     if free_bytes < num_bytes:
         raise UnavailableError(
             f"TMPDIR: the exported model takes {num_bytes / 1e6:.1f} MB in {folder.parent}, {free_bytes / 1e6:.1f} MB are free; "
