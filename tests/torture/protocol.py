@@ -59,6 +59,8 @@ _FOCUSES = (
     *("", "create", "delete", "list", "COMMIT", "gate.json"),
     *("/champion/", "/claims/", "/retirements/", "/versions/"),
 )
+_MOVES = ("/champion/", "/claims/", "/retirements/")
+"""Where movers and retention like to sleep, many runs are made and few are kept: else a run is seldom moved to while it is removed."""
 
 
 class Simulation:
@@ -73,10 +75,13 @@ class Simulation:
             focus=chance.choice(_FOCUSES),
         )
         self.keep_runs, self.keep_versions = chance.choice((1, 1, 2, 30)), chance.choice((1, 2, 3))
+        num_runs = chance.randint(1, 4)
+        if dangers.focus in _MOVES:
+            num_runs, self.keep_runs, self.keep_versions = 4, 1, 1
         self.world = World(random=chance, dangers=dangers)
         self.judge = self.world.judge = Judge(self.world.objects, model=MODEL, keep_versions=self.keep_versions)
         self._config = _config(self.keep_runs, self.keep_versions)
-        self._runs = {f"r{number}": chance.randrange(10) for number in range(chance.randint(1, 4))}
+        self._runs = {f"r{number}": chance.randrange(10) for number in range(num_runs)}
         """Run -> how many of the examples its model gets wrong."""
 
     def run(self) -> None:

@@ -38,7 +38,7 @@ class _Simulated(clock.Source):
         return _current().random.uniform(low, high)
 
     def token(self, num_bytes: int) -> str:
-        return f"{_current().random.getrandbits(8 * num_bytes):x}"
+        return f"{_current().random.getrandbits(8 * num_bytes):0{2 * num_bytes}x}"
 
 
 def install() -> None:

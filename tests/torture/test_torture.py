@@ -124,13 +124,16 @@ _MORE_BUGS = {
     "vote-ignored": "R14",
     "best-weights-not-saved": "R25",
 }
+_SELDOM_SEEN = {"removal-without-look"}
+"""In about one seed of 600; a trial of R21 has 100."""
 
 
 @pytest.mark.parametrize(
     ("bug", "name"), [*_BUGS.items(), *(pytest.param(*item, marks=pytest.mark.full) for item in _MORE_BUGS.items())]
 )
 def test_planted_bug_is_found(bug: str, name: str) -> None:
-    done = torture("--plant", bug, "--only", name, "--trials", {"R13": "6", "R14": "1", "R21": "6"}.get(name, "24"))
+    trials = "24" if bug in _SELDOM_SEEN else {"R13": "6", "R14": "1", "R21": "6"}.get(name, "24")
+    done = torture("--plant", bug, "--only", name, "--trials", trials)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "BROKEN" in done.stdout
 
