@@ -38,6 +38,7 @@ SAMPLES = {
     "promotion.max_accuracy_drop": ("0.1", "0", "1"),
     "promotion.metric": ("auc", "f1_macro", "top_3_accuracy"),
     "observe.metrics_port": ("0", "1", "65535"),
+    "observe.metrics_address": ("127.0.0.1", "::1", "0.0.0.0"),
     "observe.pushgateway_url": ("http://a", "http://b", "http://c"),
     "observe.log_format": ("json", "text", "auto"),
     **dict.fromkeys(("run.suffix", "store.region"), ("a", "b", "c")),
@@ -281,6 +282,7 @@ REFUSED_FLAGS = [
     ("--promotion.min_accuracy=1.5", r"promotion\.min_accuracy: must be less than or equal to 1"),
     ("--promotion.model_name=../x", r"promotion\.model_name: .*received '\.\./x'"),
     ("--promotion.metric=top-3", r"promotion\.metric: .*received 'top-3'"),
+    ("--observe.metrics_address=localhost", r"observe\.metrics_address: must be an IPv4 or IPv6 address as numbers, such as"),
     ("--observe.metrics_port=65536", r"observe\.metrics_port: must be less than or equal to 65535"),
     ("--run.skip_if_unchanged=maybe", r"run\.skip_if_unchanged: must be a valid boolean.*received 'maybe'"),
 ]
