@@ -41,7 +41,9 @@ _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 2**16
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-_REQUEST = re.compile(rb"([A-Z]{1,16}) (?:http://[^/? ]*)?(/[^? ]*)(?:\?[^ ]*)? HTTP/1\.[01]\r?\n.*", re.DOTALL)
+_REQUEST = re.compile(
+    rb"([A-Z]{1,16}) (?:http://[^/? ]*)?(/[^? ]*)(?:\?[^ ]*)? HTTP/1\.[01]\r?\n(?:.*\n)?\r?\n", re.DOTALL
+)
 _ADVICE = "training goes on; let only your Prometheus reach observe.metrics_port, or set observe.metrics_address"
 
 
@@ -85,7 +87,7 @@ class _Fresh:
         now = clock.monotonic()
         if now >= self._until:
             self._text, self._until = b"", now + FRESH_SECONDS
-            with contextlib.suppress(Exception):  # a series that cannot be told now, such as one that training is changing
+            with contextlib.suppress(Exception):  # such as of a series that training is changing
                 self._text = self._page()
         return self._text
 
@@ -143,30 +145,28 @@ class _Server:
         """Read one request, answer it, and close."""
         with connection:
             try:
-                why = await self._answer(connection)
+                await self._answer(connection, address=address)
             except TimeoutError:
-                why = "too_slow"
+                self._refusals.count("too_slow", address=address)
             except asyncio.CancelledError:
-                why = "too_many"
+                self._refusals.count("too_many", address=address)
             except OSError:  # the client went away, as a probe does
                 return
-            if why:
-                self._refusals.count(why, address=address)
 
-    async def _answer(self, connection: socket.socket) -> str:
-        """Why the client was not served; empty when it was, or asked for nothing."""
+    async def _answer(self, connection: socket.socket, *, address: str) -> None:
         async with asyncio.timeout(REQUEST_SECONDS):
             head = await _read_head(connection)
-        if not head:
-            return ""
+        if not head:  # it asked for nothing, as a probe does
+            return
         reply, why = self._reply(head)
+        if why:
+            self._refusals.count(why, address=address)
         async with asyncio.timeout(REPLY_SECONDS):
             await asyncio.get_running_loop().sock_sendall(connection, reply)
         await _linger(connection)
-        return why
 
     def _reply(self, head: bytes) -> tuple[bytes, str]:
-        """A whole reply, and why the client was not served."""
+        """A whole reply, and why the client was not served; empty when it was."""
         if len(head) > MAX_REQUEST_BYTES:
             return _to_reply(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), "bad_request"
         found = _REQUEST.fullmatch(head)
