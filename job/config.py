@@ -28,6 +28,8 @@ from job.contract import RUN_ID_MAX_CHARACTERS, is_run_id
 TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
 SOURCES = {"tfds": "job.datasets.tfds", "idx": "job.datasets.idx", "digits": "job.datasets.digits"}
 """The built-in sources of data, each with its module, which `datasets/load.py` imports when it is chosen."""
+MAX_DATA_BYTES = 4 * 2**30
+"""Of memory that the examples of a file may take, unless the user says otherwise; EMNIST takes 1 GB."""
 _FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | re.ASCII)
 
@@ -143,6 +145,7 @@ class DataSection(Section):
     )
     args: Arguments = Field({}, description="keyword arguments of your own source, such as {size: 64}")
     cache_dir: LocalPath | None = Field(None, description="where prepared data is kept; default ~/.cache/mnist-train")
+    max_bytes: PositiveInt = Field(MAX_DATA_BYTES, description="idx: refuse files whose headers promise more memory")
 
     @field_validator("source")
     @classmethod

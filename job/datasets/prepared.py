@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from job import ambient, records
-from job.config import DataSection
+from job.config import MAX_DATA_BYTES, DataSection
 from job.datasets.dataset import ARRAYS, Dataset, digest_of, with_digest
 from job.errors import IntegrityError
 from job.logs import warn
@@ -41,8 +41,9 @@ def read_plain_copy(path: Path) -> tuple[Dataset, str] | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        if not path.exists():
+        if not path.is_file():  # nor a pipe, which may never say anything
             return None
+        records.check_size(path.stat().st_size, name="it", max_bytes=MAX_DATA_BYTES)
         with safe_open(path, framework="numpy") as file:
             meta = records.parse_object(file.metadata()["dataset"], name="what it says of its arrays")
             arrays = {name: file.get_tensor(name) for name in ARRAYS}

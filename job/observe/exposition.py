@@ -7,6 +7,7 @@ import errno
 import http.client
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
@@ -106,7 +107,17 @@ def _request(
 
 
 class _SameMethod(urllib.request.HTTPRedirectHandler):
-    """Sends what is redirected again as it was: urllib itself makes a GET of it for 301, 302 and 303, and drops the body."""
+    """Sends what is redirected again as it was: urllib itself makes a GET of it for 301, 302 and 303, and drops the body.
+
+    It goes to the host that the user named, and to no other: who answers must not choose whom this process talks to.
+    """
+
+    def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
+        """Before urllib reads the answer, which may have no end, close it."""
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -114,6 +125,9 @@ class _SameMethod(urllib.request.HTTPRedirectHandler):
         """The same request to the place that was named; 303 asks for a GET of something else, so that it is none of ours."""
         if code == http.HTTPStatus.SEE_OTHER:
             return None
+        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+        if new.scheme not in ("https", old.scheme) or new.hostname != old.hostname or "@" in new.netloc:
+            raise OSError("it redirects to another host, to another kind of address, or from https to http")
         return urllib.request.Request(newurl, data=req.data, headers=req.headers, method=req.get_method())  # noqa: S310
 
 

@@ -42,6 +42,7 @@ SAMPLES = {
     "observe.pushgateway_url": ("http://a", "http://b", "http://c"),
     "observe.log_format": ("json", "text", "auto"),
     **dict.fromkeys(("run.suffix", "store.region"), ("a", "b", "c")),
+    "data.max_bytes": ("1", "1000", "10000000000"),
     **dict.fromkeys(("data.cache_dir", "observe.termination_log"), ("a", "/b", "./c")),
     **dict.fromkeys(("data.train_examples", "data.test_examples"), ("1", "2", "3")),
     **dict.fromkeys(("train.epochs", "train.global_batch_size"), ("1", "2", "3")),
