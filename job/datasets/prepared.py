@@ -10,7 +10,7 @@ import numpy as np
 
 from job import ambient, records
 from job.config import MAX_DATA_BYTES, DataSection
-from job.datasets.dataset import ARRAYS, Dataset, digest_of, with_digest
+from job.datasets.dataset import ARRAYS, Dataset, check_arrays, digest_of, with_digest
 from job.errors import IntegrityError
 from job.logs import warn
 
@@ -52,6 +52,7 @@ def read_plain_copy(path: Path) -> tuple[Dataset, str] | None:
             raise ValueError("it is in the order of another version")
         if digest_of(dataset) != meta["digest"]:
             raise ValueError("the content does not match its digest")
+        check_arrays(dataset)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, IntegrityError) as error:
         warn("data.cache_unusable", path=str(path), reason=str(error), action="prepared again")
         return None

@@ -113,7 +113,20 @@ def raw(name: str, content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return lambda folder: write_raw(folder, name, content(read(folder, name)))
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+def leave_labels_out(folder: Path) -> None:
+    unpack(folder)
+    write(folder, TRAIN_LABELS.removesuffix(".gz"), header(320) + bytes(300))
+
+
+def both(one: Callable[[Path], None], other: Callable[[Path], None]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        one(folder)
+        other(folder)
+
+    return change
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut in half": (cut_in_half, rf"^data: {TRAIN_IMAGES} is cut off or corrupt: .*; copy it again"),
     "flipped bit": (flip_a_bit, rf"^data: {TRAIN_IMAGES} is cut off or corrupt: .*; copy it again"),
     "empty": (lambda f: write(f, TEST_LABELS, b""), rf"^data: {TEST_LABELS} is cut off inside its header"),
@@ -157,7 +170,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"^data: {TEST_LABELS} must hold one label for each of the 0 images of {TEST_IMAGES}, received 100",
     ),
     "nothing": (
-        lambda f: [write_raw(f, TEST_IMAGES, header(0, 28, 28)), write_raw(f, TEST_LABELS, header(0))],
+        both(raw(TEST_IMAGES, lambda data: header(0, 28, 28)), raw(TEST_LABELS, lambda data: header(0))),
         r"^dataset: test images must be .* with N > 0, received uint8 \[0, 28, 28\]",
     ),
     "images without a height": (
@@ -177,7 +190,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"^data: {TRAIN_IMAGES} must hold 1000000000 bytes after its header, its 32 bytes cannot",
     ),
     "promises more than there is, unpacked": (
-        lambda f: [unpack(f), write(f, TRAIN_LABELS.removesuffix(".gz"), header(320) + bytes(300))],
+        leave_labels_out,
         rf"^data: {TRAIN_LABELS.removesuffix('.gz')} must hold 320 bytes after its header, its 308 bytes cannot",
     ),
     "wrong CRC": (
@@ -185,11 +198,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         rf"^data: {TEST_LABELS} is cut off or corrupt: (CRC check failed|Incorrect length).*; copy it again",
     ),
     "pipe": (
-        lambda f: [(f / TEST_LABELS).unlink(), os.mkfifo(f / TEST_LABELS)],
+        both(lambda f: (f / TEST_LABELS).unlink(), lambda f: os.mkfifo(f / TEST_LABELS)),
         rf"^data\.uri: .*/{TEST_LABELS} is a pipe or a device, and must be a file",
     ),
     "device without end": (
-        lambda f: [(f / TEST_LABELS).unlink(), (f / TEST_LABELS).symlink_to("/dev/zero")],
+        both(lambda f: (f / TEST_LABELS).unlink(), lambda f: (f / TEST_LABELS).symlink_to("/dev/zero")),
         rf"^data\.uri: .*/{TEST_LABELS} is a pipe or a device, and must be a file",
     ),
 }
