@@ -15,6 +15,7 @@ logs.py            log events: JSON or text
 signals.py         SIGTERM, SIGINT and SIGHUP
 streams.py         stdout and stderr, which never end the process
 clock.py           time, sleep and random tokens: the one seam for the simulation
+records.py         JSON that others wrote: bounded and strict
 digests.py         canonical JSON, and the hashes of bytes and arrays
 measures.py        top-k accuracy, AUC and F1 of stored predictions
 ambient.py         what libraries read from the environment: owned, recorded or refused

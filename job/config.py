@@ -4,6 +4,7 @@ Does not know where values come from (`config_sources.py`) nor facts about the m
 dataset; checks that need those are made where they are known.
 """
 
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -27,8 +28,13 @@ from job.contract import RUN_ID_MAX_CHARACTERS, is_run_id
 TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
 SOURCES = {"tfds": "job.datasets.tfds", "idx": "job.datasets.idx", "digits": "job.datasets.digits"}
 """The built-in sources of data, each with its module, which `datasets/load.py` imports when it is chosen."""
+MAX_DATA_BYTES = 4 * 2**30
+"""Of memory that the examples of a file may take, unless the user says otherwise; EMNIST takes 1 GB."""
 _FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | re.ASCII)
+
+_ADDRESS_PATTERN = r"^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)?$"
+"""What the chart's schema can say of an IP address; an empty text is none there."""
 
 
 def _split_list(value: object) -> object:
@@ -45,6 +51,14 @@ def _split_list(value: object) -> object:
 def _check_function(value: str | None) -> str | None:
     if isinstance(value, str) and not _FUNCTION_PATTERN.fullmatch(value):
         raise ValueError("must be package.module:function")
+    return value
+
+
+def _check_address(value: str) -> str:
+    try:
+        ipaddress.ip_address(value.replace("%", " "))  # no interface after it, which may hold anything
+    except ValueError as error:
+        raise ValueError("must be an IPv4 or IPv6 address as numbers, such as 127.0.0.1 or ::1") from error
     return value
 
 
@@ -85,6 +99,7 @@ Arguments = Annotated[dict[str, Any], BeforeValidator(_parse_mapping), AfterVali
 LocalPath = Annotated[Path, BeforeValidator(_parse_path)]
 """With the home folder in the place of `~`."""
 Url = Annotated[str, AfterValidator(uris.check_url), Field(json_schema_extra={"pattern": uris.URL_PATTERN})]
+IpAddress = Annotated[str, AfterValidator(_check_address), Field(json_schema_extra={"pattern": _ADDRESS_PATTERN})]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(_split_list)]
 
 
@@ -130,6 +145,7 @@ class DataSection(Section):
     )
     args: Arguments = Field({}, description="keyword arguments of your own source, such as {size: 64}")
     cache_dir: LocalPath | None = Field(None, description="where prepared data is kept; default ~/.cache/mnist-train")
+    max_bytes: PositiveInt = Field(MAX_DATA_BYTES, description="idx: refuse files whose headers promise more memory")
 
     @field_validator("source")
     @classmethod
@@ -369,6 +385,9 @@ class ObserveSection(Section):
     """What people and machines see."""
 
     metrics_port: int = Field(9090, ge=0, le=65_535, description="port of /metrics; 0 = off")
+    metrics_address: IpAddress | None = Field(
+        None, description="address that /metrics is served on, such as 127.0.0.1; default: all of the machine"
+    )
     pushgateway_url: Url | None = Field(None, description="where the outcome is pushed at exit")
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else json")
     stall_timeout_seconds: Seconds = Field(

@@ -74,7 +74,8 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     status.write()
     logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     if config.observe.metrics_port:
-        exposition.serve(metrics.running, port=config.observe.metrics_port)
+        observe = config.observe
+        exposition.serve(metrics.running, port=observe.metrics_port, address=observe.metrics_address)
     surroundings = Surroundings(
         identity=identity,
         pod=pod,

@@ -104,6 +104,22 @@ def to_canonical(dataset: Dataset) -> Dataset:
     return Dataset(**arrays, class_names=class_names)
 
 
+def check_arrays(dataset: Dataset) -> None:
+    """Check arrays that are in canonical order, as a file says that somebody may have written.
+
+    Raises:
+        IntegrityError: as from `to_canonical`; class names are no tuple of texts.
+    """
+    class_names = _to_class_names(dataset.class_names)
+    for split in dataset.splits():
+        rows, _ = _check_split(
+            split, getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels"), class_names
+        )
+        _check_alike(split, rows, dataset.train_images)
+    if class_names != dataset.class_names:
+        raise IntegrityError("dataset: class_names must be a tuple of texts")
+
+
 def _to_class_names(names: object) -> tuple[str, ...]:
     """The names as texts: what the metrics, the report and the export say about a class.
 
@@ -250,12 +266,17 @@ def _sums(images: Images) -> NDArray[np.uint64]:
 
 
 def _canonical_split(split: str, images: object, labels: object, class_names: tuple[str, ...]) -> tuple[Rows, Labels]:
+    rows, checked = _check_split(split, images, labels, class_names)
+    order = _canonical_order(rows, checked)
+    return rows.only(order), checked[order]
+
+
+def _check_split(split: str, images: object, labels: object, class_names: tuple[str, ...]) -> tuple[Rows, Labels]:
     rows = _check_images(split, images)
     checked = _check_labels(split, labels, num_images=len(rows), num_classes=len(class_names))
     if rows.dtype == np.float32:
         _check_values(split, rows)
-    order = _canonical_order(rows, checked)
-    return rows.only(order), checked[order]
+    return rows, checked
 
 
 def _to_array(split: str, what: str, value: object) -> NDArray[Any]:

@@ -1,25 +1,32 @@
 """The four IDX files of MNIST and its siblings, compressed or not, from a folder or a store.
 
-Owns the format and the pinned checksums of the known datasets. The format is described by its author at
-yann.lecun.com/exdb/mnist: magic 0x00000801 (labels) or 0x00000803 (images), big-endian sizes, then bytes.
+Owns the format, the pinned checksums of the known datasets, and how much of such files is read: what all four promise in their
+headers is compared with their sizes and with `data.max_bytes` before any of them is unpacked.
+
+The format is described by its author at yann.lecun.com/exdb/mnist: magic 0x00000801 (labels) or 0x00000803 (images), big-endian
+sizes, then bytes.
 """
 
+import contextlib
 import gzip
 import hashlib
 import io
 import math
+import os
+import stat
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from job.config import TFDS_DATASETS, DataSection
+from job.config import MAX_DATA_BYTES, TFDS_DATASETS, DataSection
 from job.datasets.dataset import Dataset, with_digest
 from job.errors import AccessDeniedError, IntegrityError, NotFoundError, UnavailableError
 from job.logs import warn
+from job.records import check_size
 from job.store.store import Store
 
 FILES = {
@@ -64,10 +71,16 @@ _PINNED_UNPACKED = {
 _NUM_CLASSES_KNOWN = 10
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801
-_MAX_BYTES = 2**31
-"""A header may promise anything; nothing above this is unpacked."""
+_EXAMPLE_BYTES = 200
+"""Of memory for each example beside its image: its label, its place in the canonical order, and what sorting them takes: 178
+were measured where all images are equal."""
+
+_MOST_PACKED = 1032
+"""Bytes that one byte of a gzip file can become (zlib.net/zlib_tech.html)."""
 
 _PART_BYTES = 2**20
+
+_LABELS_OF = {"train_images": "train_labels", "test_images": "test_labels"}
 
 
 def load(config: DataSection, *, cache_dir: object, open_folder: Callable[[str], Store | Path]) -> tuple[Dataset, str]:
@@ -77,19 +90,23 @@ def load(config: DataSection, *, cache_dir: object, open_folder: Callable[[str],
         JobError: as from `load_idx`, and what is wrong with the arrays.
     """
     assert config.uri is not None  # the config's own check
-    return with_digest(load_idx(open_folder(config.uri), dataset=config.dataset))
+    return with_digest(load_idx(open_folder(config.uri), dataset=config.dataset, max_bytes=config.max_bytes))
 
 
-def load_idx(folder: Path | Store, *, dataset: str) -> Dataset:
+def load_idx(folder: Path | Store, *, dataset: str, max_bytes: int = MAX_DATA_BYTES) -> Dataset:
     """Read, check and unpack the four files. There are as many classes as the training labels say.
+
+    Args:
+        max_bytes: of memory, for the files and for the examples in them.
 
     Raises:
         NotFoundError: the folder or one of the files is absent.
-        IntegrityError: a file is not the pinned one, cut off, corrupt, or not what its name says.
+        IntegrityError: a file is not the pinned one, cut off, corrupt, or not what its name says; or they take more memory.
     """
-    files = read_files(folder, dataset=dataset)
-    images = {part: _parse(*files[part], is_images=True) for part in ("train_images", "test_images")}
-    labels = {part: _parse(*files[part], is_images=False).astype(np.int64) for part in ("train_labels", "test_labels")}
+    files = read_files(folder, dataset=dataset, max_bytes=max_bytes)
+    _check_promises(files, max_bytes=max_bytes)
+    images = {part: _parse(*files.pop(part), is_images=True) for part in _LABELS_OF}
+    labels = {part: _parse(*files.pop(part), is_images=False).astype(np.int64) for part in _LABELS_OF.values()}
     is_known = dataset in PINNED_SHA256 or dataset in TFDS_DATASETS
     num_classes = _NUM_CLASSES_KNOWN if is_known else int(labels["train_labels"].max(initial=0)) + 1
     return Dataset(
@@ -101,16 +118,52 @@ def load_idx(folder: Path | Store, *, dataset: str) -> Dataset:
     )
 
 
-def read_files(folder: Path | Store, *, dataset: str, is_canonical: bool = False) -> dict[str, tuple[str, bytes]]:
+def _check_promises(files: Mapping[str, tuple[str, bytes]], *, max_bytes: int) -> None:
+    """Compare what the four headers promise with each other, with the sizes of the files and with the limit.
+
+    Raises:
+        IntegrityError: they do not fit.
+    """
+    sizes = {part: _promised(*file, is_images=part in _LABELS_OF) for part, file in files.items()}
+    for images, labels in _LABELS_OF.items():
+        if sizes[images][0] != sizes[labels][0]:
+            raise IntegrityError(
+                f"data: {files[labels][0]} must hold one label for each of the {sizes[images][0]} images of "
+                f"{files[images][0]}, received {sizes[labels][0]}; copy both again"
+            )
+    num_bytes = sum(math.prod(sizes[images]) + _EXAMPLE_BYTES * sizes[images][0] for images in _LABELS_OF)
+    if num_bytes > max_bytes:
+        raise IntegrityError(
+            f"data: the headers of {' and '.join(files[images][0] for images in _LABELS_OF)} promise examples that take "
+            f"{num_bytes} bytes of memory, at most {max_bytes} may be taken; raise data.max_bytes if they are right"
+        )
+
+
+def _promised(name: str, data: bytes, *, is_images: bool) -> list[int]:
+    """Sizes in the header of a file that is long enough for them: number of examples, and for images height and width."""
+    with _opened(name, data) as file:
+        sizes = _read_header(file, name=name, is_images=is_images)
+    num_bytes = math.prod(sizes)
+    if num_bytes > len(data) * (_MOST_PACKED if name.endswith(".gz") else 1):
+        raise IntegrityError(
+            f"data: {name} must hold {num_bytes} bytes after its header, its {len(data)} bytes cannot; copy it again"
+        )
+    return sizes
+
+
+def read_files(
+    folder: Path | Store, *, dataset: str, is_canonical: bool = False, max_bytes: int = MAX_DATA_BYTES
+) -> dict[str, tuple[str, bytes]]:
     """Name and content of the four files as they are, each compared with its pinned checksum where there is one.
 
     Args:
         is_canonical: look for the names of `FILES` only.
+        max_bytes: of the four together.
     """
-    files = {}
+    files: dict[str, tuple[str, bytes]] = {}
     for part, name in FILES.items():
         names = (name,) if is_canonical else _usual_names(part, dataset=dataset)
-        files[part] = _read_first(folder, names)
+        files[part] = _read_first(folder, names, max_bytes=max_bytes - sum(len(data) for _, data in files.values()))
     unpinned = [
         name for position, (name, data) in enumerate(files.values()) if not _check_pin(name, data, dataset, position)
     ]
@@ -148,27 +201,44 @@ def _check_pin(name: str, data: bytes, dataset: str, position: int) -> bool:
     return True
 
 
-def _read_first(folder: Path | Store, names: Sequence[str]) -> tuple[str, bytes]:
+def _read_first(folder: Path | Store, names: Sequence[str], *, max_bytes: int) -> tuple[str, bytes]:
     for name in names:
-        data = _read(folder, name)
+        data = _read(folder, name, max_bytes=max_bytes)
         if data is not None:
             return name, data
     where = folder.location(names[0]) if isinstance(folder, Store) else folder / names[0]
     raise NotFoundError(f"data.uri: {where} does not exist; {_HOW_TO_GET}")
 
 
-def _read(folder: Path | Store, name: str) -> bytes | None:
-    """A file; None when it is not there."""
-    if isinstance(folder, Store):
-        return folder.get(name)
+def _read(folder: Path | Store, name: str, *, max_bytes: int) -> bytes | None:
+    """A file; None when it is not there.
+
+    Raises:
+        IntegrityError: it is longer, or no file.
+    """
     try:
-        return (folder / name).read_bytes()
+        return (
+            folder.get(name, max_bytes=max_bytes) if isinstance(folder, Store) else _read_file(folder / name, max_bytes)
+        )
+    except IntegrityError as error:
+        raise IntegrityError(f"data.uri: {error}; copy it again, or raise data.max_bytes") from error
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes | None:
+    """A file whose size is known before it is read; a pipe or a device may have no end."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise IntegrityError(f"{path} is a pipe or a device, and must be a file")
+            check_size(status.st_size, name=str(path), max_bytes=max_bytes)
+            return file.read(status.st_size)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
-        raise AccessDeniedError(f"data.uri: {folder / name} cannot be read: {error.strerror}") from error
+        raise AccessDeniedError(f"data.uri: {path} cannot be read: {error.strerror}") from error
     except OSError as error:
-        raise UnavailableError(f"data.uri: {folder / name} cannot be read: {error.strerror}") from error
+        raise UnavailableError(f"data.uri: {path} cannot be read: {error.strerror}") from error
 
 
 _HOW_TO_GET = "put the four .gz files there (mnist-job data prepare --to URI), or use data.source=tfds or digits"
@@ -176,11 +246,18 @@ _HOW_TO_GET = "put the four .gz files there (mnist-job data prepare --to URI), o
 
 def _parse(name: str, data: bytes, *, is_images: bool) -> NDArray[np.uint8]:
     """One unpacked IDX file as uint8 [N, height, width] or [N]."""
+    with _opened(name, data) as file:
+        sizes = _read_header(file, name=name, is_images=is_images)
+        return _read_body(file, math.prod(sizes), name=name).reshape(sizes)
+
+
+@contextlib.contextmanager
+def _opened(name: str, data: bytes) -> Iterator[gzip.GzipFile | io.BytesIO]:
+    """The content, unpacked as it is read."""
     packed = io.BytesIO(data)
     try:
         with gzip.GzipFile(fileobj=packed) if name.endswith(".gz") else packed as file:
-            sizes = _read_header(file, name=name, is_images=is_images)
-            return _read_body(file, math.prod(sizes), name=name).reshape(sizes)
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise IntegrityError(f"data: {name} is cut off or corrupt: {error}; copy it again") from error
 
@@ -206,8 +283,6 @@ def _read_header(file: gzip.GzipFile | io.BytesIO, *, name: str, is_images: bool
 
 def _read_body(file: gzip.GzipFile | io.BytesIO, num_bytes: int, *, name: str) -> NDArray[np.uint8]:
     """The bytes that the header promises, in one array and no copy."""
-    if num_bytes > _MAX_BYTES:
-        raise IntegrityError(f"data: {name} promises {num_bytes} bytes in its header, at most {_MAX_BYTES} are read")
     body, received = np.empty(num_bytes, np.uint8), 0
     while received < num_bytes:
         part = file.read(min(_PART_BYTES, num_bytes - received))

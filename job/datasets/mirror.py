@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from job.datasets.idx import FILES, PINNED_SHA256, read_files
-from job.errors import ConfigError, ConflictError, NotFoundError
+from job.errors import ConfigError, ConflictError, IntegrityError, NotFoundError
 from job.store.store import Store
 
 
@@ -22,13 +22,21 @@ def prepare_mirror(store: Store, *, dataset: str, source: Path | None, cache_dir
         raise ConfigError(f"data.dataset: must be one of {', '.join(PINNED_SHA256)} to be mirrored, received {dataset}")
     files = _copy(source, dataset) if source else _download(dataset, cache_dir=cache_dir)
     wanted = {FILES[part]: data for part, data in files.items()}
-    standing = {name: store.get(name) for name in wanted}
+    standing = {name: _read_standing(store, name, num_bytes=len(data)) for name, data in wanted.items()}
     for name, data in wanted.items():
         _refuse_other(store, name, is_same=standing[name] in (None, data))
     missing = [name for name, data in standing.items() if data is None]
     for name in missing:
         _refuse_other(store, name, is_same=store.create(name, wanted[name]) == wanted[name])
     return missing
+
+
+def _read_standing(store: Store, name: str, *, num_bytes: int) -> bytes | None:
+    """What is there already, and is no longer than what shall be there."""
+    try:
+        return store.get(name, max_bytes=num_bytes)
+    except IntegrityError as error:
+        raise ConflictError(f"{error}: it is other content; choose an empty place") from error
 
 
 def _refuse_other(store: Store, name: str, *, is_same: bool) -> None:

@@ -3,22 +3,20 @@
 None of it may fail a run: what does not work is a warning.
 """
 
+import errno
 import http.client
-import socket
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from socketserver import TCPServer, ThreadingMixIn
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from job.logs import emit, warn
+from job.observe.port import listen, reason_of, serve_pages
 from job.texts import one_line
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
-
     from prometheus_client import CollectorRegistry
 
 PUSH_SECONDS = 5.0
@@ -31,24 +29,25 @@ _ANSWER_BYTES = 500
 Families = Callable[[], Iterator[Any]]
 
 
-def serve(families: Families, *, port: int) -> int | None:
-    """Answer /metrics and /healthz on all addresses from a thread of its own; returns the port, or None when it is taken.
+def serve(families: Families, *, port: int, address: str | None = None) -> int | None:
+    """Answer /metrics and /healthz from a thread of its own; returns the port, or None when it is taken.
 
     Args:
         families: the series at the time of a scrape.
         port: 0 chooses a free one.
+        address: IPv4 or IPv6 of this machine; None: all.
     """
     try:
-        server = make_server("", port, _application(families), server_class=_Server, handler_class=_QuietHandler)
+        listener = listen(address, port=port)
     except OSError as error:
-        warn(
-            "metrics.not_served",
-            port=port,
-            reason=f"{error.strerror or error}; choose another observe.metrics_port, or 0 for none",
-        )
+        advice = "choose another observe.metrics_port, or 0 for none"
+        if error.errno == errno.EADDRNOTAVAIL:
+            advice = "set observe.metrics_address to an address of this machine, or leave it out"
+        where = {"port": port} | ({"address": address} if address else {})
+        warn("metrics.not_served", **where, reason=f"{reason_of(error)}; {advice}")
         return None
-    threading.Thread(target=server.serve_forever, daemon=True, name="metrics").start()
-    return int(server.server_port)
+    serve_pages(listener, {"/metrics": lambda: to_text(families), "/healthz": lambda: b"ok\n"})
+    return int(listener.getsockname()[1])
 
 
 def push(url: str, families: Families, *, group: Mapping[str, str]) -> None:
@@ -108,7 +107,17 @@ def _request(
 
 
 class _SameMethod(urllib.request.HTTPRedirectHandler):
-    """Sends what is redirected again as it was: urllib itself makes a GET of it for 301, 302 and 303, and drops the body."""
+    """Sends what is redirected again as it was: urllib itself makes a GET of it for 301, 302 and 303, and drops the body.
+
+    It goes to the host that the user named, and to no other: who answers must not choose whom this process talks to.
+    """
+
+    def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
+        """Before urllib reads the answer, which may have no end, close it."""
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -116,6 +125,9 @@ class _SameMethod(urllib.request.HTTPRedirectHandler):
         """The same request to the place that was named; 303 asks for a GET of something else, so that it is none of ours."""
         if code == http.HTTPStatus.SEE_OTHER:
             return None
+        old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+        if new.scheme not in ("https", old.scheme) or new.hostname != old.hostname or "@" in new.netloc:
+            raise OSError("it redirects to another host, to another kind of address, or from https to http")
         return urllib.request.Request(newurl, data=req.data, headers=req.headers, method=req.get_method())  # noqa: S310
 
 
@@ -137,47 +149,3 @@ def _registry(families: Families) -> "CollectorRegistry":
     registry = CollectorRegistry()
     registry.register(Collected())
     return registry
-
-
-def _application(families: Families) -> "WSGIApplication":
-    from prometheus_client import make_wsgi_app
-
-    metrics: WSGIApplication = make_wsgi_app(_registry(families))
-
-    def application(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        path = environ.get("PATH_INFO")
-        if path == "/metrics":
-            return metrics(environ, start_response)
-        status, body = ("200 OK", b"ok\n") if path == "/healthz" else ("404 Not Found", b"/metrics and /healthz\n")
-        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
-        return [body]
-
-    return application
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A slow reader holds up no other; IPv6 and IPv4 alike, where the machine has both."""
-
-    daemon_threads = True
-    allow_reuse_port = False
-
-    def __init__(self, *arguments: Any) -> None:
-        self.address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        super().__init__(*arguments)
-
-    def server_bind(self) -> None:
-        """Without asking the name server for our own name, as http.server does: it may be slow to say that it does not know."""
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = "", int(self.server_address[1])
-        self.setup_environ()
-
-
-class _QuietHandler(WSGIRequestHandler):
-    """Without a log line for each scrape, and without waiting for a silent client for ever."""
-
-    timeout = 30
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
-        """Say nothing."""

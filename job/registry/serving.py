@@ -110,7 +110,9 @@ def check_layout(store: Store, made: Move) -> int:
     prefix = version_prefix(made.model, version=made.version)
     files = read.read_model(store, champion.commit_of(store, made))
     found = _list_files(store, made.model, version=made.version)
-    different = sorted(found ^ files.keys()) or [name for name in files if store.get(prefix + name) != files[name]]
+    different = sorted(found ^ files.keys()) or [
+        name for name in files if store.get(prefix + name, max_bytes=len(files[name])) != files[name]
+    ]
     if different:
         raise IntegrityError(
             f"store {store.uri}: the layout of version {made.version} differs from what was committed: "

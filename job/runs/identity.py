@@ -17,8 +17,8 @@ from job.plugins import digest_of_sources
 
 _WHOLE_SECTIONS = ("data", "model", "train")
 """All fields of these sections decide, new ones too, except those in `_PLACES`."""
-_PLACES = ("data.cache_dir",)
-"""Where something is, which changes no result."""
+_PLACES = ("data.cache_dir", "data.max_bytes")
+"""Where something is, and what is refused, which changes no result."""
 _SINGLE_FIELDS = ("run.seed", "run.suffix", "cluster.workers")
 """`cluster.workers` stands for the number of replicas: see `_deciding_values`."""
 _ONLY_IN_ID = ("data.source", "data.uri", "data.dataset", "run.suffix")

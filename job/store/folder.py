@@ -15,7 +15,7 @@ from pathlib import Path
 
 from job import clock
 from job.errors import AccessDeniedError, ConfigError, IntegrityError, NotFoundError
-from job.store.backend import AlreadyExists, Entry, point
+from job.store.backend import AlreadyExists, Entry, check_bytes, point
 from job.store.faults import UNABLE, of_errno
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -55,11 +55,13 @@ class FolderBackend:
                 temporary.replace(path)
             fsync_folder(path.parent)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Read a file; `FileNotFoundError` when absent."""
         with self._translated(key):
             try:
-                return self._path(key).read_bytes()
+                with self._path(key).open("rb") as file:
+                    check_bytes(os.fstat(file.fileno()).st_size, key=key, max_bytes=max_bytes)
+                    return file.read()
             except NotADirectoryError as error:
                 raise FileNotFoundError(key) from error
 

@@ -33,7 +33,11 @@ _SCHEDULE = {"schedule": "0 3 * * *", "activeDeadlineSeconds": 7200}
         ),
         (
             {"monitoring": {"scrape": "podMonitor"}, "observe": {"metrics_port": 0}},
-            r"monitoring\.scrape=podMonitor needs the port that observe\.metrics_port=0 takes away",
+            r"monitoring\.scrape=podMonitor needs the port that observe\.metrics_port=0 or a loopback observe\.metrics_address",
+        ),
+        (
+            {"monitoring": {"scrape": "podMonitor"}, "observe": {"metrics_address": "127.0.0.1"}},
+            r"monitoring\.scrape=podMonitor needs the port that .* a loopback observe\.metrics_address takes away",
         ),
     ],
 )

@@ -157,7 +157,13 @@ def test_prometheus_finds_the_pods_of_runs_as_chosen() -> None:
     assert annotations({}) == wanted
     assert annotations({"observe": {"metrics_port": 8080}}) == wanted | {"prometheus.io/port": "8080"}
     assert annotations({"podAnnotations": {"prometheus.io/scrape": "false"}})["prometheus.io/scrape"] == "false"
-    for none in ({"observe": {"metrics_port": 0}}, {"monitoring": {"scrape": "none"}}):
+    assert annotations({"observe": {"metrics_address": "0.0.0.0"}}) == wanted
+    for none in (
+        {"observe": {"metrics_port": 0}},
+        {"observe": {"metrics_address": "127.0.0.1"}},
+        {"observe": {"metrics_address": "::1"}},
+        {"monitoring": {"scrape": "none"}},
+    ):
         assert annotations(none) == {}
     assert "ports" not in pod_spec(find(render({"observe": {"metrics_port": 0}}), "Job"))["containers"][0]
     assert "prometheus.io/scrape" not in find(render(), "Pod")["metadata"]["annotations"]  # `helm test` serves nothing

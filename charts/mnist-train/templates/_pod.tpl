@@ -193,11 +193,14 @@ template:
     {{- include "mnist-train.podSpec" (dict "root" .root "arguments" $arguments "isPeer" $several) | nindent 4 }}
 {{- end -}}
 
-{{- /* Where /metrics is served; nothing when it is not. */ -}}
+{{- /* Where /metrics is served to other pods; nothing when it is not. */ -}}
 {{- define "mnist-train.metricsPort" -}}
+{{- $address := .Values.observe.metrics_address | default "" -}}
+{{- if not (or (hasPrefix "127." $address) (eq "::1" $address)) -}}
 {{- $default := get (get (.Files.Get "files/defaults.json" | fromJson) "observe") "metrics_port" -}}
 {{- with ternary $default .Values.observe.metrics_port (kindIs "invalid" .Values.observe.metrics_port) -}}
 {{ int . }}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 

@@ -122,7 +122,7 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- fail (printf "terminationGracePeriodSeconds must be at least 10 s more than checkpoint.final_save_seconds (%v), received %v; set it to %v" $final $values.terminationGracePeriodSeconds (addf $final 10)) -}}
 {{- end -}}
 {{- if and (eq $values.monitoring.scrape "podMonitor") (not (include "mnist-train.metricsPort" .)) -}}
-{{- fail "monitoring.scrape=podMonitor needs the port that observe.metrics_port=0 takes away: leave one of them out" -}}
+{{- fail "monitoring.scrape=podMonitor needs the port that observe.metrics_port=0 or a loopback observe.metrics_address takes away: leave one of them out" -}}
 {{- end -}}
 {{- $gpus := index ($values.resources.limits | default dict) "nvidia.com/gpu" -}}
 {{- $expected := $values.cluster.expected_gpus -}}

@@ -51,7 +51,7 @@ workers-{{ include "mnist-train.base" . }}
 {{- if and $values.activeDeadlineSeconds (le (float64 $values.activeDeadlineSeconds) $start) -}}
 {{- fail (printf "activeDeadlineSeconds (%v) must be more than cluster.start_timeout_seconds (%v), for which workers wait for each other: raise it, or set cluster.start_timeout_seconds lower" $values.activeDeadlineSeconds $start) -}}
 {{- end -}}
-{{- if eq (include "mnist-train.metricsPort" .) (include "mnist-train.workersPort" .) -}}
+{{- if eq (include "mnist-train.setting" (list . "observe" "metrics_port")) (include "mnist-train.workersPort" .) -}}
 {{- fail (printf "observe.metrics_port must not be %s, where workers listen for each other; take another, such as 9090" (include "mnist-train.workersPort" .)) -}}
 {{- end -}}
 {{- $batch := include "mnist-train.setting" (list . "train" "global_batch_size") | int -}}

@@ -113,6 +113,19 @@ def raw(name: str, content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return lambda folder: write_raw(folder, name, content(read(folder, name)))
 
 
+def leave_labels_out(folder: Path) -> None:
+    unpack(folder)
+    write(folder, TRAIN_LABELS.removesuffix(".gz"), header(320) + bytes(300))
+
+
+def both(one: Callable[[Path], None], other: Callable[[Path], None]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        one(folder)
+        other(folder)
+
+    return change
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut in half": (cut_in_half, rf"^data: {TRAIN_IMAGES} is cut off or corrupt: .*; copy it again"),
     "flipped bit": (flip_a_bit, rf"^data: {TRAIN_IMAGES} is cut off or corrupt: .*; copy it again"),
@@ -128,7 +141,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "splits swapped": (
         swap_train_with_test_labels,
-        r"train labels must be integers, one for each of 320 images, received int64 \[100\]",
+        rf"^data: {TRAIN_LABELS} must hold one label for each of the 320 images of {TRAIN_IMAGES}, received 100; copy",
     ),
     "label 10": (set_label_10, r"^dataset: test labels must be 0\.\.9, received 10 at position 7$"),
     "wrong magic": (
@@ -154,24 +167,49 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no images": (
         raw(TEST_IMAGES, lambda data: header(0, 28, 28)),
+        rf"^data: {TEST_LABELS} must hold one label for each of the 0 images of {TEST_IMAGES}, received 100",
+    ),
+    "nothing": (
+        both(raw(TEST_IMAGES, lambda data: header(0, 28, 28)), raw(TEST_LABELS, lambda data: header(0))),
         r"^dataset: test images must be .* with N > 0, received uint8 \[0, 28, 28\]",
+    ),
+    "images without a height": (
+        raw(TEST_IMAGES, lambda data: header(100, 0, 28)),
+        r"^dataset: test images must be .* with N > 0, received uint8 \[100, 0, 28\]",
     ),
     "fewer labels than images": (
         raw(TEST_LABELS, lambda data: header(99) + data[9:]),
-        r"^dataset: test labels must be integers, one for each of 100 images, received int64 \[99\]",
+        rf"^data: {TEST_LABELS} must hold one label for each of the 100 images of {TEST_IMAGES}, received 99",
     ),
     "promises the world": (
         raw(TEST_IMAGES, lambda data: header(2**32 - 1, 2**32 - 1, 2**32 - 1) + data[16:]),
-        rf"^data: {TEST_IMAGES} promises \d{{29}} bytes in its header, at most 2147483648 are read",
+        rf"^data: {TEST_IMAGES} must hold \d{{29}} bytes after its header, its \d{{5}} bytes cannot; copy it again$",
     ),
-    "promises too much": (
-        raw(TEST_IMAGES, lambda data: header(2**31 // 784 + 1, 28, 28) + data[16:]),
-        rf"^data: {TEST_IMAGES} promises 2147484192 bytes in its header, at most 2147483648",
+    "promises more than a file of its size can hold": (
+        lambda f: write_raw(f, TRAIN_IMAGES, header(10**9, 1, 1)),
+        rf"^data: {TRAIN_IMAGES} must hold 1000000000 bytes after its header, its 32 bytes cannot",
+    ),
+    "promises more than there is, unpacked": (
+        leave_labels_out,
+        rf"^data: {TRAIN_LABELS.removesuffix('.gz')} must hold 320 bytes after its header, its 308 bytes cannot",
+    ),
+    "wrong CRC": (
+        lambda f: write(f, TEST_LABELS, (f / TEST_LABELS).read_bytes()[:-8] + bytes(8)),
+        rf"^data: {TEST_LABELS} is cut off or corrupt: (CRC check failed|Incorrect length).*; copy it again",
+    ),
+    "pipe": (
+        both(lambda f: (f / TEST_LABELS).unlink(), lambda f: os.mkfifo(f / TEST_LABELS)),
+        rf"^data\.uri: .*/{TEST_LABELS} is a pipe or a device, and must be a file",
+    ),
+    "device without end": (
+        both(lambda f: (f / TEST_LABELS).unlink(), lambda f: (f / TEST_LABELS).symlink_to("/dev/zero")),
+        rf"^data\.uri: .*/{TEST_LABELS} is a pipe or a device, and must be a file",
     ),
 }
 
 
 class TestRefusals:
+    @pytest.mark.security("S5")
     @pytest.mark.parametrize("damage", DAMAGES)
     def test_damaged_file_is_refused_by_name(self, damage: str, small_idx: Path) -> None:
         change, message = DAMAGES[damage]
@@ -179,6 +217,7 @@ class TestRefusals:
         with pytest.raises(IntegrityError, match=message):
             load(small_idx)
 
+    @pytest.mark.security("S5")
     def test_more_than_the_header_says_is_not_unpacked(self, small_idx: Path) -> None:
         bomb = gzip.compress(header(100) + bytes(50_000_000), 1)
         write(small_idx, TEST_LABELS, bomb)
@@ -186,6 +225,29 @@ class TestRefusals:
         try:
             with pytest.raises(IntegrityError, match=r"must hold 100 bytes after its header, received 101 or more"):
                 load_idx(small_idx, dataset="unknown")
+            assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        finally:
+            tracemalloc.stop()
+
+    @pytest.mark.security("S5")
+    @pytest.mark.parametrize("where", ["folder", "store"])
+    def test_files_that_take_more_memory_than_allowed_are_refused_before_they_are_unpacked(
+        self, where: str, tmp_path: Path, small_idx: Path
+    ) -> None:
+        images, labels = header(10**7, 1, 1) + bytes(10**7), header(10**7) + bytes(10**7)  # 2 GB of memory
+        write_raw(small_idx, TRAIN_IMAGES, images)
+        write_raw(small_idx, TRAIN_LABELS, labels)
+        folder = open_store(StoreSection(uri=f"file:{small_idx}"), environ={}) if where == "store" else small_idx
+        tracemalloc.start()
+        try:
+            with pytest.raises(
+                IntegrityError, match=r"^data: the headers .* 2010098400 bytes of memory, at most 1000000000 "
+            ):
+                load_idx(folder, dataset="unknown", max_bytes=10**9)
+            with pytest.raises(
+                IntegrityError, match=rf"^data\.uri: .*{TRAIN_IMAGES} has \d{{5}} bytes; at most 1000 are .* raise"
+            ):
+                load_idx(folder, dataset="unknown", max_bytes=1000)
             assert tracemalloc.get_traced_memory()[1] < 5_000_000
         finally:
             tracemalloc.stop()

@@ -1,5 +1,6 @@
 """The series that Prometheus gets: names, numbers, and that nothing of it can fail a run."""
 
+import contextlib
 import http.client
 import http.server
 import json
@@ -279,6 +280,58 @@ def test_a_gateway_that_refuses_is_a_warning(
     exposition.push(url, metrics.outcome, group={})
     assert [record.message for record in caplog.records] == ["metrics.not_pushed"]
     assert "HTTP Error 500" in caplog.records[0].fields["reason"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.security("S9")
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://127.0.0.2:9/", "it redirects to another host"),
+        ("http://user:secret@127.0.0.1:9/", "it redirects to another host"),
+        ("ftp://127.0.0.1:9/", "it redirects to another host, to another kind of address"),
+        ("file:///etc/hostname", "is not allowed"),
+        ("//localhost:9/", "it redirects to another host"),
+    ],
+)
+def test_a_gateway_does_not_choose_whom_this_process_talks_to(
+    location: str, reason: str, metrics: Metrics, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, handler = gateway
+    handler.code, handler.headers_to_send = 307, {"Location": location}
+    metrics.status.code = ExitCode.OK
+    exposition.push(url, metrics.outcome, group={})
+    [warning] = caplog.records
+    assert warning.message == "metrics.not_pushed"
+    assert reason in warning.fields["reason"]  # type: ignore[attr-defined]
+    assert "secret" not in warning.fields["reason"]  # type: ignore[attr-defined]
+    assert len(handler.received) == 1
+
+
+class _Endless(_Gateway):
+    """Answers without end, and counts what was taken of it."""
+
+    sent: list[int]
+
+    def do_POST(self) -> None:
+        self.send_response(self.code)
+        self.send_header("Location", f"http://127.0.0.1:9{self.path}")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while sum(self.sent) < 500_000_000:
+                self.sent.append(self.wfile.write(b"\x1b[31m<" + bytes(1_000_000)))
+
+
+@pytest.mark.security("S9")
+@pytest.mark.parametrize("code", [200, 301, 302, 303, 400])
+def test_an_answer_without_end_is_not_read(code: int, metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+    handler: type[_Endless] = type("Handler", (_Endless,), {"sent": [], "code": code})
+    metrics.status.code = ExitCode.OK
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        exposition.push(f"http://127.0.0.1:{server.server_port}", metrics.outcome, group={})
+        server.shutdown()
+    assert [record.message for record in caplog.records] == ["metrics.not_pushed"] * (code != 200)
+    assert sum(handler.sent) < 20_000_000
 
 
 def test_a_gateway_that_is_silent_costs_five_seconds(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:

@@ -59,9 +59,11 @@ class TestRunId:
         "flag",
         [
             "--data.cache_dir=elsewhere",
+            "--data.max_bytes=1000000",
             "--store.uri=s3://bucket",
             "--observe.log_format=json",
             "--observe.metrics_port=0",
+            "--observe.metrics_address=127.0.0.1",
             "--checkpoint.keep=7",
             "--promotion.min_accuracy=0.9",
             "--retention.keep_runs=3",
