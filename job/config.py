@@ -27,7 +27,8 @@ from job.contract import RUN_ID_MAX_CHARACTERS, is_run_id
 TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
 SOURCES = {"tfds": "job.datasets.tfds", "idx": "job.datasets.idx", "digits": "job.datasets.digits"}
 """The built-in sources of data, each with its module, which `datasets/load.py` imports when it is chosen."""
-_FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:(?!__\w*__$)[A-Za-z_]\w*")
+"""No name such as `__import__`, which every module has and nobody wrote."""
 _DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | re.ASCII)
 
 
