@@ -225,7 +225,7 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
         None, description="decoupled weight decay; default: the optimizer's own (adamw 0.004, others none)"
     )
-    clip_norm: Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)] | None = Field(
+    clip_norm: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = Field(
         None, description="largest norm of all gradients together; default: not clipped"
     )
     schedule: Literal["constant", "cosine", "warmup-cosine", "step"] = Field(

@@ -27,6 +27,7 @@ from job.runs.identity import is_result_of
 from job.runs.lineage import Lineage, bits_depend_on
 from job.runs.read import CommittedRun, read_commit
 from job.store.open import open_store
+from job.texts import one_line
 from job.uris import to_store_uri
 
 _DIGESTS = ("result_digest", "weights_digest", "state_digest")
@@ -209,7 +210,8 @@ def settings_of(committed: CommittedRun) -> dict[str, dict[str, Any]]:
             },
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise IntegrityError(f"the COMMIT does not say how its run was made: {error} is missing") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise IntegrityError(f"the COMMIT does not say how its run was made: {reason}") from error
 
 
 def _model_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,9 +131,10 @@ class TestWhatACommitNames:
         done = run_job("reproduce", "r")
         assert (done.code, (tmp_path / "ran").exists()) == (64, False)
         assert "add --data.source=out.runs.r.payload:load" in done.error
-        checked = run_job("data", "check", "--data.source=out.runs.r.payload:load")
-        assert (checked.code, (tmp_path / "ran").exists()) == (64, False)
-        assert "out is in the working folder, which is not searched by itself" in checked.error
+        for command in (("reproduce", "r"), ("data", "check")):
+            named = run_job(*command, "--data.source=out.runs.r.payload:load")
+            assert (named.code, (tmp_path / "ran").exists()) == (64, False)
+            assert "out is in the working folder, which is not searched by itself" in named.stderr
 
     @pytest.mark.parametrize(
         ("named", "missing"),
