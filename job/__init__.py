@@ -24,4 +24,25 @@ plugins.py         the user's own functions
 texts.py           one line of any error, and tables
 """
 
+import os
+import sys
+from pathlib import Path
+
 __version__ = "0.1.0"
+
+
+def leave_out_working_folder() -> None:
+    """As `python -P`: take the working folder off the path, with the store that may be below it, unless PYTHONPATH names it.
+
+    `python -m` puts it there, and so does an empty entry of PYTHONPATH, as in `PYTHONPATH=/opt/shapes:`.
+    """
+    try:
+        folder = str(Path.cwd())
+    except FileNotFoundError:
+        folder = ""
+    text = os.environ.get("PYTHONPATH", "")
+    entries = text.split(os.pathsep) if text else []
+    if folder in {os.path.normpath(Path(folder, entry)) for entry in entries if entry}:
+        return
+    first = len(entries) + (not sys.flags.safe_path)
+    sys.path[:first] = [entry for entry in sys.path[:first] if entry not in ("", folder)]

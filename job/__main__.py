@@ -11,7 +11,7 @@ import threading
 import traceback
 from typing import NoReturn
 
-from job import streams
+from job import leave_out_working_folder, streams
 from job.contract import ExitCode
 from job.errors import JobError, UnavailableError
 from job.observe.termination import Status, find_path
@@ -44,6 +44,7 @@ def _run(arguments: list[str], *, stop: StopSignal) -> int:
 
 
 def _prepare() -> None:
+    leave_out_working_folder()
     streams.protect()
     faulthandler.enable()  # a crash of native code leaves its stacks on stderr
     threading.excepthook = _say_thread_failed

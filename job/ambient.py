@@ -3,11 +3,13 @@
 `TABLE` is the list, made from the dependencies' sources; docs/environment.md shows it. Settings and credentials are not in it.
 """
 
+import contextlib
 import json
 import os
 import platform
 import re
-from collections.abc import Mapping, MutableMapping
+import tempfile
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -333,6 +335,37 @@ def _check_keras_file(path: Path) -> None:
                 f"{path}: {name} must be Keras' default {json.dumps(default)}: with another one, the same settings would have "
                 f"another result; received {json.dumps(received)[:80]}; correct the file, or name another folder in KERAS_HOME"
             )
+
+
+@contextlib.contextmanager
+def own_temporary_folder() -> Iterator[None]:
+    """Let all temporary files of this process lie in one folder in TMPDIR, which is gone afterwards.
+
+    TensorFlow leaves a file there for each function that it traces. A killed process leaves the folder. Where none can be made,
+    the files lie in TMPDIR itself: who needs one says what is wrong.
+    """
+    before = tempfile.tempdir
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=_own_prefix(), ignore_cleanup_errors=True)
+    except OSError:
+        yield
+        return
+    with folder as name:
+        tempfile.tempdir = name
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
+def temporary_root() -> Path:
+    """The folder that TMPDIR says, for what outlives this process and for messages."""
+    folder = Path(tempfile.gettempdir())
+    return folder.parent if folder.name.startswith(_own_prefix()) else folder
+
+
+def _own_prefix() -> str:
+    return f"mnist-job-{os.getpid()}-"
 
 
 def home_folder() -> Path | None:

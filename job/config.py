@@ -30,7 +30,8 @@ SOURCES = {"tfds": "job.datasets.tfds", "idx": "job.datasets.idx", "digits": "jo
 """The built-in sources of data, each with its module, which `datasets/load.py` imports when it is chosen."""
 MAX_DATA_BYTES = 4 * 2**30
 """Of memory that the examples of a file may take, unless the user says otherwise; EMNIST takes 1 GB."""
-_FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:(?!__\w*__$)[A-Za-z_]\w*")
+"""No name such as `__import__`, which every module has and nobody wrote."""
 _DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | re.ASCII)
 
 _ADDRESS_PATTERN = r"^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)?$"
@@ -89,6 +90,8 @@ def _check_json(value: dict[str, Any]) -> dict[str, Any]:
 
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Threads = Annotated[int, Field(ge=1, le=4096)]
+"""TensorFlow starts all of them at once, each with a stack."""
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 30, allow_inf_nan=False)]
 Names = Annotated[
@@ -238,7 +241,7 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
         None, description="decoupled weight decay; default: the optimizer's own (adamw 0.004, others none)"
     )
-    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    clip_norm: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = Field(
         None, description="largest norm of all gradients together; default: not clipped"
     )
     schedule: Literal["constant", "cosine", "warmup-cosine", "step"] = Field(
@@ -324,8 +327,8 @@ class ClusterSection(Section):
         None, description="stop with 66 unless each worker sees so many"
     )
     cpu_replicas: int = Field(1, ge=1, le=64, description="replicas of each worker on its CPU, when it has no GPUs")
-    intra_op_threads: PositiveInt | None = Field(None, description="threads of one operation; default: the CPU limit")
-    inter_op_threads: PositiveInt | None = Field(None, description="operations at a time; default: the CPU limit")
+    intra_op_threads: Threads | None = Field(None, description="threads of one operation; default: the CPU limit")
+    inter_op_threads: Threads | None = Field(None, description="operations at a time; default: the CPU limit")
 
 
 class CheckpointSection(Section):

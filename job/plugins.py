@@ -5,7 +5,9 @@ An error that the user's code raises ends in a `ConfigError` with the user's own
 
 import ast
 import contextlib
+import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import linecache
@@ -38,6 +40,24 @@ _NOT_THE_USERS = tuple(
         str(Path(__file__).parent),
     }
 )
+_STANDARD_LIBRARY = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+_FOLDERS_OF_PACKAGES = frozenset({"site-packages", "dist-packages"})
+_PACKAGES_OF_THIS_PROGRAM = (Path(__file__).parent.resolve(), Path(__file__).parent.parent.resolve() / "k8s")
+LIBRARIES = (
+    *(
+        "importlib_resources",
+        "keras",
+        "numpy",
+        "obstore",
+        "prometheus-client",
+        "pydantic",
+        "PyYAML",
+        "rich",
+        "safetensors",
+    ),
+    *("tensorflow", "tensorflow-cpu", "tensorflow-datasets", "kubernetes", "pip", "setuptools", "wheel", "uv"),
+)
+"""What this program depends on, and what installs it, by the names of the package index. Their functions are not the user's."""
 
 
 def check_exists(name: str, *, field: str, keywords: Mapping[str, Any] | None = None) -> None:
@@ -47,14 +67,14 @@ def check_exists(name: str, *, field: str, keywords: Mapping[str, Any] | None = 
         keywords: what the function is called with, where that is all.
 
     Raises:
-        ConfigError: no such module, a syntax error in it, or no such function in it, or one that takes other arguments.
+        ConfigError: no such module, a syntax error in it, or no such function in it, or one that takes other arguments;
+            the module is not the user's own.
     """
     module, _, function = name.partition(":")
+    _check_own(module, name, field=field)
     path = _find_module(module)
     if path is None:
-        raise ConfigError(
-            f"{field}: {name}: no module {module} on the path; is its package in the image, or its folder in PYTHONPATH?"
-        )
+        raise ConfigError(f"{field}: {name}: no module {module} on the path; {_where_to_look(module)}")
     if path.suffix != ".py" or not path.exists():
         return
     try:
@@ -68,6 +88,69 @@ def check_exists(name: str, *, field: str, keywords: Mapping[str, Any] | None = 
     last = next((node for node in reversed(functions) if node.name == function), None)
     if keywords is not None and last and not last.decorator_list:
         _check_call(_signature_of(last), name, (), field=field, keywords=keywords)
+
+
+def _where_to_look(module: str) -> str:
+    """What to do about a module that is not found: the working folder is on the path only when somebody puts it there."""
+    top = module.partition(".")[0]
+    found = next((name for name in (f"{top}.py", top) if os.path.exists(name)), None)  # noqa: PTH110 - the folder may be gone
+    if found is None:
+        return "is its package in the image, or its folder in PYTHONPATH?"
+    return f"{found} is in the working folder, which is not searched by itself; set PYTHONPATH=. to have it searched"
+
+
+def _check_own(module: str, name: str, *, field: str) -> None:
+    """Raises:
+    ConfigError: the module is of the standard library, of this program or of a library that it depends on.
+    """
+    owner = _owner_of(module)
+    if owner:
+        raise ConfigError(
+            f"{field}: {name} must be a function of your own, received one of {owner}; write a function that calls it"
+        )
+
+
+def _owner_of(module: str) -> str:
+    """Whose a module is; empty where it is the user's, or a package that only the user has installed."""
+    path = _find_module(module)
+    if module == "__main__":
+        return "this program"
+    if path is None:  # built-in and frozen modules have no file
+        return "the standard library" if module.partition(".")[0] in sys.stdlib_module_names else ""
+    if any(folder in path.resolve().parents for folder in _PACKAGES_OF_THIS_PROGRAM):
+        return "this program"
+    if _is_of_standard_library(path.resolve()):
+        return "the standard library"
+    is_package = not _FOLDERS_OF_PACKAGES.isdisjoint(path.parts)
+    owner = next((one for one in _libraries() if _has_file(one, path)), None) if is_package else None
+    return f"{owner.metadata['Name']}, a library of this program" if owner else ""
+
+
+def _is_of_standard_library(path: Path) -> bool:
+    below = [path.relative_to(folder).parts for folder in _STANDARD_LIBRARY if folder in path.parents]
+    return bool(below) and not any(_FOLDERS_OF_PACKAGES & set(parts) for parts in below)
+
+
+@functools.cache
+def _libraries() -> tuple[importlib.metadata.Distribution, ...]:
+    """The installed packages of `LIBRARIES`, and what those require."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    waiting = [*LIBRARIES]
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.distribution(name)
+            required = [line for line in found[name].requires or () if "extra ==" not in line]
+            waiting += re.findall(r"^[A-Za-z0-9._-]+", "\n".join(required), re.MULTILINE)
+    return tuple(found.values())
+
+
+def _has_file(package: importlib.metadata.Distribution, path: Path) -> bool:
+    """Whether an installed package has brought a file: its RECORD has one line for each, `path,hash,size`."""
+    where = os.path.relpath(path, str(package.locate_file("")))
+    return f"\n{where}," in f"\n{package.read_text('RECORD') or ''}"
 
 
 def _signature_of(node: ast.FunctionDef) -> inspect.Signature:
@@ -101,14 +184,25 @@ def import_function(name: str, *, field: str) -> Callable[..., Any]:
     """Import `package.module:function`.
 
     Raises:
-        ConfigError: no such module or function, or the module raises.
+        ConfigError: no such module or function, or the module raises; the function is not the user's own.
     """
     module_name, _, function_name = name.partition(":")
+    _check_own(module_name, name, field=field)
     with user_code(name, field=field, doing="cannot be imported"):
         function = getattr(importlib.import_module(module_name), function_name)
+        made_in = _module_of(function)
+    if made_in and made_in != module_name:  # `from os import system` in a module of the user's
+        _check_own(made_in, name, field=field)
     if not callable(function):
         raise ConfigError(f"{field}: {name} must be a function, received {type(function).__name__}")
     return function  # type: ignore[no-any-return]
+
+
+def _module_of(function: Any) -> str:
+    """The module that a function or class was written in; empty for other objects, and where it does not say."""
+    function = inspect.unwrap(function)
+    is_plain = inspect.isfunction(function) or inspect.isbuiltin(function) or inspect.isclass(function)
+    return str(getattr(function, "__module__", None) or "") if is_plain else ""
 
 
 def call_function(name: str, /, *args: object, field: str, keywords: Mapping[str, Any]) -> Any:

@@ -1,9 +1,11 @@
 """YAML as this program reads it: nothing in it is dropped, and nothing in it means two things.
 
 A setting in a file is the text that a flag would hold. Only inside `args` do values have YAML's types. Raises `yaml.YAMLError`.
+A text ends where its line ends: YAML would join the lines of a longer one with blanks.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,8 @@ import yaml
 
 _MAX_VALUES = 10_000
 """Aliases counted as often as they are used: nine lines of them can stand for a thousand million values."""
+_MAX_DEPTH, _MAX_NUMBER_CHARACTERS = 32, 100
+_TOO_DEEP = f"lists and mappings must be at most {_MAX_DEPTH} deep in one another"
 _TAG = "tag:yaml.org,2002:"
 _KINDS = frozenset(
     f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "map", "seq", "merge")
@@ -36,12 +40,18 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that looks like a number to anybody, such as `1e3`."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Text on one line, its line breaks escaped."""
+    return dumper.represent_scalar(f"{_TAG}str", text, style='"' if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_implicit_resolver(f"{_TAG}float", _NUMBER, list("-+.0123456789"))
 
 
 def dump(value: object, *, is_flow: bool = False) -> str:
     """Plain values as YAML that `parse_settings` and `parse_values` read back."""
-    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=is_flow, width=1000)
+    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=is_flow, width=sys.maxsize)
     return text
 
 
@@ -124,23 +134,41 @@ def _items(loader: _Loader, node: yaml.MappingNode) -> list[tuple[yaml.Node, yam
 
 
 def _checked(loader: _Loader) -> yaml.Node | None:
-    """The one document, of values that this program knows, and not too many of them."""
-    root: yaml.Node | None = loader.get_single_node()
+    """The one document, of values that this program knows, not too many of them, and none too deep in others."""
+    try:
+        root: yaml.Node | None = loader.get_single_node()
+    except RecursionError as error:
+        raise yaml.YAMLError(_TOO_DEEP) from error
     if root is not None and _count(root, {}) > _MAX_VALUES:
         raise _refusal(root, f"it holds more than {_MAX_VALUES:,} values, aliases counted as often as they are used")
     return root
 
 
-def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+def _count(node: yaml.Node, counted: dict[int, int], *, depth: int = 0) -> int:
     """Values at and below a node; `counted` holds 0 for those that are being counted: they contain themselves."""
     if node.tag not in _KINDS:
         raise _refusal(node, f"could not determine a constructor for the tag {node.tag!r}")
+    if depth > _MAX_DEPTH:
+        raise _refusal(node, _TOO_DEEP)
+    if isinstance(node, yaml.ScalarNode):
+        _check_scalar(node)
     if counted.get(id(node)) == 0:
         raise _refusal(node, "a value contains itself")
     if id(node) not in counted:
         counted[id(node)] = 0
-        counted[id(node)] = 1 + sum(_count(child, counted) for child in _children(node))
+        counted[id(node)] = 1 + sum(_count(child, counted, depth=depth + 1) for child in _children(node))
     return counted[id(node)]
+
+
+def _check_scalar(node: yaml.ScalarNode) -> None:
+    if node.style not in ("|", ">") and node.start_mark.line != node.end_mark.line:
+        raise _refusal(
+            node, "a text goes on in the next line, which YAML joins with a blank; write it on one line, quoted"
+        )
+    if node.tag in (f"{_TAG}int", f"{_TAG}float") and len(node.value) > _MAX_NUMBER_CHARACTERS:
+        raise _refusal(
+            node, f"a number must have at most {_MAX_NUMBER_CHARACTERS} characters; quote it, where it is a text"
+        )
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

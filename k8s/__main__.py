@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from job import streams
+from job import leave_out_working_folder, streams
 from job.contract import ExitCode
 from k8s.errors import ClientError
 
@@ -44,6 +44,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _prepare() -> None:
+    leave_out_working_folder()
     streams.protect()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # set by `nohup`

@@ -1,7 +1,6 @@
 """The command line of `mnist-k8s`. Standard library only, so that `--help` answers at once."""
 
 import argparse
-import math
 import shlex
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,6 +9,7 @@ from job import __version__
 from k8s.errors import UsageError
 
 _DAY_SECONDS = 86_400.0
+_MAX_SECONDS = 366 * _DAY_SECONDS
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": _DAY_SECONDS}
 
 
@@ -167,6 +167,8 @@ def _seconds(text: str) -> float:
         seconds = float(number) * _UNITS[unit]
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a time such as 90, 90s, 10m or 2h, received {text!r}")
+    if not 0 <= seconds <= _MAX_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"must be a time such as 90, 90s, 10m or 2h, at most 366d, received {text[:80]!r}"
+        )
     return seconds

@@ -93,7 +93,7 @@ class Group:
         if worker.index:  # one port for metrics cannot be shared
             environ.setdefault("MNIST_OBSERVE__METRICS_PORT", "0")
         process = subprocess.Popen(
-            [sys.executable, "-m", "job", "run", *self._settings],
+            [sys.executable, "-P", "-m", "job", "run", *self._settings],
             env=environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -27,6 +27,7 @@ settings:
 _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MIN_AGE_SECONDS = 3600.0
 """Of garbage: a live attempt may be silent for minutes."""
+_MAX_WAIT_SECONDS, _MAX_COUNT_CHARACTERS = 366 * 86400.0, 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +242,11 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, received {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, received {uris.shown(text)}")
+    if value > _MAX_WAIT_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {_MAX_WAIT_SECONDS:.0f} seconds, received {uris.shown(text)}"
+        )
     return value
 
 
@@ -253,8 +258,12 @@ def _interval(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"must be a number of at least 1, received {text!r}")
+    if not (text.isdecimal() and int(text[:_MAX_COUNT_CHARACTERS]) > 0):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, received {uris.shown(text)}")
+    if len(text) > _MAX_COUNT_CHARACTERS:
+        raise argparse.ArgumentTypeError(
+            f"must have at most {_MAX_COUNT_CHARACTERS} digits, received {uris.shown(text)}"
+        )
     return int(text)
 
 
@@ -264,7 +273,9 @@ def _age(text: str) -> float:
     except (ValueError, KeyError):
         seconds = -1.0
     if not _MIN_AGE_SECONDS <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"must be an age of at least 1h, such as 7d, 12h or 90m, received {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be an age of at least 1h, such as 7d, 12h or 90m, received {uris.shown(text)}"
+        )
     return seconds
 
 

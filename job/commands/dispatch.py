@@ -46,6 +46,11 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
     loaded = load_config(line.settings, config_file=line.options.config)
     if line.command in _COMPUTING:
         ambient.check(os.environ)
+    with ambient.own_temporary_folder():
+        return _run(line, loaded, stop=stop, status=status)
+
+
+def _run(line: CommandLine, loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
     if line.command == "run":
         from job.commands.run import run_command
 

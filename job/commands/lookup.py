@@ -10,6 +10,7 @@ from job.errors import NotFoundError
 from job.runs.read import CommittedRun, read_commit
 from job.store.open import open_store
 from job.store.store import Store
+from job.uris import shown
 
 T = TypeVar("T")
 
@@ -47,5 +48,16 @@ def checked_run_id(run_id: str) -> str:
         NotFoundError: no run can have this name.
     """
     if not contract.is_run_id(run_id):
-        raise NotFoundError(f"run {run_id!r}: no run can have this name; see mnist-job runs")
+        raise NotFoundError(f"run {shown(run_id)}: no run can have this name; see mnist-job runs")
     return run_id
+
+
+def checked_model(name: str) -> str:
+    """The same text.
+
+    Raises:
+        NotFoundError: no model can have this name.
+    """
+    if not contract.is_model_name(name):
+        raise NotFoundError(f"model {shown(name)}: no model can have this name; see promotion.model_name")
+    return name

@@ -1,9 +1,11 @@
 """The command reproduce: trains again what a COMMIT says, in a process and a store of its own, and compares the digests.
 
-The settings that decide the result, and the threads, come from the COMMIT; where the data is may be said anew.
+The settings that decide the result, and the threads, come from the COMMIT. What a COMMIT says about code and places of this
+machine is only used when the user names it too: whoever may write the store may have written the COMMIT.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -12,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from job import clock, strict_yaml
 from job.commands.cli import CommandLine
 from job.commands.lookup import configured_store, find_committed
-from job.config import REFERENCE_ONLY, Config
+from job.config import REFERENCE_ONLY, SOURCES, Config, to_text
 from job.config_sources import LoadedConfig, parse_flags
 from job.contract import ENV_PREFIX, ExitCode
 from job.errors import ConfigError, ConflictError, IntegrityError
@@ -23,12 +27,16 @@ from job.runs.identity import is_result_of
 from job.runs.lineage import Lineage, bits_depend_on
 from job.runs.read import CommittedRun, read_commit
 from job.store.open import open_store
+from job.texts import one_line
 from job.uris import to_store_uri
 
 _DIGESTS = ("result_digest", "weights_digest", "state_digest")
 _OWN_SECTIONS = ("run.", "store.", "promotion.")
 """Of the command itself: where the COMMIT is read, never how the run is made again."""
 _KEEP_ALL_RUNS = 2**31 - 1
+_NAMED_AGAIN = ("model.build", "model.args", "data.source", "data.uri", "data.args")
+"""Settings that decide which code runs, what it is called with, and which files and buckets are read."""
+_MAX_FLAG_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +73,7 @@ class Reproduction:
 def reproduce(line: CommandLine, loaded: LoadedConfig) -> int:
     """Train again, and say whether everything is equal."""
     committed = find_committed(configured_store(loaded), line.options.run)
+    _check_named_again(loaded, committed, flags=line.settings)
     _check_file(loaded, committed, path=line.options.config)
     return reproduce_run(loaded.config, committed, to_uri=line.options.to, settings=line.settings)
 
@@ -83,6 +92,46 @@ def _check_file(loaded: LoadedConfig, committed: CommittedRun, *, path: Path | N
                     f"{name}: must be what the COMMIT says ({resolved!r}), received {value!r} in {path}; leave it out of "
                     "the file, or give it as a flag"
                 )
+
+
+def _check_named_again(loaded: LoadedConfig, committed: CommittedRun, *, flags: Sequence[str]) -> None:
+    """Raises:
+    ConfigError: the COMMIT names code or a place that neither flags, variables nor the file of the user name; says the flags.
+    IntegrityError: it holds settings that no run can have.
+    """
+    recorded = _recorded_settings(committed).model_dump(mode="json")
+    given = loaded.config.model_dump(mode="json")
+    missing = []
+    for name in _NAMED_AGAIN:
+        section, _, field = name.partition(".")
+        value = recorded[section][field]
+        is_named = name in parse_flags(flags) or (name in loaded.origins and given[section][field] == value)
+        is_harmless = not value or (name == "data.source" and value in SOURCES)
+        if not is_harmless and not is_named:
+            missing.append(_to_flag(name, value))
+    if missing:
+        raise ConfigError(
+            f"run {committed.run}: code and places that a COMMIT names are only used when you name them too; if they are "
+            f"what you expect, add {' '.join(missing)}"
+        )
+
+
+def _recorded_settings(committed: CommittedRun) -> Config:
+    """What `settings_of` gives, by the rules of every setting."""
+    try:
+        return Config.model_validate(settings_of(committed))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:2])
+        raise IntegrityError(
+            f"the COMMIT of run {committed.run} holds settings that no run can have: {where}: {first['msg']}"
+        ) from error
+
+
+def _to_flag(name: str, value: object) -> str:
+    """What the user can type, in a shell too."""
+    text = value if isinstance(value, str) else to_text(value)
+    return f"--{name}={shlex.quote(text) if len(text) <= _MAX_FLAG_CHARACTERS else '...'}"
 
 
 def reproduce_run(config: Config, committed: CommittedRun, *, to_uri: str | None, settings: Sequence[str]) -> int:
@@ -126,7 +175,8 @@ def reproduce_run(config: Config, committed: CommittedRun, *, to_uri: str | None
 
 def _train(config_file: Path, flags: Sequence[str]) -> int:
     """One run in a process of its own, whose log goes to stderr; returns its exit code."""
-    command = [sys.executable, "-m", "job", "run", f"--config={config_file}", *flags]
+    # -P: no working folder on the path, and with it no store that is below it.
+    command = [sys.executable, "-P", "-m", "job", "run", f"--config={config_file}", *flags]
     # The environment would come before the COMMIT's settings; and one process trains all replicas.
     environ = {name: value for name, value in os.environ.items() if not name.startswith((ENV_PREFIX, "TF_CONFIG"))}
     process = subprocess.Popen(command, env=environ, stdout=sys.stderr)  # noqa: S603 - settings are no shell text
@@ -159,8 +209,9 @@ def settings_of(committed: CommittedRun) -> dict[str, dict[str, Any]]:
                 "inter_op_threads": threads["inter_op"],
             },
         }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"the COMMIT does not say how its run was made: {error} is missing") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise IntegrityError(f"the COMMIT does not say how its run was made: {reason}") from error
 
 
 def _model_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from job import contract, measures
 from job.commands.champion import describe_move
 from job.commands.cli import CommandLine
-from job.commands.lookup import configured_store, find_committed, wait_for
+from job.commands.lookup import checked_model, configured_store, find_committed, wait_for
 from job.config_sources import LoadedConfig
 from job.errors import IntegrityError
 from job.registry import champion, serving
@@ -50,6 +50,7 @@ def verify(line: CommandLine, loaded: LoadedConfig) -> int:
     store, options = configured_store(loaded), line.options
     newest = None
     if options.champion:
+        checked_model(options.champion)
         newest = wait_for(lambda: champion.read_newest(store, options.champion), seconds=options.wait)
         if newest is None:
             raise champion.no_champion(store, options.champion)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -89,7 +88,7 @@ def choose_cache_dir(config: DataSection, *, environ: Mapping[str, str]) -> Path
     elif base or home:
         cache_dir = (Path(base) if base else Path(home or "") / ".cache") / "mnist-train"
     else:
-        cache_dir = Path(tempfile.gettempdir()) / f"mnist-train-{os.getuid()}"
+        cache_dir = ambient.temporary_root() / f"mnist-train-{os.getuid()}"
     if config.source == "tfds":  # the others keep nothing there
         check_way(cache_dir, name="data.cache_dir")
     return cache_dir

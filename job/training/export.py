@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from job import ambient
 from job.datasets.dataset import Images
 from job.datasets.load import LoadedDataset
 from job.digests import digest_of_arrays
@@ -65,8 +66,8 @@ def check_temporary_folder(*, num_bytes: int = 0) -> None:
             file.write(bytes(_PROBE_BYTES))
     if free_bytes < num_bytes:
         raise UnavailableError(
-            f"TMPDIR: the exported model takes {num_bytes / 1e6:.1f} MB in {folder.parent}, {free_bytes / 1e6:.1f} MB are free; "
-            f"{_ADVICE}"
+            f"TMPDIR: the exported model takes {num_bytes / 1e6:.1f} MB in {ambient.temporary_root()}, "
+            f"{free_bytes / 1e6:.1f} MB are free; {_ADVICE}"
         )
 
 

@@ -107,7 +107,7 @@ def job_case(name: str, *more: str, data_dir: Path, epochs: int) -> Case:
         "--observe.metrics_port=0",
         f"--train.epochs={epochs}",
     )
-    return Case(name=name, command=(sys.executable, "-m", "job", "run", *flags, *more))
+    return Case(name=name, command=(sys.executable, "-P", "-m", "job", "run", *flags, *more))
 
 
 def gemm_case(name: str, *, data_dir: Path, epochs: int) -> Case:

@@ -132,7 +132,7 @@ def _job_command(task: Task, program: str, folder: str) -> list[str]:
         "observe.log_format": "json",
         "promotion.enabled": "false",
     }
-    return [sys.executable, "-m", "job", "run", *(f"--{name}={value}" for name, value in flags.items())]
+    return [sys.executable, "-P", "-m", "job", "run", *(f"--{name}={value}" for name, value in flags.items())]
 
 
 def main() -> int:

@@ -58,7 +58,17 @@ def measure(setup: Setup, *, batch: int, data_dir: Path) -> Sample:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("MNIST_", "TF_"))}
         if len(addresses) > 1:
             environ["TF_CONFIG"] = tf_config(addresses, index)
-        command = ["taskset", "--cpu-list", cores, sys.executable, "-m", "job", "run", *_flags(folder, batch, data_dir)]
+        command = [
+            "taskset",
+            "--cpu-list",
+            cores,
+            sys.executable,
+            "-P",
+            "-m",
+            "job",
+            "run",
+            *_flags(folder, batch, data_dir),
+        ]
         command += [*setup.flags, f"--cluster.workers={len(addresses)}"]
         log = open(folder / f"{index}.log", "w+", encoding="utf-8")  # noqa: SIM115 - open as long as its process
         processes.append((subprocess.Popen(command, env=environ, stdout=log, stderr=subprocess.DEVNULL), log))

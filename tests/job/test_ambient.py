@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -320,3 +321,20 @@ class TestNobody:
     @pytest.mark.tf
     def test_a_run_needs_no_home(self, run_job: RunJob) -> None:
         assert run_job("run", *QUICK, prefix=NOBODY).code == 0
+
+
+class TestTemporaryFolder:
+    def test_holds_what_libraries_leave_and_is_gone_afterwards(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        with ambient.own_temporary_folder():
+            _, left = tempfile.mkstemp(prefix="__autograph_generated_file")
+            assert Path(left).parent.parent == tmp_path == ambient.temporary_root()
+        assert not list(tmp_path.iterdir())
+        assert tempfile.gettempdir() == str(tmp_path) == str(ambient.temporary_root())
+
+    def test_is_done_without_where_none_can_be_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+        with ambient.own_temporary_folder():
+            assert ambient.temporary_root() == tmp_path / "absent"

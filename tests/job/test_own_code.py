@@ -109,9 +109,9 @@ class TestChangedModel:
     def test_does_not_pass_for_a_reproduction(self, run_own: Any, run_job: RunJob, tmp_path: Path) -> None:
         assert run_own(MODEL, "--run.id=mine").code == 0
         env = {"PYTHONPATH": str(tmp_path)}
-        assert run_job("reproduce", "mine", env=env).code == 0
+        assert run_job("reproduce", "mine", "--model.build=mine:build", env=env).code == 0
         (tmp_path / "mine.py").write_text(MODEL.replace("units=8", "units=9"))
-        differs = run_job("reproduce", "mine", env=env)
+        differs = run_job("reproduce", "mine", "--model.build=mine:build", env=env)
         assert differs.code == 73
         assert "other data, settings or code of model.build" in differs.error
 

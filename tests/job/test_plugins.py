@@ -1,7 +1,9 @@
 """The user's own functions: typos found without an import, errors with the user's own lines, and what identifies their code."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import job
 from job.errors import ConfigError
 from job.plugins import (
+    LIBRARIES,
     _is_installed,
     call_function,
     check_exists,
@@ -19,6 +22,7 @@ from job.plugins import (
     user_code,
 )
 from job.signals import StopRequested
+from tests.conftest import REPOSITORY
 
 Write = Callable[[str, str], Path]
 
@@ -48,7 +52,6 @@ class TestTypos:
             ("ownmodel:large", "no module ownmodel on the path"),
             ("ownmodels.deep:large", "no module ownmodels.deep on the path"),
             ("broken:large", r"broken.py:2 cannot be read as Python"),
-            ("sys:exit", "no module sys on the path"),
         ],
     )
     def test_are_found_without_running_anything(self, write: Write, name: str, message: str) -> None:
@@ -84,6 +87,102 @@ class TestTypos:
         write("ownpackage/module.py", "def f(): ...")
         for module in ("ownpackage.inner", "ownpackage.module"):
             check_exists(f"{module}:f", field="model.build")
+
+
+@pytest.mark.security("S4")
+class TestFunctionsOfOthers:
+    @pytest.mark.parametrize(
+        ("name", "owner"),
+        [
+            ("os:system", "the standard library"),
+            ("subprocess:run", "the standard library"),
+            ("http.server:test", "the standard library"),
+            ("builtins:eval", "the standard library"),
+            ("antigravity:geohash", "the standard library"),
+            ("job.__main__:main", "this program"),
+            ("__main__:main", "this program"),
+            ("k8s.__main__:main", "this program"),
+            ("numpy:load", "numpy, a library of this program"),
+            ("yaml:load", "PyYAML, a library of this program"),
+            ("google.protobuf.json_format:Parse", "protobuf, a library of this program"),
+            ("keras.applications:MobileNet", "keras, a library of this program"),
+        ],
+    )
+    def test_are_refused_without_an_import(self, name: str, owner: str) -> None:
+        before = set(sys.modules)
+        for find in (check_exists, import_function):
+            with pytest.raises(
+                ConfigError, match=f"^model.build: {name} must be a function of your own, .* one of {owner};"
+            ):
+                find(name, field="model.build")
+        assert name.partition(":")[0] not in set(sys.modules) - before
+
+    @pytest.mark.parametrize(
+        ("text", "owner"),
+        [
+            ("from os import system as f", "the standard library"),
+            ("from subprocess import getoutput as f", "the standard library"),
+            ("f = eval", "the standard library"),
+            ("from job.datasets import Dataset as f", "this program"),
+            ("from yaml import unsafe_load as f", "PyYAML, a library of this program"),
+        ],
+    )
+    def test_are_refused_behind_a_name_of_the_users(self, write: Write, text: str, owner: str) -> None:
+        write("own.py", text)
+        with pytest.raises(ConfigError, match=f"own:f must be a function of your own, received one of {owner}"):
+            call_function("own:f", "true", field="data.source", keywords={})
+
+    def test_what_the_user_has_installed_or_wrapped_is_the_users(self, write: Write, tmp_path: Path) -> None:
+        sys.path.insert(0, str(tmp_path / "site-packages"))  # `write` puts the path back
+        write("site-packages/installed.py", "def f(): return 'installed'")
+        write(
+            "own.py",
+            "import functools, installed\n@functools.cache\ndef f(): return 'own'\nfrom installed import f as g",
+        )
+        assert call_function("installed:f", field="data.source", keywords={}) == "installed"
+        assert call_function("own:f", field="data.source", keywords={}) == "own"
+        assert call_function("own:g", field="data.source", keywords={}) == "installed"
+
+    def test_libraries_are_those_that_the_project_depends_on(self) -> None:
+        project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+        extras = project["optional-dependencies"]
+        lines = [*project["dependencies"], *extras["cpu"], *extras["client"]]
+        names = {re.match(r"[\w.-]+", line)[0] for line in lines}  # type: ignore[index]
+        assert names == {*LIBRARIES} - {"pip", "setuptools", "wheel", "uv"}
+
+
+@pytest.mark.security("S4")
+class TestWorkingFolder:
+    @pytest.mark.parametrize(
+        ("path", "python_path", "left"),
+        [
+            (["CWD", "/lib"], None, ["/lib"]),  # python -m job
+            (["", "/lib"], None, ["/lib"]),  # python -c
+            (["/venv/bin", "/lib"], None, ["/venv/bin", "/lib"]),  # mnist-job
+            (["CWD", "/opt", "CWD", "/lib"], "/opt:", ["/opt", "/lib"]),  # an empty entry
+            (["CWD", "CWD", "/lib"], ".", ["CWD", "CWD", "/lib"]),
+            (["CWD", "CWD", "/lib"], "CWD", ["CWD", "CWD", "/lib"]),
+            (["CWD", "/lib", "CWD"], None, ["/lib", "CWD"]),  # installed from there
+        ],
+    )
+    def test_is_on_the_path_only_when_it_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: list[str], python_path: str | None, left: list[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [entry.replace("CWD", str(tmp_path)) for entry in path])
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+        if python_path is not None:
+            monkeypatch.setenv("PYTHONPATH", python_path.replace("CWD", str(tmp_path)))
+        job.leave_out_working_folder()
+        assert sys.path == [entry.replace("CWD", str(tmp_path)) for entry in left]
+
+    def test_message_says_how_to_have_it_searched(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "beside.py").write_text("def f(): ...")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(
+            ConfigError, match=r"no module beside on the path; beside.py is in the working .* PYTHONPATH=\."
+        ):
+            check_exists("beside:f", field="model.build")
 
 
 class TestErrorsOfTheUser:

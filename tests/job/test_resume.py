@@ -48,7 +48,7 @@ def run_until(
     process = subprocess.Popen(
         [*prefix, *job_command(["run", *flags])],
         cwd=folder,
-        env=job_environment({"PYTHONPATH": str(Path.cwd())}),
+        env=job_environment({"PYTHONPATH": f"{Path.cwd()}:{folder}"}),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -61,6 +61,8 @@ def test_promotion_is_left_to_the_release_when_asked(client: RunClient, cluster:
     [
         ("train.epochz=3", r"train\.epochz.*train\.epochs"),
         ("train.epochs=none", r"train\.epochs"),
+        ("store.uri=s3://b/one\ntwo", r"store\.uri: must be one line"),
+        ("model.args={a: one\n two}", r"model\.args: .*a text goes on in the next line"),
         ("store.uri=file:/tmp/x", r"store\.uri: must not be a folder inside the pod"),
         ("checkpoint.final_save_seconds=55", r"terminationGracePeriodSeconds \(60\)"),
     ],
@@ -434,7 +436,8 @@ def test_a_setting_that_is_given_wrongly_is_told_how_to_give_it(line: str, hint:
 
 
 @pytest.mark.parametrize(
-    "line", ["submit --no-such-thing", "submit --set nothing", "list --train.epochs=3", "submit x"]
+    "line",
+    ["submit --no-such-thing", "submit --set nothing", "list --train.epochs=3", "submit x", "wait x --timeout=1e300"],
 )
 def test_what_is_like_no_setting_or_takes_none_gets_no_hint(line: str) -> None:
     with pytest.raises(UsageError) as caught:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from job.commands.lookup import checked_model
 from job.config import PromotionSection, StoreSection
 from job.contract import champion_key
+from job.errors import NotFoundError
 from job.registry import champion
 from job.registry.gate import Gate
 from job.registry.retention import remove_runs
@@ -211,3 +213,10 @@ class TestVerify:
         done = run_job("verify", "--champion=plain")
         assert done.code == 65
         assert "version 1 of plain names other weights than the COMMIT of its run" in done.error
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\udcff", "../x", "a/b", "A", "", "-a"])
+def test_name_that_no_model_can_have_is_66(name: str) -> None:
+    with pytest.raises(NotFoundError, match=r"no model can have this name; see promotion\.model_name$") as refused:
+        checked_model(name)
+    assert len(str(refused.value)) < 200

@@ -103,6 +103,16 @@ class TestParsing:
             (["promote"], r"required: RUN; see mnist-job promote --help"),
             (["rollback", "x"], r"x: unknown argument; see"),
             (["runs", "--last=-1"], r"--last: must be a number of at least 1, received '-1'"),
+            (
+                ["fetch", "--to", "d", "--every", "1e300"],
+                r"--every: must be at most 31622400 seconds, received '1e300'",
+            ),
+            (["verify", "--run", "r", "--wait", "1e400"], r"--wait: must be a number of seconds, received '1e400'"),
+            (["runs", "--last", "9" * 5000], r"--last: must have at most 9 digits, received '9{79};"),
+            (
+                ["gc", "--older-than", "9" * 5000 + "d"],
+                r"--older-than: must be an age of at least 1h, .*received '9{79};",
+            ),
             (["verify", "--run=x", "--wait=soon"], r"--wait: must be a number of seconds, received 'soon'"),
             (["show"], r"required: RUN; see mnist-job show --help"),
             (["data", "prepare"], r"required: --to; see mnist-job data prepare --help"),

@@ -1,14 +1,18 @@
 """A run made again from its COMMIT alone: equal digests, or why not."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from job.commands.reproduce import compare, settings_of
+from job.commands.cli import parse_command_line
+from job.commands.reproduce import compare, reproduce, settings_of
+from job.config import Config
+from job.config_sources import load_config
 from job.digests import canonical_json, sha256_hex
-from job.errors import ConflictError, IntegrityError
+from job.errors import ConfigError, ConflictError, IntegrityError, JobError
 from job.runs.lineage import checked_out_revision
 from job.runs.read import CommittedRun, parse_run
 from tests.conftest import QUICK, RunJob
@@ -18,8 +22,12 @@ _ENV = {"IMAGE": "registry.example/x@sha256:1", "CHART_VERSION": "0.1.0", "REVIS
 
 @pytest.mark.tf
 def test_a_committed_run_is_reproduced_whatever_the_environment_says_now(run_job: RunJob, tmp_path: Path) -> None:
-    made = run_job("run", *QUICK, "--run.id=r", "--run.seed=random", "--model.dropout=0.1", env=_ENV)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    env = _ENV | {"TMPDIR": str(temporary)}
+    made = run_job("run", *QUICK, "--run.id=r", "--run.seed=random", "--model.dropout=0.1", env=env)
     assert made.code == 0, made.stderr
+    assert not list(temporary.iterdir()), "TensorFlow leaves a file for each function that it traces"
     commit = json.loads((tmp_path / "out/runs/r/COMMIT.json").read_text())
     assert (commit["lineage"]["revision"], commit["lineage"]["image"]) == ("c0ffee", _ENV["IMAGE"])
     assert commit["lineage"]["chart_version"] == "0.1.0"
@@ -98,3 +106,109 @@ def test_the_revision_of_a_checkout_is_read_without_git(tmp_path: Path) -> None:
     assert checked_out_revision(tmp_path) == "123"
     (git / "HEAD").write_text("456\n")
     assert checked_out_revision(tmp_path) == "456"
+
+
+def _store_commit(folder: Path, *, data: dict[str, Any] | None = None, model: dict[str, Any] | None = None) -> None:
+    """A COMMIT of run r below `folder`/out, as whoever may write the store can make one."""
+    config = Config().model_dump(mode="json")
+    config["data"] |= {"source": "digits", **(data or {})}
+    config["model"] |= model or {}
+    inputs = {"seed": 1, "model": config["model"], "train": config["train"]}
+    path = folder / "out/runs/r/COMMIT.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**_commit().record, "config": config, "inputs": inputs}))
+
+
+_OWN = {"data": {"source": "mine:load", "args": {"file": "a b"}}, "model": {"build": "mine:build"}}
+_FLAGS = ("--model.build=mine:build", "--data.source=mine:load", "--data.args={file: a b}")
+
+
+@pytest.mark.security("S4")
+class TestWhatACommitNames:
+    def test_is_not_imported_from_the_store_below_the_working_folder(self, run_job: RunJob, tmp_path: Path) -> None:
+        _store_commit(tmp_path, data={"source": "out.runs.r.payload:load"})
+        (tmp_path / "out/runs/r/payload.py").write_text("open('ran', 'w')\ndef load(): ...")
+        done = run_job("reproduce", "r")
+        assert (done.code, (tmp_path / "ran").exists()) == (64, False)
+        assert "add --data.source=out.runs.r.payload:load" in done.error
+        for command in (("reproduce", "r"), ("data", "check")):
+            named = run_job(*command, "--data.source=out.runs.r.payload:load")
+            assert (named.code, (tmp_path / "ran").exists()) == (64, False)
+            assert "out is in the working folder, which is not searched by itself" in named.stderr
+
+    @pytest.mark.parametrize(
+        ("named", "missing"),
+        [
+            (_OWN, "--model.build=mine:build --data.source=mine:load --data.args='{file: a b}'"),
+            (
+                {"model": {"build": "mine:build", "args": {"width": 3}}},
+                "--model.build=mine:build --model.args='{width: 3}'",
+            ),
+            ({"data": {"source": "idx", "uri": "s3://other/data"}}, "--data.uri=s3://other/data"),
+            ({"data": {"source": "idx", "uri": "/a;rm -r b"}}, "--data.uri='/a;rm -r b'"),
+            ({"data": {"source": "tfds", "uri": "/home/user"}}, "--data.uri=/home/user"),
+            (
+                {"data": {"source": "mine:load", "args": {"a": "\x1b[31m\n"}}},
+                "--data.source=mine:load --data.args='{a: \"\\e[31m\\n\"}'",
+            ),
+        ],
+    )
+    def test_is_refused_with_the_flags_that_name_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any], missing: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        _store_commit(tmp_path, **named)
+        with pytest.raises(ConfigError) as refused:
+            _reproduce()
+        assert str(refused.value).endswith(f"if they are what you expect, add {missing}")
+
+    def test_is_used_when_flags_variables_or_the_file_name_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "executable", "/bin/false")  # in the place of the training
+        _store_commit(tmp_path, **_OWN)
+        file = tmp_path / "settings.yaml"
+        file.write_text(json.dumps({**_OWN, "data": {"source": "mine:load"}}))
+        assert _reproduce(*_FLAGS) == 1
+        assert _reproduce(f"--config={file}", "--data.args={file: a b}") == 1
+        assert _reproduce("--model.build=moved:build", *_FLAGS[1:]) == 1
+        monkeypatch.setenv("MNIST_DATA__ARGS", "{file: a b}")
+        assert _reproduce(*_FLAGS[:2]) == 1
+        monkeypatch.setenv("MNIST_DATA__ARGS", "{file: c}")  # the child does not get it: the COMMIT's would be used
+        with pytest.raises(ConfigError, match=r"add --data.args='\{file: a b\}'"):
+            _reproduce(*_FLAGS[:2])
+
+    @pytest.mark.parametrize(
+        ("where", "value"),
+        [
+            (("inputs", "model", "build"), ["os:system"]),
+            (("inputs", "model", "build"), "os.system\x1b[31m"),
+            (("inputs", "train"), 3),
+            (("inputs", "seed"), {}),
+            (("config", "data", "uri"), "s3://key:secret@bucket"),
+            (("config", "data", "source"), None),
+            (("config", "cluster", "cpu_replicas"), "many"),
+            (("lineage", "threads"), []),
+        ],
+    )
+    def test_is_65_when_no_run_can_have_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[str, ...], value: object
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        _store_commit(tmp_path)
+        path = tmp_path / "out/runs/r/COMMIT.json"
+        record = part = json.loads(path.read_text())
+        for name in where[:-1]:
+            part = part[name]
+        part[where[-1]] = value
+        path.write_text(json.dumps(record))
+        with pytest.raises(JobError) as refused:
+            _reproduce()
+        assert refused.value.code == 65
+        assert "secret" not in str(refused.value)
+
+
+def _reproduce(*flags: str) -> int:
+    line = parse_command_line(["reproduce", "r", *flags])
+    return reproduce(line, load_config(line.settings, config_file=line.options.config))

@@ -109,12 +109,13 @@ def test_run_resumes_when_a_build_makes_another_number_of_other_layers(
     (tmp_path / "mine.py").write_text(HEAD + MODELS[kind])
 
     monkeypatch.setenv("EXTRA", "2")
+    named = {"PYTHONPATH": str(tmp_path)}
     code, _ = run_until(tmp_path, lambda event: event["event"] == "epoch.end", flags=flags, signals=[signal.SIGTERM])
     assert code == 75
-    done = run_job("run", *flags, env={"EXTRA": "0"})
+    done = run_job("run", *flags, env={"EXTRA": "0"} | named)
     assert done.code == 0, done.stderr
     assert done.event("checkpoint.restored")["step"] > 0
-    reproduced = run_job("reproduce", "r", env={"EXTRA": "1"})
+    reproduced = run_job("reproduce", "r", "--model.build=mine:build", env={"EXTRA": "1"} | named)
     assert reproduced.code == 0, reproduced.error
-    again = run_job("run", *flags, env={"EXTRA": "3"})
+    again = run_job("run", *flags, env={"EXTRA": "3"} | named)
     assert again.event("run.end")["outcome"] == "already_committed"
