@@ -20,7 +20,7 @@ from job.contract import ENV_PREFIX
 from job.errors import ConfigError
 from job.masking import masked
 from job.texts import one_line
-from job.uris import shown
+from job.uris import shown, without_credentials
 
 # What Kubernetes sets in every pod for a Service called `mnist` or `mnist-...`; ours all have a `__`.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
@@ -238,9 +238,11 @@ def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
         if key not in Config.model_fields:
             sections = list(Config.model_fields)
             hint = nearest(key, sections) or _did_you_mean(nearest_settings(key))
-            raise ConfigError(f"{key}: unknown section in {path}{hint}; known: {', '.join(sections)}")
+            raise ConfigError(
+                f"{without_credentials(key)}: unknown section in {path}{hint}; known: {', '.join(sections)}"
+            )
         if not isinstance(value, dict):
-            raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {str(value)[:80]}")
+            raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {without_credentials(str(value))[:80]}")
     return content
 
 

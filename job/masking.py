@@ -35,14 +35,14 @@ _PUBLIC_FIELDS = frozenset(
 )
 """Of a key file of Google: printed by its own programs."""
 
-_URI_WORD = r"""[^\s"'<>]"""
+_URI_WORD = r"""[^\s"<>]"""
 _NO_IMAGE = r"(?!sha\d+:)"
 """`@sha256:` in the name of an image is no host."""
 _FORMS = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), replacement)
     for pattern, replacement in (
-        (rf"//[^\s/\"'<>]*@{_NO_IMAGE}", rf"//{MASK}@"),
-        (rf"//[^\s/:@\"'<>]+:{_URI_WORD}*@{_NO_IMAGE}", rf"//{MASK}@"),  # a password may hold a /
+        (rf"//[^\s/\"<>]*@{_NO_IMAGE}", rf"//{MASK}@"),
+        (rf"//[^\s/:@\"<>]+:{_URI_WORD}*@{_NO_IMAGE}", rf"//{MASK}@"),  # a password may hold a /
         (rf"\A[^\s/:@\"'{{]+:[^\s/\"']*@{_NO_IMAGE}", rf"{MASK}@"),  # a proxy without http://
         (
             r"([?&;](?:x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature"
@@ -67,13 +67,15 @@ _FORMS = tuple(
     )
 )
 
-_remembered: tuple[str, ...] = ()
+_remembered: dict[str, frozenset[str]] = {}
+"""The beginning of a value -> all values that begin so."""
 
 
 def masked(text: str) -> str:
     """The text with `***` in the place of every credential."""
-    for value in _remembered:
-        text = _without(text, value)
+    for head, values in _remembered.items():
+        if head in text:
+            text = _without(text, head, values)
     for pattern, replacement in _FORMS:
         text = pattern.sub(replacement, text)
     return text
@@ -90,15 +92,18 @@ def remember_environment(environ: Mapping[str, str], arguments: Iterable[str] = 
 def remember(*secrets: str) -> None:
     """Mask these values from now on; those of fewer than 8 characters are left."""
     global _remembered  # noqa: PLW0603 - one process has one environment
-    found = {form for secret in secrets for piece in _pieces(secret) for form in _forms(piece)}
-    found |= set(_remembered)
-    _remembered = tuple(sorted((form for form in found if len(form) >= _MIN_CHARACTERS), key=len, reverse=True))
+    grown = dict(_remembered)
+    for form in {form for secret in secrets for piece in _pieces(secret) for form in _forms(piece)}:
+        if len(form) >= _MIN_CHARACTERS:
+            head = form[:_HEAD_CHARACTERS]
+            grown[head] = grown.get(head, frozenset()) | {form}
+    _remembered = grown  # at once: other threads may be masking
 
 
 def forget() -> None:
     """Mask no remembered value any more; for tests that give a process several environments."""
     global _remembered  # noqa: PLW0603
-    _remembered = ()
+    _remembered = {}
 
 
 def is_secret_name(name: str) -> bool:
@@ -140,14 +145,11 @@ def _pieces(secret: str) -> Iterator[str]:
     """A secret as a whole, and its parts that come up alone: lines of a key, fields of a key file, the signature of a token."""
     secret = secret.strip()
     yield secret
-    content = None
-    with contextlib.suppress(ValueError, RecursionError):
-        content = json.loads(secret)
-    if isinstance(content, dict):
-        for name, value in content.items():
-            if isinstance(value, str) and name not in _PUBLIC_FIELDS:
-                yield from _pieces(value)
+    try:
+        yield from (piece for text in _texts_in(json.loads(secret)) if text != secret for piece in _pieces(text))
         return
+    except (ValueError, RecursionError):
+        pass  # no JSON
     if secret.startswith("{"):  # a key file that is damaged
         yield from re.findall(rf"""[^\s"'{{}}:,\\]{{{_HEAD_CHARACTERS},}}""", secret)
     yield from (line.strip() for line in secret.splitlines() if not line.startswith("-----"))
@@ -157,21 +159,34 @@ def _pieces(secret: str) -> Iterator[str]:
             yield value
 
 
+def _texts_in(content: object) -> Iterator[str]:
+    """What a key file holds that is not public."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        yield from (text for item in content for text in _texts_in(item))
+    elif isinstance(content, dict):
+        yield from (text for name, item in content.items() if name not in _PUBLIC_FIELDS for text in _texts_in(item))
+
+
 def _forms(piece: str) -> Iterator[str]:
-    """How a value may be written; one with blanks around it is not looked for as such."""
+    """How a value may be written: as it is, in JSON, in Python, in a URL, in base64."""
     yield piece
     yield json.dumps(piece)[1:-1]
     yield repr(piece)[1:-1]
     yield urllib.parse.quote(piece, safe="", errors="replace")
     yield urllib.parse.unquote(piece)
-    yield base64.b64encode(piece.encode(errors="surrogateescape")).decode().rstrip("=")
+    data = piece.encode(errors="surrogateescape")
+    for shift, start in ((0, 0), (1, 2), (2, 3)):  # of a longer text: a byte is in one of three places of four letters
+        letters = base64.b64encode(b"\0" * shift + data).decode()
+        yield letters[start : (shift + len(data)) * 8 // 6]
 
 
-def _without(text: str, value: str) -> str:
-    """The text without a value, or without as much of it as is there after its first 16 characters."""
-    head, start = value[:_HEAD_CHARACTERS], 0
+def _without(text: str, head: str, values: Iterable[str]) -> str:
+    """The text without the values that begin with `head`, whole or cut after it."""
+    start = 0
     while (found := text.find(head, start)) >= 0:
-        end = found + len(os.path.commonprefix((text[found : found + len(value)], value)))
-        text = text[:found] + MASK + text[end:]
+        longest = max(len(os.path.commonprefix((text[found : found + len(value)], value))) for value in values)
+        text = text[:found] + MASK + text[found + longest :]
         start = found + len(MASK)
     return text
