@@ -6,6 +6,7 @@ Every error that ends the process ends here: one line on stderr, the termination
 import contextlib
 import faulthandler
 import os
+import resource
 import sys
 import threading
 import traceback
@@ -14,6 +15,7 @@ from typing import NoReturn
 from job import leave_out_working_folder, streams
 from job.contract import ExitCode
 from job.errors import JobError, UnavailableError
+from job.masking import remember_environment
 from job.observe.termination import Status, find_path
 from job.signals import StopRequested, StopSignal
 
@@ -45,7 +47,10 @@ def _run(arguments: list[str], *, stop: StopSignal) -> int:
 
 def _prepare() -> None:
     leave_out_working_folder()
+    remember_environment(os.environ, sys.argv)
     streams.protect()
+    # A core file would hold the environment and the memory, with all credentials; a soft limit, for `ulimit -c` in own code.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     faulthandler.enable()  # a crash of native code leaves its stacks on stderr
     threading.excepthook = _say_thread_failed
 

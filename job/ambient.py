@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from job.errors import ConfigError
-from job.uris import check_url, shown
+from job.masking import is_secret_name
+from job.uris import check_url, shown, without_credentials
 
 OWN_VARIABLES = frozenset({"MNIST_TEST_DATA", "MNIST_DIR"})
 """They start like settings and are none: for `scripts/test` and `scripts/kind`."""
@@ -110,9 +111,10 @@ TABLE = (
         why="logs, memory and threads",
     ),
     Ambient(
-        names="TF_VAR_* TF_CLI_* TF_TOKEN_* TF_REGISTRY_* TF_DATA_DIR TF_INPUT TF_WORKSPACE TF_IN_AUTOMATION TF_LOG TF_LOG_PATH "
-        "TF_LOG_CORE TF_LOG_PROVIDER TF_PLUGIN_CACHE_DIR",
-        read_by="Terraform",
+        names="TF_VAR_* TF_CLI_* TF_TOKEN_* TF_REGISTRY_* TF_HTTP_* TF_STATE_* TF_CLOUD_* TF_ENCRYPTION TF_REATTACH_PROVIDERS "
+        "TF_APPEND_USER_AGENT TF_ADDRESS TF_USERNAME TF_PASSWORD TF_DATA_DIR TF_INPUT TF_WORKSPACE TF_IN_AUTOMATION TF_LOG "
+        "TF_LOG_PATH TF_LOG_CORE TF_LOG_PROVIDER TF_PLUGIN_CACHE_DIR",
+        read_by="Terraform, OpenTofu",
         treatment="no effect",
         why="they only look like TensorFlow's, may hold secrets, and are recorded nowhere",
     ),
@@ -279,8 +281,6 @@ _MOVES_THE_STORE = {
     "az": ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT"),
 }
 _MAX_CHARACTERS = 500
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
-"""In names such as NVIDIA_API_KEY, which a family of names takes in: never recorded."""
 
 
 def take_over(environ: MutableMapping[str, str]) -> None:
@@ -387,7 +387,7 @@ def check_store(scheme: str, environ: Mapping[str, str], *, has_endpoint: bool) 
     for name, value in environ.items():
         if value and not has_endpoint and name.upper() in _MOVES_THE_STORE[scheme]:
             raise ConfigError(
-                f"{name}: obstore would send the objects of {scheme}:// to it, received {_without_password(value)!r}; unset it, "
+                f"{name}: obstore would send the objects of {scheme}:// to it, received {shown(value)}; unset it, "
                 "and use store.endpoint"
             )
     if scheme == "gs" and environ.get("SERVICE_ACCOUNT"):
@@ -427,10 +427,10 @@ def recorded(environ: Mapping[str, str]) -> dict[str, str]:
     """What is set of what is only recorded: name -> value, for attempt.json."""
     found = {}
     for name, value in sorted(environ.items()):
-        row = None if _SECRET.search(name) else _row_of(name)
+        row = None if is_secret_name(name) else _row_of(name)  # NVIDIA_API_KEY: a family of names takes it in
         is_other = row is not None and row.treatment == "default" and value != row.value
         if row is not None and (row.treatment.startswith("recorded") or is_other):
-            found[name] = _without_password(value)[:_MAX_CHARACTERS]
+            found[name] = without_credentials(value.encode(errors="backslashreplace").decode())[:_MAX_CHARACTERS]
     return found
 
 
@@ -451,8 +451,3 @@ def _row_of(name: str) -> Ambient | None:
 
 def _is_for_this_machine(name: str) -> bool:
     return name != "TF_ENABLE_ONEDNN_OPTS" or platform.machine() in ("x86_64", "AMD64")
-
-
-def _without_password(value: str) -> str:
-    text = value.encode(errors="backslashreplace").decode()
-    return re.sub(r"//[^/@\s]*@", "//***@", text)

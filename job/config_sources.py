@@ -6,7 +6,7 @@ Owns the order of the sources, unknown names and the errors that name a setting.
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from job import ambient, strict_yaml
 from job.config import Config, default_values, field_names
 from job.contract import ENV_PREFIX
 from job.errors import ConfigError
+from job.masking import masked
 from job.texts import one_line
-from job.uris import shown
+from job.uris import shown, without_credentials
 
 # What Kubernetes sets in every pod for a Service called `mnist` or `mnist-...`; ours all have a `__`.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
@@ -73,10 +74,13 @@ def _build(given: Mapping[str, _Setting]) -> Config:
         section, _, field = name.partition(".")
         sections.setdefault(section, {})[field] = _checked(setting, name=name)
     try:
-        return Config.model_validate(sections)
+        config = Config.model_validate(sections)
     except ValidationError as error:
         origins = {name: setting.origin for name, setting in given.items()}
         raise ConfigError("\n".join(_describe_all(error, origins))) from error
+    for name, setting in given.items():
+        _check_no_credentials(setting, name=name)
+    return config
 
 
 def _checked(setting: _Setting, *, name: str) -> object:
@@ -86,6 +90,25 @@ def _checked(setting: _Setting, *, name: str) -> object:
         if isinstance(text, str):
             _check_text(text, name=name, origin=setting.origin)
     return value
+
+
+def _check_no_credentials(setting: _Setting, *, name: str) -> None:
+    """Those that a setting of any kind may hold, arguments of own code too; `uris.py` refuses them in URIs of its own."""
+    for text in _texts_in(setting.value):
+        if masked(text) != text:
+            raise ConfigError(
+                f"{name}: must hold no credentials, as settings are recorded; they come from the environment, received "
+                f"{shown(text)} [{setting.origin}]"
+            )
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """All texts of a value, those inside of lists and mappings too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts_in(item)
 
 
 def _check_text(text: str, *, name: str, origin: str) -> None:
@@ -215,14 +238,21 @@ def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
         if key not in Config.model_fields:
             sections = list(Config.model_fields)
             hint = nearest(key, sections) or _did_you_mean(nearest_settings(key))
-            raise ConfigError(f"{key}: unknown section in {path}{hint}; known: {', '.join(sections)}")
+            raise ConfigError(
+                f"{without_credentials(key)}: unknown section in {path}{hint}; known: {', '.join(sections)}"
+            )
         if not isinstance(value, dict):
-            raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {str(value)[:80]}")
+            raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {without_credentials(str(value))[:80]}")
     return content
 
 
 def _describe_yaml(error: Exception) -> str:
-    return one_line(error, limit=300).replace(' in "<unicode string>",', " at")
+    """What is wrong, and where; without the line itself, which may hold a part of anything."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return one_line(error, limit=300).replace(' in "<unicode string>",', " at")
+    said = " ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
+    return f"{one_line(said, limit=300)} at line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _describe_all(error: ValidationError, origins: Mapping[str, str]) -> list[str]:

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal, TextIO
 
 from job import clock
+from job.masking import masked
 
 LOGGER_NAME = "job"
 
@@ -101,18 +102,19 @@ class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = clock.timestamp(record.created).replace("+00:00", "Z")
         head = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
-        line = json.dumps(
-            _finite(head | self._fixed | _fields(record)), default=str, ensure_ascii=False, allow_nan=False
-        )
+        content = _plain(head | self._fixed | _fields(record))
+        line = json.dumps(content, default=lambda other: masked(str(other)), ensure_ascii=False, allow_nan=False)
         return line.encode(errors="replace").decode()
 
 
-def _finite(value: Any) -> Any:
-    """The same value with null for the numbers that JSON does not have: readers of logs refuse a bare NaN."""
+def _plain(value: Any) -> Any:
+    """The same value without credentials, and with null for the numbers that JSON does not have: readers refuse a bare NaN."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return masked(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

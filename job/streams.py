@@ -13,6 +13,8 @@ import select
 import sys
 from typing import Any, TextIO
 
+from job.masking import masked
+
 _ERRORS = "mnist-escape"
 _MAX_REFUSALS, _REFUSAL_SECONDS = 100, 0.01
 """How often a descriptor may say that it is ready and then take nothing."""
@@ -96,6 +98,14 @@ class _Sink(io.RawIOBase):
             raise TimeoutError("its reader takes nothing")
 
 
+class _Text(io.TextIOWrapper):
+    """Text without credentials: whatever is printed, tracebacks of the user's own code too, goes through here."""
+
+    def write(self, text: str, /) -> int:
+        super().write(masked(text))
+        return len(text)
+
+
 def _without_blocking(descriptor: int) -> int:
     """A terminal is opened once more for this: it says that it is ready when it takes one byte, and is shared with others."""
     try:
@@ -115,10 +125,8 @@ def _protected(stream: TextIO | None, descriptor: int) -> TextIO:
     """The stream as it is, with what it cannot encode escaped; what it loses is lost without an error."""
     if stream is None:  # Python found it closed
         sink = _Sink(os.open(os.devnull, os.O_WRONLY), loss="it is closed")
-        return io.TextIOWrapper(io.BufferedWriter(sink), encoding="utf-8", errors=_ERRORS, line_buffering=True)
-    return io.TextIOWrapper(
-        io.BufferedWriter(_Sink(descriptor)), encoding=stream.encoding, errors=_ERRORS, line_buffering=True
-    )
+        return _Text(io.BufferedWriter(sink), encoding="utf-8", errors=_ERRORS, line_buffering=True)
+    return _Text(io.BufferedWriter(_Sink(descriptor)), encoding=stream.encoding, errors=_ERRORS, line_buffering=True)
 
 
 def _sink_of(stream: TextIO) -> _Sink | None:

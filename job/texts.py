@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from job.masking import masked
+
 
 def one_line(text: object, *, limit: int | None = None) -> str:
-    """Any text or error as one line of at most `limit` characters."""
-    return " ".join(str(text).split())[:limit]
+    """Any text or error as one line of at most `limit` characters, without credentials."""
+    return " ".join(masked(str(text)).split())[:limit]
 
 
 def to_table(rows: Sequence[Sequence[str]]) -> str:

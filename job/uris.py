@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from job.masking import masked
+
 OBJECT_STORES = ("s3", "gs", "az")
 _KNOWN = "file:, s3://, gs:// or az://"
 _OTHER_NAMES = {
@@ -130,11 +132,15 @@ def check_url(text: str) -> str:
 
 def shown(value: object, *, limit: int = 80) -> str:
     """What was received, for a message: without credentials, on one line, at most `limit` characters."""
-    text = value if isinstance(value, str) else repr(value)
+    text = without_credentials(value if isinstance(value, str) else repr(value))
+    return (repr(text) if isinstance(value, str) else text)[:limit]
+
+
+def without_credentials(text: str) -> str:
+    """A value that may be a URI, and nothing else: more is masked than in a text, where other words follow."""
     text = re.sub(r"//.*@", "//***@", text, flags=re.DOTALL)
     text = re.sub(r"^[^/:\s]*:[^/\s]*@", "***@", text)
-    text = re.sub(r"(//[^?]*\?).*", r"\1***", text, flags=re.DOTALL)  # a signature may be a query
-    return (repr(text) if isinstance(value, str) else text)[:limit]
+    return masked(re.sub(r"(//[^?]*\?).*", r"\1***", text, flags=re.DOTALL))  # a signature may be a query
 
 
 def _check_text(text: str) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from job import leave_out_working_folder, streams
 from job.contract import ExitCode
+from job.masking import remember_environment
 from k8s.errors import ClientError
 
 _PRINTING = frozenset({"list", "status", "logs"})
@@ -24,7 +25,15 @@ def main() -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
+        _remove_keys()
         os._exit(code)
+
+
+def _remove_keys() -> None:
+    """Those of a kubeconfig that was read; a command that read none imports nothing for it."""
+    connection = sys.modules.get("k8s.connection")
+    if connection is not None:
+        connection.remove_keys()
 
 
 def _run(arguments: list[str]) -> int:
@@ -45,6 +54,7 @@ def _run(arguments: list[str]) -> int:
 
 def _prepare() -> None:
     leave_out_working_folder()
+    remember_environment(os.environ, sys.argv)
     streams.protect()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # set by `nohup`

@@ -183,6 +183,11 @@ def _no_reply(what: str) -> Iterator[None]:
 
     try:
         yield
+    except (ValueError, UnicodeError) as error:  # of http.client: a header or an address that none can be made of
+        raise UsageError(
+            f"{what}: no request can be made of the kubeconfig's server, proxy-url and credentials ({one_line(error, limit=300)}); "
+            "correct the kubeconfig"
+        ) from error
     except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
         text = one_line(error, limit=300)
         if "CERTIFICATE_VERIFY_FAILED" in text:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from job import __version__, uris
 from job.errors import ConfigError
+from job.masking import masked
 
 T = TypeVar("T")
 
@@ -191,7 +192,7 @@ def _add_run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     back = _add(commands, "rollback", "make the champion before the champion again, as a new version")
     back.add_argument("--to", metavar="RUN", help="an earlier champion; else the one before")
     for by_hand in (promote, back):
-        by_hand.add_argument("--why", default="", metavar="TEXT", help="reason, recorded for ever")
+        by_hand.add_argument("--why", type=_reason, default="", metavar="TEXT", help="reason, recorded for ever")
 
 
 def _add(
@@ -234,6 +235,12 @@ def _parsed(parse: Callable[[str], T], text: str) -> T:
         return parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, received {uris.shown(text)}") from error
+
+
+def _reason(text: str) -> str:
+    if masked(text) != text:
+        raise argparse.ArgumentTypeError(f"must hold no credentials, as it is recorded, received {uris.shown(text)}")
+    return text
 
 
 def _seconds(text: str) -> float:

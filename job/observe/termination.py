@@ -13,6 +13,7 @@ from typing import Any
 
 from job import clock
 from job.contract import ENV_PREFIX, TERMINATION_FIELDS, TERMINATION_MESSAGE_MAX_BYTES, ExitCode
+from job.masking import masked
 from job.uris import parse_path
 
 KUBELET_PATH = Path("/dev/termination-log")
@@ -58,11 +59,11 @@ class Status:
         self.seconds = round(clock.elapsed() - self.started_seconds, 3)
         if self.path is None:
             return
-        content = {str(name): getattr(self, name) for name in TERMINATION_FIELDS}
+        content = {str(name): getattr(self, name) for name in TERMINATION_FIELDS} | {"reason": masked(self.reason)}
         data = json.dumps(content, ensure_ascii=False).encode(errors="replace")
         if len(data) > TERMINATION_MESSAGE_MAX_BYTES:
             excess = len(data) - TERMINATION_MESSAGE_MAX_BYTES
-            reason = self.reason.encode(errors="replace")
+            reason = content["reason"].encode(errors="replace")
             content["reason"] = reason[: max(0, len(reason) - 2 * excess - 16)].decode(errors="ignore") + " ..."
             data = json.dumps(content, ensure_ascii=False).encode(errors="replace")[:TERMINATION_MESSAGE_MAX_BYTES]
         try:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from job.errors import AccessDeniedError, ConfigError, IntegrityError, JobError, NotFoundError, UnavailableError
+from job.masking import masked
 from job.store.backend import TransientError
 from job.texts import one_line
 
@@ -206,7 +207,7 @@ def of_status(status: int) -> Verdict:
 
 def of_request(error: BaseException) -> tuple[Verdict, str]:
     """What an error of obstore is, and its innermost cause as one line without secrets."""
-    shown, _, debug = str(error).partition("\n\nDebug source:\n")
+    shown, _, debug = masked(str(error)).partition("\n\nDebug source:\n")
     shown, flat = one_line(shown), one_line(debug)
     code, said = _code_and_message(shown)
     status = re.search(r"status code: (\d{3})", shown)
