@@ -40,7 +40,7 @@ def _wheel(folder: Path, name: str, version: str, module: str, code: str) -> Non
 
 
 def _run(*command: str, folder: Path, index: Path) -> subprocess.CompletedProcess[str]:
-    """A command for which the only package index is a folder, whose uv is none of this machine's, and whose python3 has no venv."""
+    """A command whose only package index is a folder; its PATH has no uv, and its python3 no venv."""
     programs = folder / "bin"
     programs.mkdir()
     python = Path(sys.base_prefix) / "bin" / "python3"
