@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.promises import Promises, is_whole_run, read_promises
+
 IDX_FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -42,6 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """No test sees the settings of its caller; MNIST_TEST_DATA was read above, and is no setting."""
+    if config.getoption("--full") or "security" in config.getoption("markexpr"):
+        config.pluginmanager.register(Promises(read_promises(), is_gate=is_whole_run(config)), "promises")
     if getattr(config.option, "numprocesses", None):  # this process only hands tests out, and its environment on
         return
     for name in [name for name in os.environ if name.upper().startswith("MNIST_")]:

@@ -132,7 +132,7 @@ def s3_server() -> list[Object]:
         "name": "bucket",
         "image": IMAGE,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["mkdir", "-p", "/data/models"],
+        "command": ["python", "-c", "import os; os.makedirs('/data/models', exist_ok=True)"],
         "securityContext": _RESTRICTED,
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     }
@@ -184,6 +184,21 @@ def start_tool_pod(namespace: Namespace, *, endpoint: str = "", claim: str = "",
     name = str(pod["metadata"]["name"])
     namespace.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"pod/{name}")
     return name
+
+
+def unpack_into(namespace: Namespace, pod: str, folder: str, packed: bytes) -> None:
+    """Unpack a tar archive, compressed or not, into a folder of a pod: the image has neither tar nor mkdir."""
+    program = (
+        "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|*').extractall(sys.argv[1], filter='data')"
+    )
+    command = ["kubectl", "--namespace", namespace.name, "exec", "-i", pod, "--", "python", "-c", program, folder]
+    subprocess.run(command, input=packed, check=True, timeout=120)
+
+
+def fill_memory(namespace: Namespace, pod: str) -> None:
+    """Write 4 GB into the volume in memory at /hog, until the kernel ends it."""
+    program = "file = open('/hog/file', 'wb')\nfor _ in range(4000): file.write(bytes(2**20))"
+    namespace.kubectl("exec", pod, "--", "python", "-c", program)
 
 
 def evict(namespace: Namespace, pod: str) -> None:

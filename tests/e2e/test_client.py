@@ -15,7 +15,7 @@ import yaml
 
 from tests.conftest import REPOSITORY
 from tests.e2e.cluster import Namespace, Object, run_command, wait_until
-from tests.e2e.conftest import evict, keys_in, start_tool_pod
+from tests.e2e.conftest import evict, keys_in, start_tool_pod, unpack_into
 
 _MAY = {
     "jobs.batch": "[create delete get list patch watch]",
@@ -100,8 +100,7 @@ def _copy_client(ns: Namespace, pod: str) -> None:
                 arcname=path.name if name == "six" else name,
                 filter=_leave_out,
             )
-    unpack = ["kubectl", "--namespace", ns.name, "exec", "-i", pod, "--", "tar", "-C", "/tmp", "-xzf", "-"]
-    subprocess.run(unpack, input=packed.getvalue(), check=True, timeout=120)
+    unpack_into(ns, pod, "/tmp", packed.getvalue())
 
 
 def _leave_out(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
@@ -115,9 +114,8 @@ def test_a_pod_uses_it_as_its_service_account(ns: Namespace, s3: Object, tmp_pat
     _copy_client(ns, pod)
 
     def client(*arguments: str) -> str:
-        return ns.kubectl(
-            "exec", pod, "--", "env", "PYTHONPATH=/tmp:/app", "python", "-m", "k8s", *arguments, timeout=300
-        )
+        program = "import sys; sys.path.insert(0, '/tmp'); from k8s.__main__ import main; sys.exit(main())"
+        return ns.kubectl("exec", pod, "--", "python", "-c", program, *arguments, timeout=300)
 
     status = json.loads(client("submit", "--set", "train.epochs=1", "--wait", "-o", "json"))
     assert (status["phase"], status["exit_code"]) == ("Succeeded", 0)

@@ -1,7 +1,6 @@
 """Real MNIST in a cluster without internet: from a mirror in the store, and through tensorflow-datasets with a cache volume."""
 
 import io
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import pytest
 
 from tests.conftest import IDX_FILES
 from tests.e2e.cluster import Namespace, Object
-from tests.e2e.conftest import keys_in, start_tool_pod
+from tests.e2e.conftest import keys_in, start_tool_pod, unpack_into
 
 _QUICK: Object = {"train": {"epochs": 1, "optimizer": "sgd", "global_batch_size": 128}}
 
@@ -22,17 +21,11 @@ def _pod_with_files(
 ) -> Iterator[str]:
     """A pod like that of scripts/kind that has the four files in `folder`; yields its name."""
     pod = start_tool_pod(ns, endpoint=endpoint, claim=claim)
-    ns.kubectl("exec", pod, "--", "mkdir", "-p", folder)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name in IDX_FILES:
             archive.add(mnist_dir / name, arcname=name)
-    subprocess.run(
-        ["kubectl", "--namespace", ns.name, "exec", "-i", pod, "--", "tar", "-C", folder, "-xf", "-"],
-        input=packed.getvalue(),
-        check=True,
-        timeout=120,
-    )
+    unpack_into(ns, pod, folder, packed.getvalue())
     yield pod
     ns.kubectl("delete", "pod", pod, "--grace-period=1")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.cluster import Ended, Namespace, Object, run_command, wait_until
-from tests.e2e.conftest import evict, keys_in
+from tests.e2e.conftest import evict, fill_memory, keys_in
 
 # About 40 seconds of training on two cores: long enough to be disturbed.
 _LONG: Object = {"train": {"epochs": 200}, "checkpoint": {"interval_seconds": 2}}
@@ -151,7 +151,7 @@ def test_a_pod_killed_for_memory_says_how_far_it_was(ns: Namespace) -> None:
     pod = ns.wait_for_training(job)
     # Files in memory count against the limit of the container: the kernel kills its largest process.
     with pytest.raises(AssertionError):
-        ns.kubectl("exec", pod, "--", "dd", "if=/dev/zero", "of=/hog/file", "bs=1M", "count=4000")
+        fill_memory(ns, pod)
     end = _wait_for_code(ns, job, pod)
     assert (end.code, end.reason) == (137, "OOMKilled")
     assert end.message["outcome"] == "running"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.e2e.cluster import Ended, Namespace, Object, wait_until
-from tests.e2e.conftest import evict
+from tests.e2e.conftest import evict, fill_memory
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _TRAIN: Object = {"train": {"epochs": 40}, "checkpoint": {"interval_seconds": 2}, "persistence": {"size": "100Mi"}}
@@ -133,7 +133,7 @@ def test_deleted_killed_evicted_and_suspended_it_ends_in_the_same_bits(
 
     chief, other = workers.pod(0), workers.pod(1)
     with pytest.raises(AssertionError):  # files in memory count: the kernel kills the largest process
-        ns.kubectl("exec", chief, "--", "dd", "if=/dev/zero", "of=/hog/file", "bs=1M", "count=4000")
+        fill_memory(ns, chief)
     assert workers.wait_for_end(other).code == 76
     workers.show("the chief was killed")
     step = workers.wait_for_step(step, other_than=chief)
