@@ -54,14 +54,17 @@ def parts_of(key: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def opened(first: str | os.PathLike[str], names: Sequence[str] = ()) -> Iterator[int]:
+def opened(first: str | os.PathLike[str], names: Sequence[str] = (), *, at: int | None = None) -> Iterator[int]:
     """A descriptor of the folder `first/names[0]/names[1]...`, for the calls that take `dir_fd`.
+
+    Args:
+        at: descriptor of the folder that a relative `first` is in; by default the working folder.
 
     Raises:
         ForeignError: one of `names` is a link.
         OSError: what the system says, such as ENOENT, and ENOTDIR for a file.
     """
-    descriptor = os.open(first, _WAY)
+    descriptor = os.open(first, _WAY, dir_fd=at)
     try:
         for index in range(len(names)):
             outer, descriptor = descriptor, open_inner(descriptor, names[: index + 1])
@@ -106,10 +109,14 @@ def open_file(folder: int, names: Sequence[str]) -> int:
     return descriptor
 
 
-def read_file(first: str | os.PathLike[str], names: Sequence[str]) -> bytes:
-    """The bytes of a regular file; raises as `opened` and `open_file`."""
+def read_file(first: str | os.PathLike[str], names: Sequence[str], *, max_bytes: int = -1) -> bytes:
+    """The bytes of a regular file; raises as `opened` and `open_file`.
+
+    Args:
+        max_bytes: what follows is left unread.
+    """
     with opened(first, names[:-1]) as folder, open(open_file(folder, names), "rb") as file:
-        return file.read()
+        return file.read(max_bytes)
 
 
 def refuse_foreign(folder: int, names: Sequence[str]) -> None:

@@ -228,7 +228,12 @@ class FolderBackend:
             return
         self._named.add(key)
         more = ", and so is what follows" if len(self._named) == _MAX_NAMED else ""
-        warn("store.passed_over", store=f"file:{self._folder}", key=key[:_MAX_SHOWN], reason=f"{kind}: no object of a store{more}")
+        warn(
+            "store.passed_over",
+            store=f"file:{self._folder}",
+            key=key[:_MAX_SHOWN],
+            reason=f"{kind}: no object of a store{more}",
+        )
 
     def _refuse_foreign(self, key: str) -> None:
         names = self._parts(key)
