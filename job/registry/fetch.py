@@ -3,27 +3,30 @@
 Every file is verified against the COMMIT. TensorFlow Serving loads the highest name that it can read as a number. It ignores all
 other names: unfinished copies have such names, and so has the folder with the records of what was fetched.
 
-Whatever was not fetched is foreign (docs/adr/0020): it is never removed, and where it is in the way it gets another name.
+Whatever was not fetched is foreign (docs/adr/0020): it is never removed, and where it is in the way it gets another name. Fetched
+is what a record in `.mnist-job` names by model, name and SHA-256, as long as it is so. No link below the folder is followed.
 """
 
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from job import clock
+from job import clock, records
 from job.contract import version_of_folder
 from job.digests import canonical_json
 from job.errors import AccessDeniedError, ConflictError, IntegrityError, NotFoundError, UnavailableError
 from job.logs import warn
 from job.registry import champion
 from job.registry.champion import Move
+from job.registry.serving import LAST_FILE
 from job.runs import read
+from job.store import beneath
 from job.store.backend import point
 from job.store.folder import fsync_folder, renameat2
 from job.store.store import Store
@@ -31,17 +34,30 @@ from job.store.store import Store
 _TEMPORARY_PREFIX, _REPLACED_PREFIX = ".tmp-", "replaced-"
 _TEMPORARY = re.compile(r"\.tmp-(old-)?[0-9]+-[0-9a-f]{16}")
 _RECORDS = ".mnist-job"
-"""Folder in the folder: of each version that was fetched, the SHA-256 of its files."""
+"""Folder in the folder: of each version that was fetched, its model and the SHA-256 of its files."""
 _STALE_SECONDS = 3600.0
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _NO_ACCESS, _NO_FOLDER = (
     (errno.EACCES, errno.EPERM, errno.EROFS),
-    (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP),
+    (errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG),
 )
 
 Digests = Mapping[str, str]
 """Name below a version's folder -> SHA-256 of the file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """What says that a version was fetched.
+
+    Attributes:
+        model: None in records that do not say it.
+        digests: empty where nothing, or nothing that can be read, is recorded.
+    """
+
+    model: str | None = None
+    digests: Digests
 
 
 def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Move | None:
@@ -52,14 +68,16 @@ def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Move
     Raises:
         IntegrityError: the champion is damaged: nothing is brought.
         NotFoundError: there is no champion, or no folder can be there.
-        ConflictError: the champion was brought, and the folder has a higher number that a server loads instead.
+        ConflictError: the folder has fetched versions of another model: nothing is brought. Or the champion was brought, and the
+            folder has a higher number that a server loads instead.
         AccessDeniedError, UnavailableError: the folder cannot be read or written.
     """
 
     def look(newest: Move) -> tuple[Move, Digests, dict[str, bytes] | None]:
         committed = champion.commit_of(store, newest)
         digests = read.model_digests(committed)
-        is_there = _holds(folder / str(newest.version), digests)
+        _check_names(newest, digests)
+        is_there = _holds(folder, newest.version, digests)
         return newest, digests, None if is_there else read.read_model(store, committed)
 
     with _translated(folder):
@@ -68,39 +86,53 @@ def fetch_champion(store: Store, model: str, folder: Path, *, keep: int) -> Move
             raise champion.no_champion(store, model)
         newest, digests, files = found
         if files is not None:
-            _bring(store, newest, folder, files=files, digests=digests)
+            _bring(newest, folder, files=files, digests=digests)
         _check_served(store, newest, folder)
         if files is None:
             return None
-        _remove_old(store, newest, folder, keep=keep)
+        _remove_old(newest, folder, keep=keep)
     return newest
 
 
-def _holds(path: Path, digests: Digests) -> bool:
+def _check_names(newest: Move, digests: Digests) -> None:
+    for name in digests:
+        try:
+            beneath.parts_of(name)
+        except ValueError as error:
+            raise IntegrityError(
+                f"the COMMIT of run {newest.run} names {name!r}, which is no file below a folder"
+            ) from error
+
+
+def _holds(folder: Path, version: int, digests: Digests) -> bool:
     """Whether a version's folder holds these files; what else is in it makes no other model of it."""
     try:
-        return path.is_dir() and all(_sha256(path / name) == sha256 for name, sha256 in digests.items())
-    except OSError:
+        with beneath.opened(folder, (str(version),)) as opened:
+            return all(_sha256(opened, name) == sha256 for name, sha256 in digests.items())
+    except (OSError, ValueError, beneath.ForeignError):
         return False
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+def _sha256(folder: int, name: str) -> str:
+    names = beneath.parts_of(name)
+    with beneath.opened(".", names[:-1], at=folder) as inner, open(beneath.open_file(inner, names), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _bring(store: Store, newest: Move, folder: Path, *, files: Mapping[str, bytes], digests: Digests) -> None:
+def _bring(newest: Move, folder: Path, *, files: Mapping[str, bytes], digests: Digests) -> None:
     """Write the files beside the final name, then give them that name."""
     folder.mkdir(parents=True, exist_ok=True)
+    _check_records(newest, folder)
     _sweep(folder)
     final, temporary = folder / str(newest.version), folder / f"{_TEMPORARY_PREFIX}{os.getpid()}-{clock.token(8)}"
-    was_ours = _is_ours(store, newest.model, folder, version=newest.version)
+    before = _fetched(folder, newest.model, version=newest.version)
+    was_ours = bool(before) and not _has_more(folder, newest.version, before)
     try:
         for name, data in files.items():
             _write(temporary / name, data)
         for made in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
             fsync_folder(made)
-        _write_record(folder, version=newest.version, digests=digests)
+        _write_record(folder, newest, digests=digests)
         _place(temporary, final, digests=digests, was_ours=was_ours)
         fsync_folder(folder)
     finally:
@@ -115,7 +147,7 @@ def _place(temporary: Path, final: Path, *, digests: Digests, was_ours: bool) ->
     except OSError as error:
         if error.errno not in _IS_TAKEN:
             raise
-        if not _holds(final, digests):  # else another fetch was quicker
+        if not _holds(final.parent, int(final.name), digests):  # else another fetch was quicker
             _replace(temporary, final, is_ours=was_ours)
 
 
@@ -181,61 +213,109 @@ def _as_server_reads(name: str) -> tuple[int, str] | None:
     return (number, name) if number is not None and number < 2**63 else None
 
 
-def _remove_old(store: Store, newest: Move, folder: Path, *, keep: int) -> None:
+def _remove_old(newest: Move, folder: Path, *, keep: int) -> None:
     """Rename each old version that was fetched, then delete it, so that a server never sees half of one."""
     found = (version for path in folder.iterdir() if (version := version_of_folder(path.name)))
     older = sorted((version for version in found if version < newest.version), reverse=True)
-    ours = [version for version in older if _is_ours(store, newest.model, folder, version=version)]
-    for version in ours[keep - 1 :]:
-        gone = folder / f"{_TEMPORARY_PREFIX}old-{version}-{clock.token(8)}"
-        with point("rename", gone.name), contextlib.suppress(FileNotFoundError):  # another fetch was quicker
-            (folder / str(version)).rename(gone)
+    ours = {version: digests for version in older if (digests := _fetched(folder, newest.model, version=version))}
+    for version in [*ours][keep - 1 :]:
+        with contextlib.suppress(FileNotFoundError):  # another fetch was quicker
+            _remove(folder, version, ours[version])
+        _remove_file(folder, _record_of(version))
+
+
+def _remove(folder: Path, version: int, digests: Digests) -> None:
+    """Delete what was fetched. Files that somebody has put beside it are kept under a name that no server loads."""
+    has_more = _has_more(folder, version, digests)
+    prefix = _REPLACED_PREFIX if has_more else f"{_TEMPORARY_PREFIX}old-"
+    gone = folder / f"{prefix}{version}-{clock.token(8)}"
+    with point("rename", gone.name):
+        (folder / str(version)).rename(gone)
+    if not has_more:
         shutil.rmtree(gone, ignore_errors=True)
-        _record_path(folder, version=version).unlink(missing_ok=True)
+        return
+    for name in digests:
+        _remove_file(gone, beneath.parts_of(name))
+    warn("fetch.kept", folder=str(gone), reason=f"version {version} is removed; these files in it were not fetched")
 
 
-def _is_ours(store: Store, model: str, folder: Path, *, version: int) -> bool:
-    """Whether a version holds what was fetched. Older releases kept no record: there the COMMIT says it, as long as it exists."""
-    path = folder / str(version)
-    if path.is_symlink() or not path.is_dir():
-        return False
-    digests = _read_record(folder, version=version) or _committed_digests(store, model, version=version)
-    return bool(digests) and _holds(path, digests)
+def _remove_file(folder: Path, names: tuple[str, ...]) -> None:
+    """Delete a file, and each folder on the way to it that is empty then."""
+    for length in range(len(names), 0, -1):
+        with contextlib.suppress(OSError, beneath.ForeignError), beneath.opened(folder, names[: length - 1]) as inner:
+            remove = os.unlink if length == len(names) else os.rmdir
+            remove(names[length - 1], dir_fd=inner)
 
 
-def _committed_digests(store: Store, model: str, *, version: int) -> Digests:
-    try:
-        made = champion.read_version(store, model, version=version)
-        return read.model_digests(champion.commit_of(store, made)) if made else {}
-    except IntegrityError:  # damaged, or removed by retention: who made the folder is not known
-        return {}
+def _has_more(folder: Path, version: int, digests: Digests) -> bool:
+    """Whether a version's folder holds anything beside these files."""
+    others: list[str] = []
+    with beneath.opened(folder, (str(version),)) as opened:
+        walked = beneath.walk(opened, (), pass_over=lambda way, kind: others.append(way))
+        return any(way not in digests for _, way, _ in walked) or bool(others)
 
 
-def _record_path(folder: Path, *, version: int) -> Path:
-    return folder / _RECORDS / f"{version}.json"
+def _fetched(folder: Path, model: str, *, version: int) -> Digests:
+    """The files of a version that was fetched, and is as it was brought; none for any other."""
+    record = _read_record(folder, version=version)
+    is_ours = bool(record.digests) and record.model in (None, model) and _holds(folder, version, record.digests)
+    return record.digests if is_ours else {}
 
 
-def _write_record(folder: Path, *, version: int, digests: Digests) -> None:
+def _check_records(newest: Move, folder: Path) -> None:
+    """Refuse before anything is written what cannot be recorded, or would mix two models.
+
+    Raises:
+        ConflictError: a version of another model was fetched into the folder, and is there.
+    """
+    with contextlib.suppress(FileNotFoundError), beneath.opened(folder, (_RECORDS,)) as opened:
+        beneath.refuse_foreign(opened, _record_of(newest.version))
+    for version in filter(None, (version_of_folder(path.name) for path in folder.iterdir())):
+        record = _read_record(folder, version=version)
+        if record.digests and record.model not in (None, newest.model) and _holds(folder, version, record.digests):
+            raise ConflictError(
+                f"--to {folder}: version {version} there was fetched of model {record.model}; a folder serves one model: choose "
+                f"another folder for {newest.model}"
+            )
+
+
+def _record_of(version: int) -> tuple[str, str]:
+    return _RECORDS, f"{version}.json"
+
+
+def _write_record(folder: Path, newest: Move, *, digests: Digests) -> None:
     """Before the version gets its name: there is no moment in which one that was fetched looks foreign."""
-    path = _record_path(folder, version=version)
-    path.parent.mkdir(exist_ok=True)
-    with point("record", path.name):
-        path.write_bytes(canonical_json(dict(digests)))
+    _, name = _record_of(newest.version)
+    temporary = f"{_TEMPORARY_PREFIX}{os.getpid()}-{clock.token(8)}"
+    (folder / _RECORDS).mkdir(exist_ok=True)
+    with point("record", name), beneath.opened(folder, (_RECORDS,)) as opened:
+        data = canonical_json({"model": newest.model, "files": dict(digests)})
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=opened)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(temporary, name, src_dir_fd=opened, dst_dir_fd=opened)
 
 
-def _read_record(folder: Path, *, version: int) -> Digests:
+def _read_record(folder: Path, *, version: int) -> _Record:
+    """What `_write_record` has written, or a map of digests alone; everything else says nothing."""
+    names = _record_of(version)
     try:
-        record = json.loads(_record_path(folder, version=version).read_bytes())
-    except (OSError, ValueError):  # none, or its writer was killed
-        return {}
-    return record if isinstance(record, dict) else {}
+        data = beneath.read_file(folder, names, max_bytes=records.MAX_BYTES + 1)
+        content = records.parse_object(data, name="/".join(names))
+    except (OSError, IntegrityError, beneath.ForeignError):  # none, or its writer was killed
+        return _Record(digests={})
+    model, files = content.get("model"), content.get("files")
+    if not isinstance(model, str) or not isinstance(files, dict):
+        model, files = None, content
+    is_model = LAST_FILE in files and all(isinstance(sha256, str) for sha256 in files.values())
+    return _Record(model=model, digests=files if is_model else {})
 
 
 def _sweep(folder: Path) -> None:
     """Remove what a fetch that was killed an hour ago or earlier left."""
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another fetch was quicker
-            if _TEMPORARY.fullmatch(path.name) and clock.now() - path.stat().st_mtime > _STALE_SECONDS:
+            if _TEMPORARY.fullmatch(path.name) and clock.now() - path.lstat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -244,6 +324,10 @@ def _translated(folder: Path) -> Iterator[None]:
     """Turn what the operating system says about the folder into what the user can do."""
     try:
         yield
+    except beneath.ForeignError as error:
+        raise IntegrityError(
+            f"--to {folder}: {error}; no links are followed there: remove it, or choose another folder"
+        ) from error
     except OSError as error:
         what = f"--to {folder}: {error.filename or folder}: {os.strerror(error.errno) if error.errno else error}"
         if error.errno in _NO_ACCESS:

@@ -114,7 +114,7 @@ def _interruptions_forgotten() -> None:
 
 def _folders_not_synced() -> None:
     """New names are left to the file system."""
-    vars(folder)["fsync_folder"] = lambda folder: None
+    vars(folder)["fsync_folder"] = lambda folder, **_: None
 
 
 def _files_not_synced() -> None:

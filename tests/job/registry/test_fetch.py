@@ -1,6 +1,7 @@
 """The champion in a local folder: whole or absent at every point, the newest versions, and what a reader is told."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -289,25 +290,173 @@ def test_only_what_was_fetched_is_removed(store: Store, tmp_path: Path) -> None:
     for run in ("a", "b", "c", "d", "e"):
         promote(store, run)
     put_version(served / "1")  # of the user
-    put_version(served / "2", run="b")  # fetched by an older release, which kept no record
+    put_version(served / "2", run="b")  # the committed files, and no record that says who brought them
     (served / "3").symlink_to(put_version(tmp_path / "elsewhere", run="c"))
     (served / "4").write_text("mine")
     assert fetch_champion(store, MODEL, served, keep=1)
-    assert sorted(os.listdir(served)) == [".mnist-job", "1", "3", "4", "5"]
+    assert sorted(os.listdir(served)) == [".mnist-job", "1", "2", "3", "4", "5"]
     promote(store, "f")
     (served / "5" / "saved_model.pb").write_bytes(b"changed by hand")
     assert fetch_champion(store, MODEL, served, keep=1)
-    assert sorted(os.listdir(served)) == [".mnist-job", "1", "3", "4", "5", "6"]
+    assert sorted(os.listdir(served)) == [".mnist-job", "1", "2", "3", "4", "5", "6"]
 
 
-def test_record_that_cannot_be_read_is_none(store: Store, tmp_path: Path) -> None:
+DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in model_of("mine").items()}
+LIES: dict[str, object] = {
+    "no JSON": b"{",
+    "a list": b"[]",
+    "null": b"null",
+    "empty": b"",
+    "nested": b"[" * 1000,
+    "too long": b" " * 5_000_000,
+    "nothing": {},
+    "no files": {"model": MODEL, "files": {}},
+    "not the graph": {"notes.txt": DIGESTS["saved_model.pb"]},
+    "another digest": {**DIGESTS, "saved_model.pb": "0" * 64},
+    "a digest that is none": {**DIGESTS, "saved_model.pb": 1},
+    "more files": {**DIGESTS, "assets/a": "0" * 64},
+    "up": {**DIGESTS, "../3/saved_model.pb": DIGESTS["saved_model.pb"]},
+    "absolute": {**DIGESTS, "/etc/hostname": hashlib.sha256(Path("/etc/hostname").read_bytes()).hexdigest()},
+    "NUL": {**DIGESTS, "a\0b": "0" * 64},
+    "a dot": {"saved_model.pb": DIGESTS["saved_model.pb"], "./variables/../saved_model.pb": DIGESTS["saved_model.pb"]},
+    "another model": {"model": "another", "files": {**DIGESTS, "saved_model.pb": "0" * 64}},
+}
+
+
+@pytest.mark.security("S6")
+@pytest.mark.parametrize("lie", LIES)
+def test_record_that_lies_removes_nothing(store: Store, tmp_path: Path, lie: str) -> None:
     served = tmp_path / "served"
-    for run, record in (("a", b"{"), ("b", b"[]"), ("c", b"null"), ("d", b"")):
+    for name in ("1", "2", "3"):
+        put_version(served / name)
+    (served / ".mnist-job").mkdir()
+    record = LIES[lie]
+    data = record if isinstance(record, bytes) else json.dumps(record).encode()
+    for name in ("1", "2"):
+        (served / ".mnist-job" / f"{name}.json").write_bytes(data)
+    for run in ("a", "b", "c", "d"):
         promote(store, run)
-        fetch_champion(store, MODEL, served, keep=1)
-        [path] = (served / ".mnist-job").iterdir()
-        path.write_bytes(record)
-    assert sorted(os.listdir(served)) == [".mnist-job", "4"]
+    assert fetch_champion(store, MODEL, served, keep=1)
+    assert [content_of(served / name) for name in ("1", "2", "3")] == [model_of("mine")] * 3
+    assert content_of(served / "4") == model_of("d")
+
+
+@pytest.mark.security("S6")
+@pytest.mark.parametrize("part", ["records", "record", "version", "graph", "folder in it"])
+def test_links_below_the_folder_are_not_followed(store: Store, tmp_path: Path, part: str) -> None:
+    """Version 1 was fetched; then a part of it is moved away and a link put in its place."""
+    served = tmp_path / "served"
+    promote(store, "a")
+    fetch_champion(store, MODEL, served, keep=1)
+    path = (
+        served
+        / {
+            "records": ".mnist-job",
+            "record": ".mnist-job/1.json",
+            "version": "1",
+            "graph": "1/saved_model.pb",
+            "folder in it": "1/variables",
+        }[part]
+    )
+    moved = path.rename(tmp_path / "moved")
+    path.symlink_to(moved)
+    before = content_of(moved) if moved.is_dir() else moved.read_bytes()
+    promote(store, "b")
+    if part == "records":
+        with pytest.raises(
+            IntegrityError, match=r"^--to \S+: \.mnist-job is a link to .*; no links are followed there"
+        ):
+            fetch_champion(store, MODEL, served, keep=1)
+        assert sorted(os.listdir(served)) == [".mnist-job", "1"]
+    else:
+        assert fetch_champion(store, MODEL, served, keep=1)
+    assert path.is_symlink()
+    assert (content_of(moved) if moved.is_dir() else moved.read_bytes()) == before
+
+
+@pytest.mark.security("S6")
+def test_link_in_the_place_of_the_record_is_refused_and_not_written_through(store: Store, tmp_path: Path) -> None:
+    promote(store, "a")
+    (tmp_path / "precious").write_bytes(b"mine")
+    (tmp_path / "served" / ".mnist-job").mkdir(parents=True)
+    (tmp_path / "served" / ".mnist-job" / "1.json").symlink_to(tmp_path / "precious")
+    with pytest.raises(IntegrityError, match=r"\.mnist-job/1\.json is a link to .*/precious'"):
+        fetch_champion(store, MODEL, tmp_path / "served", keep=1)
+    assert (tmp_path / "precious").read_bytes() == b"mine"
+    assert os.listdir(tmp_path / "served") == [".mnist-job"]
+
+
+@pytest.mark.security("S6")
+def test_pipes_in_the_folder_make_nobody_wait(store: Store, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    for run in ("a", "b"):
+        promote(store, run)
+    (served / ".mnist-job").mkdir(parents=True)
+    (served / "1").mkdir()
+    (served / "2").mkdir()
+    for name in (".mnist-job/1.json", "1/saved_model.pb", "2/saved_model.pb"):
+        os.mkfifo(served / name)
+    assert fetch_champion(store, MODEL, served, keep=1)
+    assert sorted(name.partition("-")[0] for name in os.listdir(served)) == [".mnist", "1", "2", "replaced"]
+
+
+@pytest.mark.security("S6")
+def test_years_beside_the_versions_stay_with_the_version_just_brought(store: Store, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    for year in range(2019, 2024):
+        put_version(served / str(year))
+    for run in ("a", "b"):
+        promote(store, run)
+        with pytest.raises(ConflictError, match=r"'2023' is there, and is no champion"):
+            fetch_champion(store, MODEL, served, keep=1)
+    assert [content_of(served / str(year)) for year in range(2019, 2024)] == [model_of("mine")] * 5
+    assert content_of(served / "2") == model_of("b")
+
+
+@pytest.mark.security("S6")
+def test_files_that_somebody_put_into_a_fetched_version_are_kept(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = tmp_path / "served"
+    promote(store, "a")
+    fetch_champion(store, MODEL, served, keep=1)
+    (served / "1" / "variables" / "notes").write_text("mine")
+    (served / "1" / "link").symlink_to(served)
+    promote(store, "b")
+    fetch_champion(store, MODEL, served, keep=1)
+    [kept] = served.glob("replaced-1-*")
+    assert sorted(path.name for path in kept.rglob("*")) == ["link", "notes", "variables"]
+    assert (kept / "variables" / "notes").read_text() == "mine"
+    assert sorted(os.listdir(served)) == [".mnist-job", "2", kept.name]
+    assert os.listdir(served / ".mnist-job") == ["2.json"]
+    assert [record.getMessage() for record in caplog.records] == ["fetch.kept"]
+
+
+@pytest.mark.security("S6")
+def test_folder_of_another_model_is_refused_before_anything_is_written(store: Store, tmp_path: Path) -> None:
+    other, served = "another", tmp_path / "served"
+    promote(store, "a")
+    promote(store, "x", model=other)
+    fetch_champion(store, MODEL, served, keep=1)
+    before = content_of(served)
+    with pytest.raises(
+        ConflictError,
+        match=r"^--to \S+: version 1 there was fetched of model plain; a folder serves one model: choose another folder",
+    ):
+        fetch_champion(store, other, served, keep=1)
+    assert content_of(served) == before
+
+
+@pytest.mark.security("S3")
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300])
+def test_committed_name_that_no_file_can_have_is_an_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    promote(store, "a")
+    monkeypatch.setattr("job.runs.read.model_digests", lambda run: {name: "0" * 64})
+    monkeypatch.setattr("job.runs.read.read_model", lambda store, run: {name: b""})
+    with pytest.raises(JobError, match=r"is no file below a folder|File name too long"):
+        fetch_champion(store, MODEL, tmp_path / "served", keep=1)
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ MODEL = "plain"
 FILES = {"models/plain/versions/1/saved_model.pb", "models/plain/versions/1/variables/variables.data"}
 
 
-def promote(store: Store, run: str, *, weights: str | None = None) -> Move:
-    commit = commit_run(store, run, weights=weights)
+def promote(store: Store, run: str, *, weights: str | None = None, model: str = MODEL) -> Move:
+    commit = commit_run(store, run, weights=weights, model_name=model)
     to = commit.model(created=read.created_at(store, commit))
-    before = champion.read_newest(store, MODEL)
-    pointer = champion.move(store, MODEL, before=before, to=to, by="promote", who="", why="")
+    before = champion.read_newest(store, model)
+    pointer = champion.move(store, model, before=before, to=to, by="promote", who="", why="")
     assert pointer
     return pointer
 

@@ -324,8 +324,9 @@ LIBRARY = r"""
 #include <stdlib.h>
 #include <sys/stat.h>
 static int told(const char *name) { const char *value = getenv(name); return errno = value ? atoi(value) : 0; }
-int link(const char *a, const char *b) {
-  return told("FAULT_LINK") ? -1 : ((int (*)(const char *, const char *))dlsym(RTLD_NEXT, "link"))(a, b);
+int linkat(int a, const char *b, int c, const char *d, int e) {
+  return told("FAULT_LINK") ? -1
+    : ((int (*)(int, const char *, int, const char *, int))dlsym(RTLD_NEXT, "linkat"))(a, b, c, d, e);
 }
 int renameat2(int a, const char *b, int c, const char *d, unsigned e) {
   return told("FAULT_RENAME") ? -1
@@ -364,7 +365,7 @@ class TestFileSystems:
     def test_without_hard_links_a_name_is_given_once(
         self, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(os, "link", lambda source, target: _fail(reason))
+        monkeypatch.setattr(os, "link", lambda source, target, **options: _fail(reason))
         backend = FolderBackend(tmp_path / "store")
         backend.create("a/key", b"first")
         with pytest.raises(AlreadyExists):
@@ -473,7 +474,7 @@ class TestFileSystems:
         assert os.listdir(tmp_path / "store") == []
 
 
-def _no_link(source: Path, target: Path) -> None:
+def _no_link(source: str, target: str, **options: object) -> None:
     _fail("EPERM")
 
 

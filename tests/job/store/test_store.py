@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,25 +216,25 @@ class TestFolder:
         self, verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[str] = []
-        fsync, link, replace = os.fsync, os.link, Path.replace
+        fsync, link, replace = os.fsync, os.link, os.replace
 
         def record_fsync(descriptor: int) -> None:
             path = Path(f"/proc/self/fd/{descriptor}").readlink()
             calls.append(f"fsync {'folder' if path.is_dir() else 'file'}")
             fsync(descriptor)
 
-        def record_link(source: Path, target: Path) -> None:
+        def record_link(source: str, target: str, **options: Any) -> None:
             calls.append("name")
-            link(source, target)
+            link(source, target, **options)
 
-        def record_replace(source: Path, target: Path) -> Path:
+        def record_replace(source: str, target: str, **options: Any) -> None:
             calls.append("name")
-            return replace(source, target)
+            replace(source, target, **options)
 
         folder.mkdir()
         monkeypatch.setattr(os, "fsync", record_fsync)
         monkeypatch.setattr(os, "link", record_link)
-        monkeypatch.setattr(Path, "replace", record_replace)
+        monkeypatch.setattr(os, "replace", record_replace)
         getattr(FolderBackend(folder), verb)("key", b"data")
         assert calls == ["fsync folder", "fsync file", "name", "fsync folder"]  # the first: the store's own name
 
@@ -319,18 +320,14 @@ class TestFolder:
         open_store(StoreSection(uri=f"file:{tmp_path / 'link'}"), environ={}).create("a", b"data")
         assert (tmp_path / "real" / "a").read_bytes() == b"data"
 
-    def test_folder_in_the_place_of_a_file_is_not_found(self, file_store: Store, folder: Path) -> None:
-        (folder / "a" / "key").mkdir(parents=True)
-        with pytest.raises(NotFoundError, match=r"a/key: Is a directory; a folder stands where the store needs a file"):
-            file_store.get("a/key")
-
     def test_failure_of_the_disk_is_retried_until_the_deadline(
         self, file_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(path: Path) -> bytes:
+        def fail(folder: int, names: tuple[str, ...]) -> int:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        monkeypatch.setattr(Path, "read_bytes", fail)
+        file_store.put("a/key", b"data")
+        monkeypatch.setattr("job.store.beneath.open_file", fail)
         with pytest.raises(
             UnavailableError,
             match=r"get a/key failed for 1 s \(store\.deadline_seconds\): Input/output error; check the disk or the file server",
