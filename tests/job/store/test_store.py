@@ -327,10 +327,10 @@ class TestFolder:
     def test_failure_of_the_disk_is_retried_until_the_deadline(
         self, file_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(path: Path) -> bytes:
+        def fail(path: Path, mode: str) -> bytes:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        monkeypatch.setattr(Path, "read_bytes", fail)
+        monkeypatch.setattr(Path, "open", fail)
         with pytest.raises(
             UnavailableError,
             match=r"get a/key failed for 1 s \(store\.deadline_seconds\): Input/output error; check the disk or the file server",
