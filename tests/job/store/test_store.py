@@ -408,6 +408,7 @@ def _fails_and_then_hangs() -> Iterator[Exception]:
 ON_A_DISK = """
 import json, os, sys
 from pathlib import Path
+from typing import Any
 from job.errors import JobError
 from job.config import StoreSection
 from job.store.open import open_store
