@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job import contract, logs
+from job import contract, logs, streams
 from job.commands.cli import CommandLine
 from job.commands.lookup import checked_run_id, configured_store, find_committed
 from job.config_sources import LoadedConfig
@@ -148,7 +148,7 @@ def report(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def print_log(line: CommandLine, loaded: LoadedConfig) -> int:
-    """The stored log of a run.
+    """The stored log of a run: byte for byte into a file or pipe, made visible on a terminal.
 
     Raises:
         NotFoundError: it has none.
@@ -156,9 +156,9 @@ def print_log(line: CommandLine, loaded: LoadedConfig) -> int:
     from job.observe.stored_logs import read_stored_log
 
     store, run_id = configured_store(loaded), checked_run_id(line.options.run)
-    lines = read_stored_log(store, run_id)
-    if not lines:
+    attempts = read_stored_log(store, run_id)
+    if not attempts:
         raise NotFoundError(f"run {run_id} has no stored log in {store.uri}; see mnist-job runs")
-    for text in lines:
-        print(text)
+    for log in attempts:
+        streams.pass_on(log)
     return contract.ExitCode.OK

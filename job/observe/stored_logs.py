@@ -84,12 +84,11 @@ class StoredLog(logging.Handler):
         return self.lock
 
 
-def read_stored_log(store: Store, run_id: str) -> list[str]:
-    """All stored lines of a run: attempts in the order in which they started, each from its first line on."""
-    attempts: dict[str, list[str]] = {}
+def read_stored_log(store: Store, run_id: str) -> list[bytes]:
+    """The stored log of each attempt of a run, byte for byte: attempts in the order in which they started."""
+    attempts: dict[str, bytes] = {}
     for entry in store.list_objects(log_prefix(run_id)):
         if segment := log_of_key(entry.key):
-            data = store.get(entry.key)
-            attempts.setdefault(segment[1], []).extend((data or b"").decode(errors="replace").splitlines())
+            attempts[segment[1]] = attempts.get(segment[1], b"") + (store.get(entry.key) or b"")
     # Every line starts with its time, in a form that sorts.
-    return [line for lines in sorted(attempts.values(), key=lambda lines: lines[:1]) for line in lines]
+    return sorted(filter(None, attempts.values()), key=lambda log: log.partition(b"\n")[0])
