@@ -87,7 +87,7 @@ def _printed() -> int:
 
 def _report(status: Status, code: ExitCode, reason: str) -> int:
     """Say why it ended, where people, the log and the pod's status will look."""
-    for line in reason.splitlines():
+    for line in reason.rstrip("\n").split("\n"):
         print(f"mnist-job: error {code.value}: {line}", file=sys.stderr)
     try:
         status.end(outcome="interrupted" if code == ExitCode.INTERRUPTED else "failed", code=code, reason=reason)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO
 
 from job import clock
 from job.masking import masked
+from job.texts import visible
 
 LOGGER_NAME = "job"
 
@@ -104,7 +105,7 @@ class _JsonFormatter(logging.Formatter):
         head = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
         content = _plain(head | self._fixed | _fields(record))
         line = json.dumps(content, default=lambda other: masked(str(other)), ensure_ascii=False, allow_nan=False)
-        return line.encode(errors="replace").decode()
+        return visible(line.encode(errors="replace").decode())
 
 
 def _plain(value: Any) -> Any:
@@ -123,7 +124,7 @@ class _TextFormatter(logging.Formatter):
         time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname} "
         values = " ".join(f"{key}={_short(value)}" for key, value in _fields(record).items())
-        return f"{time} {level}{record.getMessage():<14} {values}".rstrip()
+        return visible(f"{time} {level}{record.getMessage():<14} {values}".rstrip())
 
 
 def _short(value: object) -> str:

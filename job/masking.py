@@ -30,8 +30,19 @@ _FILE_NAME = re.compile(r"_FILE$|_PATH$|CREDENTIALS$|GOOGLE_SERVICE_ACCOUNT$", r
 """Of variables that hold the path of a file with a secret, or by mistake the secret itself."""
 _NO_SECRET_NAME = re.compile(r"_TYPE$|_URL$|_FULL_URI$", re.IGNORECASE)
 _PUBLIC_FIELDS = frozenset(
-    "type project_id quota_project_id client_id client_email auth_uri token_uri universe_domain audience "
-    "auth_provider_x509_cert_url client_x509_cert_url".split()
+    [
+        "type",
+        "project_id",
+        "quota_project_id",
+        "client_id",
+        "client_email",
+        "auth_uri",
+        "token_uri",
+        "universe_domain",
+        "audience",
+        "auth_provider_x509_cert_url",
+        "client_x509_cert_url",
+    ]
 )
 """Of a key file of Google: printed by its own programs."""
 
@@ -46,7 +57,7 @@ _FORMS = tuple(
         (rf"\A[^\s/:@\"'{{]+:[^\s/\"']*@{_NO_IMAGE}", rf"{MASK}@"),  # a proxy without http://
         (
             r"([?&;](?:x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature"
-            rf"|[\w-]*(?:token|secret|passw|key)[\w-]*)=)[^&;\s\"'<>]+",
+            r"|[\w-]*(?:token|secret|passw|key)[\w-]*)=)[^&;\s\"'<>]+",
             rf"\1{MASK}",
         ),
         (

@@ -2,6 +2,9 @@
 
 A stream may be closed, full, non-blocking or ASCII-only, its terminal may be gone, and its reader may take nothing. What it
 does not take is lost, and everything else goes on.
+
+What is printed steers no terminal: the streams write control and invisible characters as `texts.visible` shows them. Bytes that
+are passed on to a file or pipe, such as a stored log, go there as they are.
 """
 
 import codecs
@@ -11,11 +14,13 @@ import json
 import os
 import select
 import sys
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from job.masking import masked
+from job.texts import visible
 
 _ERRORS = "mnist-escape"
+_KEPT = "\n\t"
 _MAX_REFUSALS, _REFUSAL_SECONDS = 100, 0.01
 """How often a descriptor may say that it is ready and then take nothing."""
 
@@ -43,6 +48,51 @@ def give_up_after(seconds: float) -> None:
         sink = _sink_of(stream)
         if sink:
             sink.patience_seconds = seconds
+
+
+def pass_on(data: bytes) -> None:
+    """Write what somebody else wrote, such as a log, to stdout: every byte of it, or made visible where that is a terminal."""
+    if sys.stdout.isatty():
+        sys.stdout.write(visible(data.decode(errors="backslashreplace"), keep=_KEPT))
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+
+
+def steering(stream: TextIO) -> TextIO:
+    """The same stream for what may steer the terminal, such as a progress bar; its user makes text of others visible."""
+    return cast("TextIO", _Steering(stream))
+
+
+def front_of(stream: TextIO) -> TextIO:
+    """A stream that obeys what it is given, and stands where a protected one stood: only visible text is written to it."""
+    return cast("TextIO", _Front(stream))
+
+
+class _Visible(io.TextIOWrapper):
+    """Text that steers no terminal, but for its line breaks and tabs, and holds no credentials: tracebacks go through here too."""
+
+    def write(self, text: str, /) -> int:
+        super().write(visible(masked(text), keep=_KEPT))
+        return len(text)
+
+
+class _Steering:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        if isinstance(self._stream, _Visible):
+            return io.TextIOWrapper.write(self._stream, masked(text))
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Front(_Steering):
+    def write(self, text: str, /) -> int:
+        return self._stream.write(visible(masked(text), keep=_KEPT))
 
 
 class _Sink(io.RawIOBase):
@@ -98,14 +148,6 @@ class _Sink(io.RawIOBase):
             raise TimeoutError("its reader takes nothing")
 
 
-class _Text(io.TextIOWrapper):
-    """Text without credentials: whatever is printed, tracebacks of the user's own code too, goes through here."""
-
-    def write(self, text: str, /) -> int:
-        super().write(masked(text))
-        return len(text)
-
-
 def _without_blocking(descriptor: int) -> int:
     """A terminal is opened once more for this: it says that it is ready when it takes one byte, and is shared with others."""
     try:
@@ -122,11 +164,11 @@ def _fill_descriptors() -> None:
 
 
 def _protected(stream: TextIO | None, descriptor: int) -> TextIO:
-    """The stream as it is, with what it cannot encode escaped; what it loses is lost without an error."""
+    """The stream as it is, with what it cannot encode or must not print escaped; what it loses is lost without an error."""
     if stream is None:  # Python found it closed
         sink = _Sink(os.open(os.devnull, os.O_WRONLY), loss="it is closed")
-        return _Text(io.BufferedWriter(sink), encoding="utf-8", errors=_ERRORS, line_buffering=True)
-    return _Text(io.BufferedWriter(_Sink(descriptor)), encoding=stream.encoding, errors=_ERRORS, line_buffering=True)
+        return _Visible(io.BufferedWriter(sink), encoding="utf-8", errors=_ERRORS, line_buffering=True)
+    return _Visible(io.BufferedWriter(_Sink(descriptor)), encoding=stream.encoding, errors=_ERRORS, line_buffering=True)
 
 
 def _sink_of(stream: TextIO) -> _Sink | None:

@@ -1,20 +1,74 @@
-"""Text for people, as both programs print it: one line of an error, and tables. Standard library only."""
+"""Text for people, as both programs print it: nothing in it steers a terminal; lines, tables, commands. Standard library only."""
 
+import json
+import re
+import shlex
+import unicodedata
 from collections.abc import Sequence
 
 from job.masking import masked
 
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+"""Printable by Unicode's categories, and still not to be seen: fillers, blanks of other scripts, variation selectors."""
+_MAX_CELL_CHARACTERS = 200
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""Text that no terminal interprets: control, bidirectional and invisible characters stand there as JSON writes them.
+
+    Such as `\u001b` for ESC. JSON stays the same JSON. Letters of all scripts stay, and emoji without joiners.
+
+    Args:
+        keep: characters that stay as they are, such as the line breaks between lines of our own.
+    """
+    if text.isprintable() and (text.isascii() or not _UNSEEN.search(text)):
+        return text
+    return "".join(
+        char if char in keep or (char.isprintable() and not _UNSEEN.match(char)) else _escape(char) for char in text
+    )
+
+
+def _escape(char: str) -> str:
+    return "\\u007f" if char == "\x7f" else json.dumps(char)[1:-1]  # JSON lets DEL stand
+
 
 def one_line(text: object, *, limit: int | None = None) -> str:
-    """Any text or error as one line of at most `limit` characters, without credentials."""
-    return " ".join(masked(str(text)).split())[:limit]
+    """Any text or error as one visible line of at most `limit` characters, without credentials."""
+    return visible(" ".join(masked(str(text)).split())[:limit])[:limit]
+
+
+def quoted(text: str) -> str:
+    """A name, path or setting in a command that is printed: a shell that the line is pasted into takes it as this one word."""
+    return shlex.quote(visible(text))
 
 
 def to_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length in columns that are as wide as their widest cell; the first row holds the headings."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    """Rows of equal length in columns that are as wide as their widest cell; the first row holds the headings.
+
+    A cell is one visible line; what is longer than 200 characters ends in `...`.
+    """
+    shown = [[_to_cell(cell) for cell in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(*shown, strict=True)]
+    lines = (
+        "   ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
+        for row in shown
+    )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _to_cell(text: str) -> str:
+    shown = visible(text[: _MAX_CELL_CHARACTERS + 1])
+    return shown if len(shown) <= _MAX_CELL_CHARACTERS else shown[: _MAX_CELL_CHARACTERS - 3] + "..."
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal it takes: those of China, Japan and Korea two, accents that follow a letter none."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.category(char) in ("Mn", "Me") for char in text)
 
 
 def say_placement(*, num_workers: int, num_replicas: int) -> str:

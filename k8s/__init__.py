@@ -1,4 +1,4 @@
-"""The Kubernetes client: never imports TensorFlow, and of `job` only contract, config, config_sources, errors and texts.
+"""The Kubernetes client: never imports TensorFlow, and of `job` only what docs/architecture.md names.
 
 __main__.py    entry point: one way out, exit codes
 cli.py         commands and options, standard library only
@@ -10,6 +10,7 @@ workers.py     what each of its workers is doing
 causes.py      why a pod ended, does not start, or was not made; what to do
 logs.py        following a log through dropped connections and replaced pods
 watch.py       waiting: the list is the truth, a watch is a hint
+shapes.py      what is read of the objects: fields, types, times
 api.py         the requests, tried again until answered
 connection.py  kubeconfig, context, namespace, or the pod's ServiceAccount
 errors.py      HTTP status -> typed error with what to do

@@ -87,7 +87,7 @@ def _printed() -> int:
 
 
 def _report(code: ExitCode, reason: str) -> int:
-    for line in reason.splitlines():
+    for line in reason.rstrip("\n").split("\n"):
         print(f"mnist-k8s: error {code.value}: {line}", file=sys.stderr)
     return code
 

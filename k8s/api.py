@@ -3,18 +3,20 @@
 Objects stay the dicts that the server sends: nothing that a newer cluster adds is lost on the way from a template to a Job.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from urllib.parse import quote
 
+from job.errors import IntegrityError
+from job.records import parse_object
 from job.texts import one_line
 from k8s.connection import Connection
-from k8s.errors import NoReplyError, ThrottledError, UnavailableError, UsageError, error_from_reply
+from k8s.errors import NoReplyError, ReplyError, ThrottledError, UnavailableError, UsageError, error_from_reply
+from k8s.shapes import Object, fit, fit_all
 
-Object = dict[str, Any]
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 90.0
@@ -24,6 +26,11 @@ FIRST_PATIENCE_SECONDS = 8.0
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 15.0
 _MAX_BACKOFF_SECONDS = 5.0
+_MAX_REPLY_BYTES = 128 * 2**20
+"""Of one reply; some 5,000 Jobs with their pods are half of it."""
+_MAX_ERROR_BYTES = 64 * 2**10
+_PIECE_BYTES = 64 * 2**10
+"""Of a stream: what is read at once, however much a server sends."""
 _MERGE_PATCH = "application/merge-patch+json"
 
 _log = logging.getLogger("k8s")
@@ -47,13 +54,15 @@ class Api:
 
     def get(self, resource: str, name: str) -> Object:
         """One object; NotFoundError when it is not there."""
-        return self.persist(lambda: self._send("GET", resource, name))
+        return _fitted(self.persist(lambda: self._send("GET", resource, name)), "GET", resource, name)
 
     def list(self, resource: str, *, labels: str = "", fields: str = "") -> tuple[list[Object], str]:
-        """All objects that match, as they are now, and the version to watch from."""
+        """All objects that match, as they are now, and the version to watch from; what is no such object is left out."""
         query = {"labelSelector": labels, "fieldSelector": fields}
         found = self.persist(lambda: self._send("GET", resource, query=query))
-        return list(found.get("items") or []), str(found.get("metadata", {}).get("resourceVersion", ""))
+        metadata = found.get("metadata")
+        version = metadata.get("resourceVersion", "") if isinstance(metadata, dict) else ""
+        return fit_all(resource, found.get("items")), str(version)
 
     def create_once(self, resource: str, body: Object) -> Object:
         """One try to create an object: the caller knows what a lost reply means.
@@ -62,11 +71,11 @@ class Api:
             NoReplyError, UnavailableError: it may exist now.
             ConflictError: something of that name exists.
         """
-        return self._send("POST", resource, body=body)
+        return _fitted(self._send("POST", resource, body=body), "POST", resource)
 
     def patch(self, resource: str, name: str, body: Object) -> Object:
         """A merge patch that says the same however often it is sent."""
-        return self.persist(lambda: self._send("PATCH", resource, name, body=body))
+        return _fitted(self.persist(lambda: self._send("PATCH", resource, name, body=body)), "PATCH", resource, name)
 
     def delete(self, resource: str, name: str, *, uid: str) -> None:
         """Delete exactly that object, its dependents after it; NotFoundError when it is gone."""
@@ -116,13 +125,18 @@ class Api:
         what = _describe(method, resource, name)
         try:
             with _no_reply(what):
-                data = response.data
-            content: Object = json.loads(data)
-        except ValueError as error:  # cut off, by something that says that it was whole
-            raise NoReplyError(f"{what}: the reply is not JSON; try again later") from error
+                data = _read(response, _MAX_REPLY_BYTES + 1)
+            if len(data) > _MAX_REPLY_BYTES:
+                response.close()
+                size = f"{_MAX_REPLY_BYTES // 2**20} MiB"
+                raise ReplyError(
+                    f"{what}: the reply is longer than {size}; delete Jobs that have ended, or name one --release"
+                )
+            return parse_object(data, name="the reply", max_bytes=_MAX_REPLY_BYTES)
+        except IntegrityError as error:  # such as cut off, by something that says that it was whole
+            raise NoReplyError(f"{what}: {error}; try again later") from error
         finally:
             response.release_conn()
-        return content
 
     def _open(
         self,
@@ -151,7 +165,8 @@ class Api:
             self._has_answered = True
             if 200 <= response.status <= 299:
                 return response
-            data = response.data
+            data = _read(response, _MAX_ERROR_BYTES)
+            response.close()
         raise error_from_reply(
             status=response.status,
             body=data,
@@ -167,7 +182,8 @@ _VERBS = {"POST": "create", "GET": "get", "PATCH": "patch", "DELETE": "delete"}
 
 def _path(namespace: str, resource: str, name: str) -> str:
     kind, _, sub = resource.partition("/")
-    return "/".join(filter(None, (f"{_GROUPS[kind]}/namespaces/{namespace}/{kind}", name, sub)))
+    place = f"{_GROUPS[kind]}/namespaces/{quote(namespace, safe='')}/{kind}"
+    return "/".join(filter(None, (place, quote(name, safe=""), sub)))
 
 
 def _describe(method: str, resource: str, name: str) -> str:
@@ -199,4 +215,22 @@ def _no_reply(what: str) -> Iterator[None]:
 
 def _pieces(response: Any, *, what: str) -> Iterator[bytes]:
     with _no_reply(what):
-        yield from response.stream(amt=None, decode_content=True)
+        yield from response.stream(amt=_PIECE_BYTES, decode_content=True)
+
+
+def _read(response: Any, num_bytes: int) -> bytes:
+    """The first so many bytes of a reply, or all of it."""
+    data = bytearray()
+    for piece in response.stream(amt=_PIECE_BYTES, decode_content=True):
+        data += piece
+        if len(data) >= num_bytes:
+            break
+    return bytes(data[:num_bytes])
+
+
+def _fitted(content: Object, method: str, resource: str, name: str = "") -> Object:
+    thing = fit(resource, content)
+    if thing is None:
+        what = _describe(method, resource, name)
+        raise ReplyError(f"{what}: the reply is no object of that kind; see what is between here and the API server")
+    return thing

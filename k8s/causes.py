@@ -3,15 +3,12 @@
 Pure functions over the objects of the API server. `status.py` decides which of them counts.
 """
 
-import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from job import texts
 from job.contract import ExitCode, Field
-
-Object = dict[str, Any]
+from k8s.shapes import Object, parse_message
 
 CONTAINER = "train"
 
@@ -44,16 +41,16 @@ def explain_end(pod: Object) -> Cause:
     """Why a pod has ended, or is about to."""
     disruption = find_condition(pod, "DisruptionTarget")
     state = container_state(pod).get("terminated")
-    code = None if state is None else int(state.get("exitCode", 0))
+    code = None if state is None else exit_code_of(state)
     if disruption and code != 0:
         why = _DISRUPTIONS.get(disruption.get("reason", ""), one_line(disruption.get("message", "")))
         said = one_line(pod.get("status", {}).get("message", ""))
         text = f"{why} ({said})" if said else why
-        return Cause(reason=disruption.get("reason", "Disrupted"), message=text, action=_GOES_ON, code=code)
+        return Cause(reason=_word(disruption.get("reason", "Disrupted")), message=text, action=_GOES_ON, code=code)
     if state is not None:
         return _explain_container_end(state)
     status = pod.get("status", {})
-    reason, said = str(status.get("reason", "")), one_line(status.get("message", ""))
+    reason, said = _word(status.get("reason", "")), one_line(status.get("message", ""))
     if pod.get("metadata", {}).get("deletionTimestamp"):
         return Cause(reason="Deleted", message="it was deleted", action=_GOES_ON)
     if reason.startswith("OutOf") or reason in ("NodeAffinity", "UnexpectedAdmissionError"):
@@ -64,11 +61,11 @@ def explain_end(pod: Object) -> Cause:
 
 
 def _explain_container_end(state: Object) -> Cause:
-    code, reason = int(state.get("exitCode", 0)), str(state.get("reason", ""))
+    code, reason = exit_code_of(state), _word(state.get("reason", ""))
     message = termination_message(state)
     said = one_line(message.get(Field.REASON, ""))
     if code == 0:
-        return Cause(reason=ExitCode.OK.word, message=str(message.get(Field.OUTCOME, "done")), code=0)
+        return Cause(reason=ExitCode.OK.word, message=one_line(message.get(Field.OUTCOME, "done")), code=0)
     if reason == "OOMKilled":
         return Cause(reason=reason, message=f"out of memory{_how_far(message)}", action=_MEMORY, code=code)
     if reason in ("StartError", "ContainerCannotRun"):
@@ -87,7 +84,7 @@ def _explain_container_end(state: Object) -> Cause:
 
 def _how_far(message: Object) -> str:
     step = message.get(Field.STEP)
-    return f" at step {step}, epoch {message.get(Field.EPOCH)}" if step else ""
+    return f" at step {step}, epoch {message.get(Field.EPOCH, 0)}" if step else ""
 
 
 def explain_not_started(pod: Object, events: list[Object]) -> Cause:
@@ -96,7 +93,7 @@ def explain_not_started(pod: Object, events: list[Object]) -> Cause:
     if scheduled:
         return _explain_unscheduled(scheduled)
     waiting = container_state(pod).get("waiting") or {}
-    reason, said = str(waiting.get("reason", "")), one_line(waiting.get("message", ""))
+    reason, said = _word(waiting.get("reason", "")), one_line(waiting.get("message", ""))
     if reason and reason not in ("ContainerCreating", "PodInitializing"):
         return _explain_waiting(reason, said, image=_image(pod))
     trouble = newest_warning(events, kind="Pod", name=pod["metadata"]["name"])
@@ -119,7 +116,7 @@ def _explain_waiting(reason: str, said: str, *, image: str) -> Cause:
 
 
 def _explain_unscheduled(condition: Object) -> Cause:
-    reason, said = str(condition.get("reason", "")), one_line(condition.get("message", ""))
+    reason, said = _word(condition.get("reason", "")), one_line(condition.get("message", ""))
     if reason == "SchedulingGated":
         return Cause(
             reason=reason, message="a scheduling gate holds it back", action="ask who runs the cluster's queue"
@@ -142,7 +139,7 @@ def _explain_unscheduled(condition: Object) -> Cause:
 
 
 def _explain_setup(event: Object) -> Cause:
-    reason, said = str(event.get("reason", "")), one_line(event.get("message", ""))
+    reason, said = _word(event.get("reason", "")), one_line(event.get("message", ""))
     action = "make what it names in this namespace" if "not found" in said else "kubectl describe pod; look at the node"
     return Cause(reason=reason, message=said, action=action)
 
@@ -190,19 +187,28 @@ def has_ended(pod: Object) -> bool:
 
 def container_state(pod: Object) -> Object:
     """The state of the container `train`, or of the first that has one: a pod that others changed may have more."""
-    statuses = pod.get("status", {}).get("containerStatuses") or []
-    ours = [status for status in statuses if status.get("name") == CONTAINER] or statuses
-    state: Object = (ours[0].get("state") or {}) if ours else {}
+    state: Object = _container_status(pod).get("state") or {}
     return state
+
+
+def container_name(pod: Object) -> str:
+    """Of that container."""
+    return str(_container_status(pod).get("name") or CONTAINER)
+
+
+def _container_status(pod: Object) -> Object:
+    statuses: list[Object] = pod.get("status", {}).get("containerStatuses") or [{}]
+    return next((status for status in statuses if status.get("name") == CONTAINER), statuses[0])
+
+
+def exit_code_of(terminated: Object) -> int:
+    """Of a container that has ended; an end without one is no success."""
+    return int(terminated.get("exitCode", ExitCode.UNKNOWN))
 
 
 def termination_message(state: Object) -> Object:
     """What the job wrote at its end or with its last checkpoint; nothing when it is not the job's JSON."""
-    try:
-        message = json.loads(state.get("message") or "")
-    except ValueError:
-        return {}
-    return message if isinstance(message, dict) else {}
+    return parse_message(state.get("message") or "")
 
 
 def newest_warning(events: list[Object], *, kind: str, name: str, reason: str = "") -> Object | None:
@@ -230,6 +236,11 @@ def one_line(text: object) -> str:
     return texts.one_line(text, limit=300)
 
 
+def _word(text: object) -> str:
+    """A reason, which Kubernetes gives in one word of at most 128 letters."""
+    return texts.one_line(text, limit=128)
+
+
 def _image(pod: Object) -> str:
     containers = pod.get("spec", {}).get("containers") or [{}]
-    return str(containers[0].get("image", "?"))
+    return one_line(containers[0].get("image", "?"))

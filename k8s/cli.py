@@ -156,7 +156,7 @@ def _setting(text: str) -> str:
     name, separator, _ = text.partition("=")
     if not separator or "." not in name or name.startswith("-"):
         near = _nearest(text)
-        hint = f"; did you mean {near}?" if near else ""
+        hint = f"; did you mean {shlex.quote(near)}?" if near else ""
         raise argparse.ArgumentTypeError(f"must be section.field=value, received {text!r}{hint}")
     return text
 

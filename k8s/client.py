@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 from job.contract import is_run_id
+from job.texts import quoted
 from k8s import submit
-from k8s.api import Api, Object
+from k8s.api import Api
 from k8s.causes import container_state, find_condition, has_ended
 from k8s.errors import ClientError, ConflictError, NotFoundError, NotStartedError, UsageError
 from k8s.logs import LogLine, Notice, has_log, read_log, where_else
 from k8s.progress import last_log_events
 from k8s.runs import JOB_NAME_LABEL, label_selector, release_of, run_id_of
+from k8s.shapes import Object
 from k8s.status import RunStatus, is_settled, judge
 from k8s.watch import wait_for
 from k8s.workers import Worker, index_of, num_workers, workers_of
@@ -114,7 +116,7 @@ class RunClient:
                 raise
             raise ConflictError(
                 f"run {run_id_of(resumed)} was resumed by somebody else just now, in the Job {chosen}; follow it with "
-                f"mnist-k8s logs -f {chosen}"
+                f"mnist-k8s logs -f {quoted(chosen)}"
             ) from error
 
     def list_runs(self) -> list[RunStatus]:
@@ -156,7 +158,7 @@ class RunClient:
             there = next((each for each in jobs if each["metadata"]["uid"] == uid), None)
             if there is None:
                 raise NotFoundError(
-                    f"the Job {name} was deleted while it was waited for; mnist-k8s resume {run_id_of(job)}"
+                    f"the Job {name} was deleted while it was waited for; mnist-k8s resume {quoted(run_id_of(job))}"
                 )
             return there if is_settled(there) else None
 
@@ -238,7 +240,7 @@ class RunClient:
         whose, option = (f"worker {index} of {run.run}", f"--worker {index} ") if index else (run.run, "")
         what = f"pod {pod['metadata']['name']} has not started" if pod else "no pod has started"
         why = "; ".join(filter(None, (f"{told.reason}: {told.message}", told.action)))
-        wait = f"to wait for it: mnist-k8s logs -f {option}{run.run}"
+        wait = f"to wait for it: mnist-k8s logs -f {option}{quoted(run.run)}"
         raise NotStartedError(f"the log of {whose}: {what}: {why}; {wait}")
 
     def _judge(self, job: Object, *, pods: list[Object] | None = None, events: list[Object] | None = None) -> RunStatus:
@@ -246,7 +248,7 @@ class RunClient:
         found = self._pods_of(job) if pods is None else pods
         told = self._events_of(job["metadata"]["name"], *_names(found)) if events is None else events
         running = next((pod for pod in found if index_of(pod) == 0 and container_state(pod).get("running")), None)
-        log = last_log_events(self._api, running["metadata"]["name"]) if running and not is_settled(job) else []
+        log = last_log_events(self._api, running) if running and not is_settled(job) else []
         return judge(job, found, events=told, log=log)
 
     def _pods_of(self, job: Object) -> list[Object]:
@@ -274,9 +276,9 @@ class RunClient:
         jobs, _ = self._api.list("jobs", labels=label_selector(self._release))
         known = [name for job in jobs for name in (run_id_of(job), job["metadata"]["name"])]
         near = difflib.get_close_matches(run, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "mnist-k8s list shows all."
+        hint = f"did you mean {quoted(near[0])}?" if near else "mnist-k8s list shows all."
         return NotFoundError(
-            f"run {run}: no Job of it in namespace {self.namespace}; {hint} What it stored: mnist-job logs {run}"
+            f"run {run}: no Job of it in namespace {self.namespace}; {hint} What it stored: mnist-job logs {quoted(run)}"
         )
 
     def _find_template(self) -> Object:

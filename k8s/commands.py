@@ -5,6 +5,7 @@ import json
 import sys
 import time
 
+from job import streams
 from job.contract import ExitCode
 from k8s.client import RunClient
 from k8s.errors import UsageError
@@ -73,9 +74,12 @@ def _logs(client: RunClient, options: argparse.Namespace) -> int:
     log = client.logs(options.run, worker=options.worker, follow=options.follow, timeout_seconds=options.timeout)
     for item in log:
         if isinstance(item, Notice):
+            sys.stdout.flush()
             print(f"mnist-k8s: {item.text}", file=sys.stderr, flush=True)
         else:
-            print(item.text, flush=options.follow)
+            streams.pass_on(item.data)
+            if options.follow:
+                sys.stdout.flush()
     return ExitCode.OK
 
 

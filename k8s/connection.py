@@ -65,7 +65,9 @@ def connect(*, kubeconfig: str = "", context: str = "", namespace: str = "") -> 
     try:
         client = ApiClient(configuration)
     except (HTTPError, ValueError) as error:  # such as a proxy of another scheme
-        raise UsageError(f"kubeconfig {paths}: {one_line(error)}; correct its server or proxy-url, or HTTPS_PROXY") from error
+        raise UsageError(
+            f"kubeconfig {paths}: {one_line(error)}; correct its server or proxy-url, or HTTPS_PROXY"
+        ) from error
     return Connection(client=client, namespace=namespace or from_context or "default")
 
 

@@ -4,11 +4,12 @@ A message is one line: what, what the API server said with its status, and what 
 `k8s/__main__.py`.
 """
 
-import json
 from typing import ClassVar
 
 from job.contract import ExitCode
-from job.texts import one_line
+from job.errors import IntegrityError
+from job.records import parse_object
+from job.texts import one_line, quoted
 
 
 class ClientError(Exception):
@@ -55,6 +56,12 @@ class ThrottledError(UnavailableError):
 
 class NoReplyError(UnavailableError):
     """The connection ended before the reply: what was asked for may have been done, or not."""
+
+
+class ReplyError(ClientError):
+    """A reply that no API server gives: too long, or something else than was asked for. A retry does not help."""
+
+    code = ExitCode.INTEGRITY
 
 
 class ExpiredError(UnavailableError):
@@ -117,7 +124,7 @@ _ERRORS: dict[int, tuple[type[ClientError], str]] = {
 
 def _advice_for_forbidden(said: str, namespace: str) -> str:
     if "exceeded quota" in said:
-        return f"free some of it, or have it raised: kubectl -n {namespace} describe quota"
+        return f"free some of it, or have it raised: kubectl -n {quoted(namespace)} describe quota"
     if "admission webhook" in said or "denied the request" in said or "ValidatingAdmissionPolicy" in said:
         return "a rule of the cluster refuses it: change what it names, or ask who runs the cluster"
     return "ask for the Role that the chart makes with clientRole.create=true"
@@ -125,10 +132,9 @@ def _advice_for_forbidden(said: str, namespace: str) -> str:
 
 def _message_of(body: bytes) -> str:
     try:
-        content = json.loads(body)
-    except ValueError:
-        content = body.decode(errors="replace")
-    message = content.get("message", "") if isinstance(content, dict) else content
+        message = parse_object(body, name="the reply").get("message", "")
+    except IntegrityError:
+        message = body.decode(errors="replace")
     return one_line(message, limit=500)
 
 

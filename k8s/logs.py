@@ -4,17 +4,20 @@ A pod's log counts as whole only when it was read to its end after the container
 (nanoseconds) that the kubelet puts before each, and their text, so that a second reading adds only what is new.
 """
 
-import json
+import hashlib
 import time
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from job.contract import Event, Field
+from job.texts import quoted
 from k8s.api import Api
-from k8s.causes import CONTAINER, Object, container_state
+from k8s.causes import container_name, container_state
 from k8s.errors import (
+    ClientError,
     DeadlineError,
     ExpiredError,
     NoReplyError,
@@ -23,22 +26,34 @@ from k8s.errors import (
     UnavailableError,
 )
 from k8s.runs import JOB_NAME_LABEL, run_id_of
+from k8s.shapes import Object, parse_message, parse_time
 from k8s.status import is_settled
 from k8s.watch import wait_for
 from k8s.workers import INDEX_LABEL, num_workers
 
 SILENCE_SECONDS = 30.0
 """A connection that says nothing for so long is made again: half-dead ones look the same as a quiet log."""
+PATIENCE_SECONDS = 90.0
+"""How long a log that is not followed may be refused before that is an error."""
 _OVERLAP = timedelta(seconds=5)
 """Read again after a drop: stdout and stderr are stamped before they are written, so that stamps may come out of order."""
+_MAX_LINE_BYTES = 2**20
+"""What is longer is handed on in parts of that size: a container may write for ever without a line break."""
+_MAX_RECENT_LINES = 200_000
+_STAMP_BYTES = 64
+"""More than a time stamp has."""
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogLine:
-    """One line of a pod's log."""
+    """One line of a pod's log; of one that is longer than 1 MiB, a part that ends without a line break but for the last."""
 
     pod: str
     text: str
+    """Without its line break; what is no UTF-8 is replaced."""
+    data: bytes = field(default=b"", compare=False, repr=False)
+    """What the container has written, with its line break."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,53 +64,89 @@ class Notice:
 
 
 @dataclass(slots=True)
+class _Line:
+    """What was handed on of a line."""
+
+    stamp: datetime
+    key: bytes
+    """Digest of its stamp and its first part."""
+    num_bytes: int = 0
+
+
+@dataclass(slots=True)
 class _Reader:
     """What was read of one pod."""
 
     pod: str
     newest: datetime | None = None
-    recent: deque[tuple[datetime, str]] = field(default_factory=deque)
-    """(stamp, line) of the last seconds, which a second reading brings again."""
-    last_text: str = ""
+    recent: deque[_Line] = field(default_factory=deque)
+    """Those of the last seconds, which a second reading brings again."""
+    last_data: bytes = b""
     is_whole: bool = False
 
     def since(self) -> str:
         """From where to read again; empty: from the start."""
         return f"{self.newest - _OVERLAP:%Y-%m-%dT%H:%M:%SZ}" if self.newest else ""
 
-    def take(self, lines: Iterator[str]) -> Iterator[LogLine]:
-        """Those of a reading that are new."""
-        known = Counter(line for _, line in self.recent)
-        for line in lines:
-            if known[line] > 0:
-                known[line] -= 1
-                continue
-            stamp, _, text = line.partition(" ")
-            self._remember(_parse(stamp), line)
-            self.last_text = text
-            yield LogLine(pod=self.pod, text=text)
+    def take(self, parts: Iterable[bytes], *, until: datetime | None = None) -> Iterator[LogLine]:
+        """Those of a reading that are new; none that were stamped after `until`.
 
-    def _remember(self, stamp: datetime, line: str) -> None:
+        Args:
+            parts: of lines, each with its line break; a line of several parts has it in the last.
+        """
+        known = self._known()
+        line, num_seen, is_start = _Line(_LONG_AGO, b""), 0, True
+        for part in parts:
+            text = part
+            if is_start:
+                stamp, text = _split_stamp(part)
+                if until and stamp > until:
+                    return
+                line, num_seen = self._find(known, stamp, part), 0
+            new = text[max(0, line.num_bytes - num_seen) :]
+            num_seen += len(text)
+            line.num_bytes = max(line.num_bytes, num_seen)
+            is_start = part.endswith(b"\n")
+            if new:
+                self.last_data = new
+                yield LogLine(pod=self.pod, text=new.removesuffix(b"\n").decode(errors="replace"), data=new)
+
+    def _known(self) -> dict[bytes, deque[_Line]]:
+        known: dict[bytes, deque[_Line]] = {}
+        for line in self.recent:
+            known.setdefault(line.key, deque()).append(line)
+        return known
+
+    def _find(self, known: dict[bytes, deque[_Line]], stamp: datetime, part: bytes) -> _Line:
+        """The line that begins so: one that an earlier reading has brought, or a new one."""
+        key = hashlib.blake2b(part, digest_size=16).digest()
+        if known.get(key):
+            return known[key].popleft()
+        line = _Line(stamp, key)
         self.newest = max(self.newest or stamp, stamp)
-        self.recent.append((stamp, line))
-        while self.recent[0][0] < self.newest - 2 * _OVERLAP:
+        self.recent.append(line)
+        while self.recent[0].stamp < self.newest - 2 * _OVERLAP or len(self.recent) > _MAX_RECENT_LINES:
             self.recent.popleft()
+        return line
 
     @property
     def has_said_its_end(self) -> bool:
         """Whether the last line is the last that the job writes."""
-        try:
-            event = json.loads(self.last_text)
-        except ValueError:
-            return False
-        return isinstance(event, dict) and event.get(Field.EVENT) == Event.RUN_END
+        return parse_message(self.last_data).get(Field.EVENT) == Event.RUN_END
+
+
+def _split_stamp(part: bytes) -> tuple[datetime, bytes]:
+    time = _parse_stamp(part)
+    if time is None:
+        raise NoReplyError(f"a log line without a time stamp: {part[:_STAMP_BYTES]!r}")
+    return time, part.partition(b" ")[2]
 
 
 def where_else(text: str, job: Object, *, worker: int) -> str:
     """What to say of a log that is gone with its pods: the store has that of the chief alone."""
     if worker:
         return f"the log of worker {worker} goes with its pods, and the store has only that of worker 0"
-    return f"{text}: mnist-job logs {run_id_of(job)}"
+    return f"{text}: mnist-job logs {quoted(run_id_of(job))}"
 
 
 def read_log(
@@ -109,6 +160,7 @@ def read_log(
 
     Raises:
         DeadlineError: the Job has not ended by then.
+        ClientError: it is not followed, and the log of a pod is refused again and again.
     """
     deadline = time.monotonic() + timeout_seconds
     readers: dict[str, _Reader] = {}
@@ -136,7 +188,7 @@ def _next_pods(
     def unread(pods: list[Object]) -> list[Object]:
         ours = [pod for pod in pods if not (reader := readers.get(pod["metadata"]["name"])) or not reader.is_whole]
         started = [pod for pod in ours if has_log(pod)]
-        return sorted(started, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+        return sorted(started, key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]))
 
     labels = f"{JOB_NAME_LABEL}={name}" + (f",{INDEX_LABEL}={worker}" if num_workers(job) > 1 else "")
     if not follow:
@@ -168,21 +220,35 @@ def has_log(pod: Object) -> bool:
 def _read_pod(
     api: Api, reader: _Reader, pod: Object, *, follow: bool, deadline: float, stored: str
 ) -> Iterator[LogLine | Notice]:
-    """Its lines until the end; a notice, which ends with `stored`, when the pod goes before that is certain."""
-    pause, fields = 0.2, f"metadata.name={reader.pod}"
+    """Its lines until the end, or until now; a notice, which ends with `stored`, when the pod goes before that is certain.
+
+    Raises:
+        DeadlineError: it was followed for so long.
+        ClientError: it is not followed, and is refused for `PATIENCE_SECONDS` without a line.
+    """
+    pause, fields, patience = 0.2, f"metadata.name={reader.pod}", time.monotonic() + PATIENCE_SECONDS
     found: Object | None = pod
+    until: datetime | None = None
     while found is not None:
         has_ended = bool(container_state(found).get("terminated"))
+        before = reader.newest
+        refused: ClientError | None = None
         try:
-            before = reader.newest
-            yield from reader.take(_lines(api, reader, follow=follow and not has_ended))
+            # A container may write faster than anybody reads: without the time its log would have no end.
+            until = until or (None if follow or has_ended else _newest_stamp(api, found))
+            with closing(_parts(api, reader, found, follow=follow and not has_ended, deadline=deadline)) as parts:
+                yield from reader.take(parts, until=until)
             if has_ended or not follow:
                 return
-            pause = 0.2 if reader.newest != before else pause
-        except (NotFoundError, RefusedError):  # gone between two looks; 400: the container is gone already
-            pass
+        except (NotFoundError, RefusedError) as error:  # gone between two looks; 400: the container is gone already
+            refused = error
         except UnavailableError as error:
+            refused = error
             pause = 1.0 if isinstance(error, ExpiredError) else min(5.0, pause * 2)
+        if reader.newest != before:
+            pause, patience = 0.2, time.monotonic() + PATIENCE_SECONDS
+        if refused and not follow and time.monotonic() > patience:
+            raise refused
         if time.monotonic() > deadline:
             raise DeadlineError(
                 f"log of {reader.pod}: its end did not come within the time given; give a longer --timeout"
@@ -195,10 +261,23 @@ def _read_pod(
         )
 
 
-def _lines(api: Api, reader: _Reader, *, follow: bool) -> Iterator[str]:
-    """Whole lines with their stamps; a piece of a line that a broken connection leaves behind is dropped."""
+def _newest_stamp(api: Api, pod: Object) -> datetime:
+    """When the container wrote its newest line, by the clock that stamps all of them; long ago when it has written none."""
+    query = {"container": container_name(pod), "timestamps": "true", "tailLines": "1", "limitBytes": str(_STAMP_BYTES)}
+    data = b""
+    with api.stream("pods/log", pod["metadata"]["name"], query=query, silence_seconds=SILENCE_SECONDS) as pieces:
+        for piece in pieces:
+            data += piece
+            if len(data) > _MAX_LINE_BYTES:
+                break
+    stamps = (_parse_stamp(line) for line in data.split(b"\n"))
+    return max(filter(None, stamps), default=_LONG_AGO)
+
+
+def _parts(api: Api, reader: _Reader, pod: Object, *, follow: bool, deadline: float) -> Generator[bytes, None, None]:
+    """Lines with their stamps and line breaks, long ones in parts; what a broken connection leaves of a line is dropped."""
     query = {
-        "container": CONTAINER,
+        "container": container_name(pod),
         "timestamps": "true",
         "follow": "true" if follow else "",
         "sinceTime": reader.since(),
@@ -206,15 +285,22 @@ def _lines(api: Api, reader: _Reader, *, follow: bool) -> Iterator[str]:
     rest = b""
     with api.stream("pods/log", reader.pod, query=query, silence_seconds=SILENCE_SECONDS) as pieces:
         for piece in pieces:
-            *whole, rest = (rest + piece).split(b"\n")
-            for line in whole:
-                yield line.decode(errors="replace")
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield from _cut(line + b"\n")
+            if len(rest) > _MAX_LINE_BYTES:
+                *parts, rest = _cut(rest)
+                yield from parts
+            if follow and time.monotonic() > deadline:
+                return
     if rest:  # the reply was whole: so is its last line
-        yield rest.decode(errors="replace")
+        yield rest
 
 
-def _parse(stamp: str) -> datetime:
-    try:
-        return datetime.fromisoformat(stamp).astimezone(UTC)
-    except ValueError as error:
-        raise NoReplyError(f"a log line without a time stamp: {stamp[:40]}") from error
+def _cut(line: bytes) -> Iterator[bytes]:
+    """A line in parts that are the same in every reading."""
+    return (line[start : start + _MAX_LINE_BYTES] for start in range(0, len(line), _MAX_LINE_BYTES))
+
+
+def _parse_stamp(part: bytes) -> datetime | None:
+    return parse_time(part[:_STAMP_BYTES].partition(b" ")[0].decode(errors="replace"))

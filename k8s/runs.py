@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from k8s.causes import CONTAINER, Object
+from k8s.causes import CONTAINER
+from k8s.shapes import Object, parse_count
 
 NAME_LABEL = "app.kubernetes.io/name"
 RELEASE_LABEL = "app.kubernetes.io/instance"
@@ -55,9 +56,9 @@ def epochs_of(job: Object) -> int:
     from job.config import TrainSection
 
     given = [argument for argument in arguments_of(job) if argument.startswith(_EPOCHS_FLAG)]
-    text = given[-1].removeprefix(_EPOCHS_FLAG) if given else ""
+    count = parse_count(given[-1].removeprefix(_EPOCHS_FLAG)) if given else None
     default: int = TrainSection.model_fields["epochs"].default
-    return int(text) if text.isdigit() else default
+    return default if count is None else count
 
 
 def overrides_of(job: Object) -> str:

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from job.contract import Event, Field
-from k8s.causes import Cause, Object, container_state, explain_end, find_condition, has_ended, termination_message
+from job.texts import one_line
+from k8s.causes import Cause, container_state, exit_code_of, explain_end, find_condition, has_ended, termination_message
 from k8s.runs import epochs_of, overrides_of, run_id_of
+from k8s.shapes import Object
 from k8s.workers import FINISHING, FOLLOWS, Phase, Worker, explain_last_end, judge_worker, name_worker, workers_of
 
 
@@ -160,7 +162,9 @@ def _suspended(job: Object, workers: list[Worker]) -> tuple[Phase, Cause]:
     queue = (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
     if queue:
         action = "nothing: it starts when there is room (kubectl get workloads)"
-        return "Suspended", Cause(reason="Queued", message=f"Kueue's queue {queue} has no room yet", action=action)
+        return "Suspended", Cause(
+            reason="Queued", message=f"Kueue's queue {one_line(queue)} has no room yet", action=action
+        )
     action = "helm upgrade --set suspend=false; or cancel and resume it"
     return "Suspended", Cause(reason="Suspended", message="spec.suspend is true", action=action)
 
@@ -240,7 +244,10 @@ def _without_active_pod(
 
 
 def _explain_failure(job: Object, condition: Object, chief: Worker) -> Cause:
-    reason, said = str(condition.get("reason", "Failed")), str(condition.get("message", ""))
+    reason, said = (
+        one_line(condition.get("reason", "Failed"), limit=128),
+        one_line(condition.get("message", ""), limit=300),
+    )
     end = explain_last_end(chief.all_pods, is_alone=chief.is_alone)
     if reason == "DeadlineExceeded":
         seconds = job.get("spec", {}).get("activeDeadlineSeconds")
@@ -264,7 +271,7 @@ def _facts(pods: list[Object], log: list[Object]) -> dict[str, Any]:
         message = termination_message(state) if state else {}
         facts |= {str(key): message[key] for key in _FROM_MESSAGE if message.get(key) is not None}
         if state:
-            facts["exit_code"] = int(state.get("exitCode", 0))
+            facts["exit_code"] = exit_code_of(state)
     for event in log:
         if event.get(Field.EVENT) in _PROGRESS_EVENTS:
             facts |= {str(key): event[key] for key in _PROGRESS_FIELDS if event.get(key) is not None}

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from job.contract import is_run_id
 from job.errors import ConfigError
+from job.texts import quoted
 from k8s.api import Api
-from k8s.causes import Object
 from k8s.errors import ConflictError, NotFoundError, ThrottledError, UnavailableError, UsageError
 from k8s.runs import (
     REQUEST_ANNOTATION,
@@ -26,6 +26,7 @@ from k8s.runs import (
     expand,
     run_id_of,
 )
+from k8s.shapes import Object
 from k8s.workers import num_workers
 
 _NAME_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # as Kubernetes' own suffixes: no vowels, no words
@@ -151,7 +152,7 @@ def create_job(api: Api, job: Object, *, patience_seconds: float = 60.0) -> Obje
                 pause = max(pause, error.retry_after_seconds)
         if time.monotonic() + pause > deadline:
             raise UnavailableError(
-                f"{last}; whether the Job {name} was made is not known: mnist-k8s status {name}"
+                f"{last}; whether the Job {name} was made is not known: mnist-k8s status {quoted(name)}"
             ) from last
         _log.warning("%s; asking again for the same Job %s", last, name)
         time.sleep(pause)

@@ -1,11 +1,11 @@
 """Runs as text for people."""
 
 import re
-import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from job import texts
+from k8s.shapes import parse_time
 from k8s.status import RunStatus, WorkerStatus
 from k8s.workers import FOLLOWS
 
@@ -41,13 +41,14 @@ def describe(run: RunStatus, *, now: datetime | None = None) -> str:
         ("exit code", "" if run.exit_code is None else str(run.exit_code)),
         ("commit", run.commit or ""),
     ]
-    return "\n".join(f"{name:<10} {text}" for name, text in lines if text)
+    return "\n".join(f"{name:<10} {texts.visible(text)}" for name, text in lines if text)
 
 
 def resume_command(run: RunStatus) -> str:
     """What goes on with a run whose Job, and with it its settings, is gone: without them it would end with 73."""
     settings = re.split(r", (?=[a-z_]+\.[a-z_]+=)", run.settings) if run.settings else []
-    return " ".join(["mnist-k8s resume", run.run, *(f"--set {shlex.quote(setting)}" for setting in settings)])
+    words = ["mnist-k8s resume", texts.quoted(run.run), *(f"--set {texts.quoted(setting)}" for setting in settings)]
+    return " ".join(words)
 
 
 def _row(run: RunStatus, now: datetime) -> tuple[str, ...]:
@@ -94,10 +95,8 @@ def _in_words(worker: WorkerStatus) -> str:
 
 def _age(run: RunStatus, now: datetime) -> str:
     """Since it was made, or how long it took."""
-    try:
-        start = datetime.fromisoformat(run.created)
-        end = datetime.fromisoformat(run.finished) if run.finished else now
-    except ValueError:
+    start, end = parse_time(run.created), parse_time(run.finished) if run.finished else now
+    if start is None or end is None:
         return "-"
     seconds = max(0, int((end - start).total_seconds()))
     for size, unit, below in ((1, "s", 120), (60, "m", 120 * 60), (3600, "h", 48 * 3600)):

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from k8s.api import Api, Object
+from k8s.api import Api
 from k8s.errors import ClientError, DeadlineError
+from k8s.shapes import Object
 
 T = TypeVar("T")
 

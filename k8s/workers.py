@@ -6,13 +6,12 @@ status of it.
 """
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 from job.contract import ExitCode
 from k8s.causes import (
     Cause,
-    Object,
     container_state,
     event_time,
     explain_end,
@@ -22,6 +21,7 @@ from k8s.causes import (
     has_ended,
 )
 from k8s.runs import created_pod_names
+from k8s.shapes import Object, parse_count, parse_time
 
 Phase = Literal["Pending", "Suspended", "Running", "Retrying", "Stopping", "Succeeded", "Failed"]
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -31,21 +31,22 @@ FINISHING = Cause(reason="Finishing", message="the pod has ended; the Job is abo
 FOLLOWS = (ExitCode.INTERRUPTED.word, ExitCode.PEER_LOST.word)
 """Reasons of a worker that ended because of another one."""
 
+_MAX_WORKERS = 256
 _FAILURES = "batch.kubernetes.io/job-index-failure-count"
 _IGNORED_FAILURES = "batch.kubernetes.io/job-index-ignored-failure-count"
 
 
 def num_workers(job: Object) -> int:
-    """How many pods a Job, or the template of one, trains with."""
+    """How many pods a Job, or the template of one, trains with: 256 at most, four times as many as `cluster.workers` may say."""
     spec = job.get("spec", {})
-    return int(spec.get("completions") or 1) if spec.get("completionMode") == "Indexed" else 1
+    return min(_MAX_WORKERS, int(spec.get("completions") or 1)) if spec.get("completionMode") == "Indexed" else 1
 
 
 def index_of(pod: Object) -> int:
     """Which worker a pod is."""
     metadata = pod["metadata"]
     text = str({**(metadata.get("annotations") or {}), **(metadata.get("labels") or {})}.get(INDEX_LABEL, ""))
-    return int(text) if text.isdigit() else 0
+    return parse_count(text) or 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +179,7 @@ def _is_counted(pod: Object) -> bool:
 
 
 def _count(pod: Object, annotation: str) -> int:
-    return int((pod["metadata"].get("annotations") or {}).get(annotation, 0))
+    return parse_count(str((pod["metadata"].get("annotations") or {}).get(annotation, ""))) or 0
 
 
 def _judge_pod(worker: Worker, pod: Object, now: datetime) -> tuple[Phase, Cause]:
@@ -209,7 +210,7 @@ def _explain_running(worker: Worker, *, is_first: bool) -> Cause:
 
 def _explain_stopping(worker: Worker, pod: Object, now: datetime) -> Cause:
     cause = explain_end(pod)
-    due = _time(pod["metadata"]["deletionTimestamp"])  # the grace period is in it
+    due = parse_time(pod["metadata"]["deletionTimestamp"])  # the grace period is in it
     if due and (now - due).total_seconds() > STUCK_AFTER_SECONDS:
         action = (
             "its node is gone? then kubectl delete node NODE, or kubectl delete pod POD --force: safe for the results"
@@ -242,10 +243,3 @@ def _is_newest_failed_create(worker: Worker) -> bool:
     ours = [event for event in worker.events if event.get("involvedObject", {}).get("name") == name]
     newest = max(ours, key=event_time, default={})
     return newest.get("reason") == "FailedCreate"
-
-
-def _time(text: str) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
-        return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job import contract, logs
+from job import contract, logs, streams
 from job.commands.cli import CommandLine
 from job.commands.lookup import checked_run_id, configured_store, find_committed
 from job.config_sources import LoadedConfig
@@ -152,7 +152,7 @@ def report(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def print_log(line: CommandLine, loaded: LoadedConfig) -> int:
-    """The stored log of a run.
+    """The stored log of a run: byte for byte into a file or pipe, made visible on a terminal.
 
     Raises:
         NotFoundError: it has none.
@@ -160,10 +160,10 @@ def print_log(line: CommandLine, loaded: LoadedConfig) -> int:
     from job.observe.stored_logs import read_stored_log
 
     store, run_id = configured_store(loaded), checked_run_id(line.options.run)
-    num_lines = 0
-    for text in read_stored_log(store, run_id):
-        print(text)
-        num_lines += 1
-    if not num_lines:
+    num_bytes = 0
+    for segment in read_stored_log(store, run_id):
+        streams.pass_on(segment)
+        num_bytes += len(segment)
+    if not num_bytes:
         raise NotFoundError(f"run {run_id} has no stored log in {store.uri}; see mnist-job runs")
     return contract.ExitCode.OK

@@ -3,7 +3,9 @@
 import sys
 from typing import Any
 
+from job import streams
 from job.logs import LogFormat, write_line
+from job.texts import visible
 
 
 class Display:
@@ -20,15 +22,17 @@ class Display:
         """Show the bar."""
         if not self._is_shown:
             return
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
         self._progress = Progress(
-            *([TextColumn(self.placement)] if self.placement else []),
+            *([TextColumn(self.placement, markup=False)] if self.placement else []),
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}"),
             TextColumn("{task.fields[rate]:,.0f} images/s  ETA {task.fields[eta]:.0f} s"),
+            console=Console(file=streams.steering(sys.stdout)),
             transient=True,
         )
         self._task = self._progress.add_task(
@@ -43,6 +47,8 @@ class Display:
             eta=0.0,
         )
         self._progress.start()
+        # Rich has put itself before both streams, to print above the bar, and obeys colours and links in what it gets there.
+        sys.stdout, sys.stderr = streams.front_of(sys.stdout), streams.front_of(sys.stderr)
 
     def update(self, *, step: int, epoch: int, loss: float, accuracy: float, rate: float, eta_seconds: float) -> None:
         """Move the bar; a thread draws it ten times a second."""
@@ -60,6 +66,7 @@ class Display:
     def write(self, line: str) -> None:
         """Print one line above the bar."""
         if self._progress:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            text = visible(line)
+            self._progress.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
             write_line(line)

@@ -86,8 +86,8 @@ class StoredLog(logging.Handler):
         return self.lock
 
 
-def read_stored_log(store: Store, run_id: str) -> Iterator[str]:
-    """All stored lines of a run: attempts in the order in which they started, each from its first line on.
+def read_stored_log(store: Store, run_id: str) -> Iterator[bytes]:
+    """The stored log of a run, byte for byte: attempts in the order in which they started, each from its first line on.
 
     One segment at a time is in memory. A warning names each that is too long, or is gone.
     """
@@ -96,18 +96,17 @@ def read_stored_log(store: Store, run_id: str) -> Iterator[str]:
         if segment := log_of_key(entry.key):
             attempts.setdefault(segment[1], []).append(entry.key)
 
-    def first_line(keys: list[str]) -> list[str]:
-        return _lines_of(store, keys[0])[:1]  # it starts with its time, in a form that sorts
+    def first_line(keys: list[str]) -> bytes:
+        return _read_segment(store, keys[0]).partition(b"\n")[0]  # it starts with its time, in a form that sorts
 
     in_order = sorted(attempts.values(), key=first_line) if len(attempts) > 1 else attempts.values()
     for key in (key for keys in in_order for key in keys):
-        yield from _lines_of(store, key)
+        yield _read_segment(store, key)
 
 
-def _lines_of(store: Store, key: str) -> list[str]:
+def _read_segment(store: Store, key: str) -> bytes:
     try:
-        data = store.get(key, max_bytes=_MAX_SEGMENT_BYTES)
+        return store.get(key, max_bytes=_MAX_SEGMENT_BYTES) or b""
     except IntegrityError as error:
         warn("logs.skipped", reason=str(error))
-        return []
-    return (data or b"").decode(errors="replace").splitlines()
+        return b""

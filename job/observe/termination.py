@@ -14,6 +14,7 @@ from typing import Any
 from job import clock
 from job.contract import ENV_PREFIX, TERMINATION_FIELDS, TERMINATION_MESSAGE_MAX_BYTES, ExitCode
 from job.masking import masked
+from job.texts import visible
 from job.uris import parse_path
 
 KUBELET_PATH = Path("/dev/termination-log")
@@ -60,16 +61,21 @@ class Status:
         if self.path is None:
             return
         content = {str(name): getattr(self, name) for name in TERMINATION_FIELDS} | {"reason": masked(self.reason)}
-        data = json.dumps(content, ensure_ascii=False).encode(errors="replace")
+        data = _to_json(content)
         if len(data) > TERMINATION_MESSAGE_MAX_BYTES:
             excess = len(data) - TERMINATION_MESSAGE_MAX_BYTES
             reason = content["reason"].encode(errors="replace")
             content["reason"] = reason[: max(0, len(reason) - 2 * excess - 16)].decode(errors="ignore") + " ..."
-            data = json.dumps(content, ensure_ascii=False).encode(errors="replace")[:TERMINATION_MESSAGE_MAX_BYTES]
+            data = _to_json(content)[:TERMINATION_MESSAGE_MAX_BYTES]
         try:
             _write_at_once(self.path, data)
         except (OSError, ValueError) as error:  # ValueError: such as a NUL in the path
             self.failure = str(error)
+
+
+def _to_json(content: Mapping[str, Any]) -> bytes:
+    """As kubectl prints it: readable in every script, and with nothing that steers a terminal."""
+    return visible(json.dumps(content, ensure_ascii=False).encode(errors="replace").decode()).encode()
 
 
 def _write_at_once(path: Path, data: bytes) -> None:

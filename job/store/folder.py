@@ -83,7 +83,10 @@ class FolderBackend:
         with self._translated(key):
             try:
                 parts = self._parts(key)
-                with beneath.opened(self._folder, parts[:-1]) as folder, open(beneath.open_file(folder, parts), "rb") as file:
+                with (
+                    beneath.opened(self._folder, parts[:-1]) as folder,
+                    open(beneath.open_file(folder, parts), "rb") as file,
+                ):
                     check_bytes(os.fstat(file.fileno()).st_size, key=key, max_bytes=max_bytes)
                     return file.read()
             except NotADirectoryError as error:

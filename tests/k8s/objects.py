@@ -1,6 +1,6 @@
 """Objects as the chart and the Job controller make them."""
 
-from k8s.causes import Object
+from k8s.shapes import Object
 
 LABELS = {"app.kubernetes.io/name": "mnist-train", "app.kubernetes.io/instance": "train"}
 

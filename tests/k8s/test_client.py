@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from k8s import RunClient
-from k8s.causes import Object
 from k8s.cli import parse_command_line
 from k8s.connection import connect
 from k8s.errors import (
@@ -27,6 +26,7 @@ from k8s.errors import (
     error_from_reply,
 )
 from k8s.runs import JOB_NAME_LABEL
+from k8s.shapes import Object
 from k8s.tables import resume_command
 from k8s.workers import INDEX_LABEL
 from tests.conftest import REPOSITORY

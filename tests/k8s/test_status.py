@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from job.contract import ExitCode
-from k8s.causes import Object
+from k8s.shapes import Object
 from k8s.status import RunStatus, _facts, judge
 from k8s.tables import describe, to_table
 

@@ -9,10 +9,10 @@ import pytest
 
 from job.contract import ExitCode
 from k8s import RunClient
-from k8s.causes import Object
 from k8s.errors import DeadlineError, NotStartedError, UsageError
 from k8s.logs import LogLine, Notice, _Reader
 from k8s.runs import JOB_NAME_LABEL
+from k8s.shapes import Object
 from k8s.workers import INDEX_LABEL
 from tests.k8s.objects import end, template
 from tests.k8s.server import ApiHandler, ApiServer
@@ -215,7 +215,7 @@ def test_a_log_that_is_followed_waits_for_a_pod_that_has_not_started(client: Run
 
 
 def take(reader: _Reader, *lines: str) -> list[str]:
-    return [line.text for line in reader.take(iter(lines))]
+    return [line.text for line in reader.take(f"{line}\n".encode() for line in lines)]
 
 
 class TestReader:
@@ -248,8 +248,10 @@ class TestReader:
     def test_what_is_long_ago_is_forgotten(self) -> None:
         reader = _Reader("p")
 
-        def lines() -> Iterator[str]:
-            yield from (f"2026-11-24T{hour:02d}:{minute:02d}:00Z x" for hour in range(20) for minute in range(60))
+        def lines() -> Iterator[bytes]:
+            yield from (
+                f"2026-11-24T{hour:02d}:{minute:02d}:00Z x\n".encode() for hour in range(20) for minute in range(60)
+            )
 
         assert len(list(reader.take(lines()))) == 1200
         assert len(reader.recent) == 1

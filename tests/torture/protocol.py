@@ -61,7 +61,7 @@ _FOCUSES = (
     *("/champion/", "/claims/", "/retirements/", "/versions/"),
 )
 _MOVES = ("/champion/", "/claims/", "/retirements/")
-"""Where movers and retention like to sleep, many runs are made and few are kept: else a run is seldom moved to while it is removed."""
+"""Where movers and retention like to sleep, many runs are made and few are kept: else removals seldom meet moves."""
 
 
 class Simulation:
