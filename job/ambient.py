@@ -23,6 +23,15 @@ OWN_VARIABLES = frozenset({"MNIST_TEST_DATA", "MNIST_DIR"})
 
 _FPMATH_MODES = "TF_SET_ONEDNN_FPMATH_MODE ONEDNN_DEFAULT_FPMATH_MODE DNNL_DEFAULT_FPMATH_MODE"
 
+_COMPUTING = (
+    "TensorFlow",
+    "TensorFlow, XLA, oneDNN",
+    "cuBLAS, cuDNN",
+    "CUDA, NCCL",
+    "NumPy, OpenBLAS, OpenMP",
+    "the C library",
+)
+
 Treatment = Literal["set", "removed", "default", "recorded", "recorded, bits", "refused", "for the store", "no effect"]
 
 
@@ -431,6 +440,16 @@ def recorded(environ: Mapping[str, str]) -> dict[str, str]:
         is_other = row is not None and row.treatment == "default" and value != row.value
         if row is not None and (row.treatment.startswith("recorded") or is_other):
             found[name] = without_credentials(value.encode(errors="backslashreplace").decode())[:_MAX_CHARACTERS]
+    return found
+
+
+def for_computing(environ: Mapping[str, str]) -> dict[str, str]:
+    """What TensorFlow, its libraries and the C library are told by the environment: for a process that only computes."""
+    found = {}
+    for name, value in environ.items():
+        row = None if _SECRET.search(name) else _row_of(name)
+        if row and row.read_by in _COMPUTING and row.treatment in ("recorded", "recorded, bits", "default"):
+            found[name] = value
     return found
 
 

@@ -10,6 +10,7 @@ from job import contract, measures
 from job.commands.champion import describe_move
 from job.commands.cli import CommandLine
 from job.commands.lookup import checked_model, configured_store, find_committed, wait_for
+from job.config import ClusterSection
 from job.config_sources import LoadedConfig
 from job.errors import IntegrityError
 from job.registry import champion, serving
@@ -25,7 +26,7 @@ from job.runs.read import (
     unpack_model,
 )
 from job.store.store import Store
-from job.training import evaluation, export
+from job.training import devices, evaluation, export, foreign
 
 _ACCURACY_TOLERANCE = 1e-9
 
@@ -57,7 +58,7 @@ def verify(line: CommandLine, loaded: LoadedConfig) -> int:
         committed = _commit_of_champion(store, newest)
     else:
         committed = find_committed(store, options.run, wait_seconds=options.wait)
-    report = verify_run(store, committed)
+    report = verify_run(store, committed, cluster=loaded.config.cluster)
     print(
         f"verified: run {committed.run}, attempt {committed.attempt}\n"
         f"  {report.num_files} files, {report.num_bytes} bytes: sizes and SHA-256 as committed\n"
@@ -81,8 +82,11 @@ def _commit_of_champion(store: Store, newest: Move) -> CommittedRun:
     return committed
 
 
-def verify_run(store: Store, committed: CommittedRun) -> Report:
+def verify_run(store: Store, committed: CommittedRun, *, cluster: ClusterSection) -> Report:
     """Follow a COMMIT to its objects and check that they are the model that was evaluated.
+
+    Args:
+        cluster: the threads to classify with.
 
     Raises:
         IntegrityError: an object is missing or altered, or the model predicts something else.
@@ -97,9 +101,16 @@ def verify_run(store: Store, committed: CommittedRun) -> Report:
     with tempfile.TemporaryDirectory(prefix="mnist-verify-") as temporary:
         folder = Path(temporary)
         unpack_model(model, folder)
-        if export.weights_digest(export.weights_of_export(folder)) != committed.weights_digest:
-            raise IntegrityError(f"run {committed.run}: the SavedModel's weights are not the committed ones")
-        received = export.predict_with_export(folder, images)
+        answer = foreign.classify(
+            folder,
+            images,
+            whose=f"run {committed.run}",
+            num_classes=recorded.probabilities.shape[1],
+            threads=devices.threads(cluster),
+        )
+    if answer.weights_digest != committed.weights_digest:
+        raise IntegrityError(f"run {committed.run}: the SavedModel's weights are not the committed ones")
+    received = answer.probabilities
     export.check_predictions(received, recorded.probabilities[: len(images)])
     return Report(
         num_files=len(files),

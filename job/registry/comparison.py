@@ -59,6 +59,7 @@ class Champion:
         version: of the move that made it champion.
         num_classes, class_names: that it tells apart; None where nobody looked, or where the run does not record them.
         probabilities: float32 [N, C] on the *candidate's* test split; None when it cannot be scored there.
+        unscored: why its model could not be used for that; empty when nobody tried.
         recorded: the metrics that its COMMIT records; empty when they are of another test split.
         anchor: None when no champion was scored on this test split so far.
         anchor_probabilities: float32 [N, C]; None when its predictions are not in the store any more.
@@ -72,6 +73,7 @@ class Champion:
     recorded: Mapping[str, Any]
     anchor: Anchor | None
     anchor_probabilities: Probabilities | None
+    unscored: str = ""
 
     @property
     def is_anchor(self) -> bool:

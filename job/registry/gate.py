@@ -121,13 +121,17 @@ class Gate:
             of_champion = read.read_predictions(self.store, of)
         digest = str(committed.dataset.evaluation_digest)
         anchor = newest.anchor_on(digest, metric=self.rules.metric)
+        probabilities, unscored = (
+            self._score(of, of_champion, committed, predictions) if of and of_champion else (None, "")
+        )
         is_same_split = of and of.dataset.evaluation_digest == committed.dataset.evaluation_digest
         return Champion(
             model=newest.to,
             version=newest.version,
             num_classes=of_champion.probabilities.shape[1] if of_champion else None,
             class_names=of_champion.class_names if of_champion else None,
-            probabilities=self._score(of, of_champion, committed, predictions) if of and of_champion else None,
+            probabilities=probabilities,
+            unscored=unscored,
             recorded=of.record["metrics"] if of and is_same_split else {},
             anchor=anchor,
             anchor_probabilities=self._read_anchor(anchor, newest, committed),
@@ -135,17 +139,25 @@ class Gate:
 
     def _score(
         self, of: CommittedRun, of_champion: Predictions, committed: CommittedRun, predictions: Predictions
-    ) -> Probabilities | None:
-        """The champion's on the candidate's test split; None when it cannot be scored there, and when both are one model."""
+    ) -> tuple[Probabilities | None, str]:
+        """The champion's on the candidate's test split; None when it cannot be scored there, and when both are one model.
+
+        Beside it, why its model could not be used, which no retry would change: the verdict says it.
+        """
         if of.weights_digest == committed.weights_digest or not _are_alike(of_champion, predictions):
-            return None
+            return None, ""
         digest = committed.dataset.evaluation_digest
         if digest is not None and of.dataset.evaluation_digest == digest:
-            return of_champion.probabilities
+            return of_champion.probabilities, ""
         if self.reevaluate is None:
-            return None
+            return None, ""
         emit("gate.reevaluate", champion=of.run, reason="it was scored on another test split")
-        return np.asarray(self.reevaluate(read.read_model(self.store, of)), np.float32)
+        files = read.read_model(self.store, of)
+        try:
+            return np.asarray(self.reevaluate(files), np.float32), ""
+        except IntegrityError as error:
+            warn("gate.champion_unscored", champion=of.run, reason=str(error))
+            return None, str(error)
 
     def _read_anchor(self, anchor: Anchor | None, newest: Move, committed: CommittedRun) -> Probabilities | None:
         """Its predictions, as long as they are in the store; None when the champion is the anchor itself."""

@@ -145,7 +145,8 @@ def _not_comparable(candidate: Candidate, champion: Champion) -> _Row | None:
         reason = f"older than the champion: started {ours.created}, the champion's run {theirs.created}"
         return "refused", "older_run", reason
     if champion.probabilities is None:
-        return "refused", "not_comparable", "the champion has no predictions for this run's test examples"
+        reason = "the champion has no predictions for this run's test examples"
+        return "refused", "not_comparable", f"{reason}: {champion.unscored}" if champion.unscored else reason
     return None
 
 

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from job.digests import digest_of_arrays
 from job.errors import AccessDeniedError, IntegrityError, JobError, UnavailableError
 from job.texts import one_line
 from job.training.evaluation import SMALL_BATCH_EXAMPLES, Probabilities, make_batches, preprocess
+from job.training.graphs import check_graphs
 
 SAMPLE_IMAGES = 64
 """Test images kept beside the predictions, so that a model can be verified without its dataset."""
@@ -120,7 +121,19 @@ def save_model(
 
 
 def predict_with_export(folder: Path, images: Images, *, batch_examples: int = SMALL_BATCH_EXAMPLES) -> Probabilities:
-    """Load a SavedModel as a server would and classify raw images, `batch_examples` at a time.
+    """Load a SavedModel of this process as a server would and classify raw images, `batch_examples` at a time.
+
+    One that another run has made goes to `foreign.classify`.
+
+    Raises:
+        IntegrityError: it may do more than compute, cannot be loaded, or lacks the signature.
+    """
+    check_graphs(folder)
+    return predict_batches(folder, make_batches(images, batch_examples=batch_examples))
+
+
+def predict_batches(folder: Path, batches: Iterable[Images]) -> Probabilities:
+    """Load a SavedModel that `check_graphs` has passed, and classify.
 
     Raises:
         IntegrityError: it cannot be loaded, or lacks the signature.
@@ -131,7 +144,6 @@ def predict_with_export(folder: Path, images: Images, *, batch_examples: int = S
         loaded = tf.saved_model.load(str(folder))
         predict = loaded.signatures[SIGNATURE]
         (name,) = predict.structured_input_signature[1]
-        batches = make_batches(images, batch_examples=batch_examples)
         parts = [predict(**{name: tf.constant(batch)})["probabilities"].numpy() for batch in batches]
         return np.concatenate(parts).astype(np.float32)
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:

@@ -19,9 +19,10 @@ from job.observe.phases import WAIT_FOR_WORKERS, Phases
 from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
-from job.training import devices, evaluation, export, own_model, own_recipe, pipeline
+from job.training import devices, evaluation, export, foreign, own_model, own_recipe, pipeline
 from job.training.examples import load_examples
 from job.training.export import SAMPLE_IMAGES
+from job.training.graphs import check_graphs
 from job.training.loop import Measure, Split, Training
 from job.training.model import build_model, model_input_shape
 from job.training.recipe import Recipe, check_gate_metric, check_settings, make_measure, make_recipe
@@ -199,6 +200,14 @@ class KerasWorkload:
         with export.temporary_folder("export") as folder:
             with plugins.user_code(name, field="model.build", doing="its model cannot be exported"):
                 self._save(model, folder)
+            try:
+                check_graphs(folder)
+            except IntegrityError as error:
+                raise ConfigError(
+                    f"model.build: {name}: {error}: the gate of the next run would not; leave it out of what the model does "
+                    "outside training (docs/own-model.md, What a model may do)"
+                ) from error
+            with plugins.user_code(name, field="model.build", doing="its model cannot be exported"):
                 received = export.predict_with_export(folder, images)
             try:
                 export.check_predictions(received, predict(images))
@@ -364,9 +373,14 @@ class KerasWorkload:
         """Classify this run's test images with another run's SavedModel."""
         with export.temporary_folder("champion") as folder:
             unpack_model(files, folder)
-            return export.predict_with_export(
-                folder, self._data.dataset.test_images, batch_examples=self._batch_examples()
-            )
+            return foreign.classify(
+                folder,
+                self._data.dataset.test_images,
+                whose="the champion",
+                num_classes=len(self._data.dataset.class_names),
+                threads=devices.threads(self._config.cluster),
+                batch_examples=self._batch_examples(),
+            ).probabilities
 
     def _batch_examples(self) -> int:
         """Images that are evaluated at a time. The recorded losses of the reference model have the bits of the largest batch."""

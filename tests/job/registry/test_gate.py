@@ -254,6 +254,18 @@ class TestOtherTestSplit:
         assert seen == [{"saved_model.pb": b"graph", "variables/variables.data": b"weights of a"}]
         assert (record.verdict, record.numbers["champion_accuracy"]) == ("refused", 0.96)
 
+    @pytest.mark.security("S5")
+    def test_champion_whose_model_cannot_be_used_refuses_by_name_and_fails_no_run(self, store: Store) -> None:
+        settle(store, "a", evaluation_digest="last month's")
+
+        def refuse(files: Mapping[str, bytes]) -> Any:
+            raise IntegrityError("the model of the champion has the operation 'WriteFile'")
+
+        record = gate(store, refuse).settle(commit_run(store, "b", num_wrong=0))
+        assert (record.verdict, record.rule) == ("refused", "not_comparable")
+        assert record.reason.endswith("examples: the model of the champion has the operation 'WriteFile'")
+        assert champion_run(store) == "a"
+
     def test_the_same_examples_need_no_model(self, store: Store) -> None:
         settle(store, "a", num_wrong=5, evaluation_digest="this month's")
         assert settle(store, "b", num_wrong=3, evaluation_digest="this month's") == ("promoted", "not_worse")

@@ -38,17 +38,22 @@ def commit_run(
     class_names: tuple[str, ...] | None = None,
     metrics: Mapping[str, float] | None = None,
     model_name: str | None = None,
+    model: Mapping[str, bytes] | None = None,
 ) -> CommittedRun:
     """Publish a run whose model gets so many of the examples wrong; returns its COMMIT.
 
     Args:
         model_name: the setting `promotion.model_name` that the COMMIT records.
+        model: files of a SavedModel; those of the run when None.
     """
     if created:
         record = {"format": 1, "created": created, "result_digest": sha256_hex(canonical_json({"run": run}))}
         store.create(run_key(run), canonical_json(record))
     weights = weights or f"weights of {run}"
     files = files_of(weights, num_wrong=num_wrong, image_shape=image_shape, class_names=class_names)
+    if model is not None:
+        files = {name: data for name, data in files.items() if not name.startswith(read.MODEL_FOLDER)}
+        files |= {f"{read.MODEL_FOLDER}{name}": data for name, data in model.items()}
     digest = write.begin_run(store, run, inputs={"run": run}, config={})
     stored = write.upload(store, run, attempt_id="a", files={read.ATTEMPT_FILE: b"{}", **files})
     content = content_of(run, "a", stored, digest=digest, weights=weights, num_wrong=num_wrong)
