@@ -447,7 +447,7 @@ def for_computing(environ: Mapping[str, str]) -> dict[str, str]:
     """What TensorFlow, its libraries and the C library are told by the environment: for a process that only computes."""
     found = {}
     for name, value in environ.items():
-        row = None if _SECRET.search(name) else _row_of(name)
+        row = None if is_secret_name(name) else _row_of(name)
         if row and row.read_by in _COMPUTING and row.treatment in ("recorded", "recorded, bits", "default"):
             found[name] = value
     return found
