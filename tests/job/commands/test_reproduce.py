@@ -119,7 +119,7 @@ def _store_commit(folder: Path, *, data: dict[str, Any] | None = None, model: di
     path.write_text(json.dumps({**_commit().record, "config": config, "inputs": inputs}))
 
 
-_OWN = {"data": {"source": "mine:load", "args": {"file": "a b"}}, "model": {"build": "mine:build"}}
+_OWN: dict[str, Any] = {"data": {"source": "mine:load", "args": {"file": "a b"}}, "model": {"build": "mine:build"}}
 _FLAGS = ("--model.build=mine:build", "--data.source=mine:load", "--data.args={file: a b}")
 
 
