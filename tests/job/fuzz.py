@@ -4,6 +4,7 @@ The records are those of `upgrade/store.tar.xz`: of two champions, two more comm
 """
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -98,7 +99,7 @@ def change_arrays(data: bytes, changes: Mapping[str, Any]) -> bytes:
 
 # Mutations: pure functions of a record's bytes, drawn by hypothesis.
 
-_VALUES = st.one_of(
+_VALUES: st.SearchStrategy[Any] = st.one_of(
     st.none(),
     st.booleans(),
     st.sampled_from([0, -1, 2**63, 2**64, -(2**63) - 1, 1e308, -1e308, 10**400, float("nan"), float("inf"), 0.5, 1]),
@@ -109,12 +110,17 @@ _VALUES = st.one_of(
 )
 
 
+_MAX_DEPTH = 8
+"""Where mutations are made."""
+
+
 def _paths(value: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something stands in a JSON value; of a long list the first two and the last."""
     items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
     for name, child in items[:2] + items[-1:] if isinstance(value, list) else items:
         yield (*prefix, name)
-        yield from _paths(child, (*prefix, name))
+        if len(prefix) < _MAX_DEPTH:
+            yield from _paths(child, (*prefix, name))
 
 
 def _nest(value: Any, *, depth: int) -> Any:
@@ -139,11 +145,11 @@ def _mutate_json(draw: st.DrawFn, content: Any) -> Any:
             case "delete":
                 del at[last]
             case "retype":
-                at[last] = draw(_VALUES)
+                at[last] = copy.deepcopy(draw(_VALUES))
             case "nest":
                 at[last] = _nest(at[last], depth=draw(st.sampled_from([1, 2, 70, 400])))
             case "repeat":
-                at[last] = [at[last]] * draw(st.sampled_from([0, 2, 300]))
+                at[last] = [copy.deepcopy(at[last]) for _ in range(draw(st.sampled_from([0, 2, 300])))]
             case "rename" if isinstance(at, dict):
                 at[draw(st.sampled_from(["", "x", "abandoned", "format", "__class__"]))] = at.pop(last)
     return content
