@@ -68,20 +68,28 @@ def _own_logs() -> Iterator[None]:
         threading.excepthook = hook
 
 
-def rewrite(root: Path, key: str, data: bytes) -> None:
-    """Replace an object, and where a COMMIT or a name proves its content, correct that too."""
-    path = root / key
+def rewrite(root: Path, key: str, data: bytes) -> Callable[[], None]:
+    """Replace an object, and where a COMMIT or a name proves its content, correct that too; returns what takes it back."""
+    path, run = root / key, contract.run_of_key(key)
+    touched = [path, *([commit] if run and (commit := root / contract.commit_key(run)).exists() else [])]
+    before = {path: path.read_bytes() for path in touched}
     if checkpoint := contract.checkpoint_of_key(key):
         path.unlink()
         path = root / contract.checkpoint_key(checkpoint[0], step=checkpoint[1], content_hash=sha256_hex(data)[:16])
     path.write_bytes(data)
-    run, commit = contract.run_of_key(key), None
-    if run and contract.attempt_of_key(key) and (root / contract.commit_key(run)).exists():
-        commit = json.loads((root / contract.commit_key(run)).read_bytes())
-        for file in commit["files"]:
+    if contract.attempt_of_key(key) and len(touched) > 1:
+        record = json.loads(before[touched[1]])
+        for file in record["files"]:
             if file["key"] == key:
                 file |= {"num_bytes": len(data), "sha256": sha256_hex(data)}
-        (root / contract.commit_key(run)).write_text(json.dumps(commit))
+        touched[1].write_text(json.dumps(record))
+
+    def undo() -> None:
+        path.unlink()
+        for each, content in before.items():
+            each.write_bytes(content)
+
+    return undo
 
 
 def change_head(data: bytes, change: Callable[[Any], Any]) -> bytes:
