@@ -4,6 +4,7 @@ The records are those of `upgrade/store.tar.xz`: of two champions, two more comm
 """
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -67,20 +68,28 @@ def _own_logs() -> Iterator[None]:
         threading.excepthook = hook
 
 
-def rewrite(root: Path, key: str, data: bytes) -> None:
-    """Replace an object, and where a COMMIT or a name proves its content, correct that too."""
-    path = root / key
+def rewrite(root: Path, key: str, data: bytes) -> Callable[[], None]:
+    """Replace an object, and where a COMMIT or a name proves its content, correct that too; returns what takes it back."""
+    path, run = root / key, contract.run_of_key(key)
+    touched = [path, *([commit] if run and (commit := root / contract.commit_key(run)).exists() else [])]
+    before = {path: path.read_bytes() for path in touched}
     if checkpoint := contract.checkpoint_of_key(key):
         path.unlink()
         path = root / contract.checkpoint_key(checkpoint[0], step=checkpoint[1], content_hash=sha256_hex(data)[:16])
     path.write_bytes(data)
-    run, commit = contract.run_of_key(key), None
-    if run and contract.attempt_of_key(key) and (root / contract.commit_key(run)).exists():
-        commit = json.loads((root / contract.commit_key(run)).read_bytes())
-        for file in commit["files"]:
+    if contract.attempt_of_key(key) and len(touched) > 1:
+        record = json.loads(before[touched[1]])
+        for file in record["files"]:
             if file["key"] == key:
                 file |= {"num_bytes": len(data), "sha256": sha256_hex(data)}
-        (root / contract.commit_key(run)).write_text(json.dumps(commit))
+        touched[1].write_text(json.dumps(record))
+
+    def undo() -> None:
+        path.unlink()
+        for each, content in before.items():
+            each.write_bytes(content)
+
+    return undo
 
 
 def change_head(data: bytes, change: Callable[[Any], Any]) -> bytes:
@@ -98,7 +107,7 @@ def change_arrays(data: bytes, changes: Mapping[str, Any]) -> bytes:
 
 # Mutations: pure functions of a record's bytes, drawn by hypothesis.
 
-_VALUES = st.one_of(
+_VALUES: st.SearchStrategy[Any] = st.one_of(
     st.none(),
     st.booleans(),
     st.sampled_from([0, -1, 2**63, 2**64, -(2**63) - 1, 1e308, -1e308, 10**400, float("nan"), float("inf"), 0.5, 1]),
@@ -109,12 +118,17 @@ _VALUES = st.one_of(
 )
 
 
+_MAX_DEPTH = 8
+"""Where mutations are made."""
+
+
 def _paths(value: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where something stands in a JSON value; of a long list the first two and the last."""
     items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
     for name, child in items[:2] + items[-1:] if isinstance(value, list) else items:
         yield (*prefix, name)
-        yield from _paths(child, (*prefix, name))
+        if len(prefix) < _MAX_DEPTH:
+            yield from _paths(child, (*prefix, name))
 
 
 def _nest(value: Any, *, depth: int) -> Any:
@@ -139,11 +153,11 @@ def _mutate_json(draw: st.DrawFn, content: Any) -> Any:
             case "delete":
                 del at[last]
             case "retype":
-                at[last] = draw(_VALUES)
+                at[last] = copy.deepcopy(draw(_VALUES))
             case "nest":
                 at[last] = _nest(at[last], depth=draw(st.sampled_from([1, 2, 70, 400])))
             case "repeat":
-                at[last] = [at[last]] * draw(st.sampled_from([0, 2, 300]))
+                at[last] = [copy.deepcopy(at[last]) for _ in range(draw(st.sampled_from([0, 2, 300])))]
             case "rename" if isinstance(at, dict):
                 at[draw(st.sampled_from(["", "x", "abandoned", "format", "__class__"]))] = at.pop(last)
     return content

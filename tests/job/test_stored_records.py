@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from job import contract
@@ -185,7 +186,7 @@ def test_log_segment_that_is_too_long_is_named_and_the_others_are_printed(root: 
         file.truncate(2_000_000_000)
     logs = _call(root, "logs", BAD)
     assert logs.code == 0
-    assert logs.output.count("epoch.end") == 4 and "logs.skipped" in logs.error
+    assert (logs.output.count("epoch.end"), "logs.skipped" in logs.error) == (2, True)
 
 
 def _making_folders(path: str, flags: int) -> int:
@@ -199,6 +200,7 @@ def test_retention_goes_on_beside_a_bad_champion_and_keeps_what_it_may_name(
 ) -> None:
     """Only a claim tells that version 2 names `old.second`."""
     rewrite(root, _SECOND, b"[" * 1000)
+    os.utime(root / contract.commit_key(HEALTHY), (5e8, 5e8))
     with caplog.at_level(logging.WARNING, logger="job"):
         apply_retention(_open(root), "digits", keep_runs=1, keep_versions=1)
     assert "champion.skipped" in [record.getMessage() for record in caplog.records]
@@ -284,6 +286,7 @@ _READERS: dict[str, tuple[tuple[str, ...] | Callable[[Path], None], ...]] = {
     "checkpoint": (_resume, ("gc", "--older-than=1h")),
 }
 """Key or name of the mutated object -> what reads it, one of which is drawn."""
+_READ_ONLY = (("show", BAD), ("report", BAD), ("logs", BAD), ("gc", "--older-than=1h"), _resume)
 
 
 @pytest.mark.security("S5")
@@ -291,31 +294,33 @@ _READERS: dict[str, tuple[tuple[str, ...] | Callable[[Path], None], ...]] = {
 def test_no_mutated_record_ends_in_a_traceback_or_hides_another_run(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool
 ) -> None:
-    ended, number = Counter[int](), [0]
+    ended, root = Counter[int](), tmp_path / "store"
+    copy_store(template, root)
+    monkeypatch.chdir(tmp_path)
 
     @settings(
-        max_examples=10_000 if is_full else 300,
+        max_examples=10_000 if is_full else 200,
         deadline=None,
+        phases=[Phase.generate],
         database=None,
         suppress_health_check=list(HealthCheck),
     )
     @given(data=st.data())
     def fuzz(data: st.DataObject) -> None:
-        number[0] += 1
-        folder = tmp_path / str(number[0])
-        folder.mkdir()
-        monkeypatch.chdir(folder)
-        root = folder / "store"
-        copy_store(template, root)
         kind = data.draw(st.sampled_from(sorted(_READERS)))
         key = kind if "/" in kind else _find(root, kind)
         reader = data.draw(st.sampled_from(_READERS[kind]), label="reader")
-        rewrite(root, key, data.draw(mutations(key, (root / key).read_bytes()), label=key))
+        undo = rewrite(root, key, data.draw(mutations(key, (root / key).read_bytes()), label=key))
         ended[_ends_well(root, reader)] += 1
         table = _call(root, "runs")
         assert (table.code, "Traceback" in table.error) == (0, False), table.error
         assert "0.9306" in _line_of(HEALTHY, table), table.output
         assert "committed" in _line_of(HEALTHY, table), table.output
+        if reader in _READ_ONLY:
+            undo()
+        else:
+            shutil.rmtree(root)
+            copy_store(template, root)
 
     fuzz()
     print(f"\n{ended.total()} mutated records; exit codes {dict(sorted(ended.items()))}")
