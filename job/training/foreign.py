@@ -12,6 +12,7 @@ import os
 import resource
 import select
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -202,6 +203,7 @@ def _environment(own: Path) -> dict[str, str]:
     return ambient.for_computing(os.environ) | {
         "PATH": os.environ.get("PATH", os.defpath),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "PYTHONUSERBASE": site.getuserbase(),  # HOME is another one
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": str(own),
         "TMPDIR": str(own),

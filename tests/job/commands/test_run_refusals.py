@@ -366,8 +366,14 @@ class Recall(keras.metrics.Metric):
         self.all.assign_add(ops.sum(y, 0))
     def result(self):
         return ops.mean(self.right / self.all)
+class Print(layers.Layer):
+    def call(self, x):
+        import tensorflow as tf
+        tf.print("seen", tf.shape(x))
+        return x
 def build(s, n, layer=None):
-    more = [{"Batch": Batch, "Noise": Noise}[layer]()] if layer in ("Batch", "Noise") else []
+    kinds = {"Batch": Batch, "Noise": Noise, "Print": Print}
+    more = [kinds[layer]()] if layer in kinds else []
     model = keras.Sequential([keras.Input(s), layers.Flatten(), *more, layers.Dense(n, activation="softmax")])
     if layer == "Recall":
         model.compile("sgd", "categorical_crossentropy", metrics=[Recall()])
@@ -384,6 +390,7 @@ def build(s, n, layer=None):
             "Noise",
             "its model cannot be exported: AssertionError: Tried to export a function which references an 'untracked'",
         ),
+        pytest.param("Print", "has the operation 'PrintV2' (node 'sequential", marks=pytest.mark.security("S4")),
         ("Recall", "metric recall_each is nan; a metric must be a finite number"),
     ],
 )

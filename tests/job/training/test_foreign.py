@@ -1,4 +1,4 @@
-"""S4, S5: another run's model is evaluated in a process of its own, with limits, and that process never outlives who waits for it."""
+"""S4, S5: another run's model is evaluated in a process of its own, with limits, which never outlives who waits for it."""
 
 import os
 import signal
@@ -129,19 +129,25 @@ def verifying(endless: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     files = {path.relative_to(endless).as_posix(): path.read_bytes() for path in endless.rglob("*") if path.is_file()}
     store = open_store(StoreSection(uri=f"file:{tmp_path / 'out'}"), environ={})
     commit_run(store, "r", image_shape=(28, 28), model=files)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         job_command(["verify", "--run=r"]),
         cwd=tmp_path,
         env=job_environment({"PYTHONPATH": str(REPOSITORY)}),
         stderr=subprocess.PIPE,
         text=True,
-    )
-    yield process
-    process.kill()
-    process.wait()
+    ) as process:
+        yield process
+        process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.full),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.full),
+    ],
+)
 def test_signal_ends_both_at_once(number: signal.Signals, verifying: subprocess.Popen[str]) -> None:
     wait_until(lambda: children_of(verifying.pid))
     [child] = children_of(verifying.pid)
