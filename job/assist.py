@@ -49,14 +49,15 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
     if chief["is_over"]:
         return
     attempt_key = contract.attempt_prefix(run_id, attempt_id=chief["attempt"]) + read.ATTEMPT_FILE
-    if store.get(attempt_key) is None:
+    if read.get_record(store, attempt_key) is None:
         raise ConfigError(
             f"store {store.uri} of this worker is not that of worker 0, which has written {attempt_key}; give all the same"
         )
     agreement.are_bits_alike(said)
     with phases("restore"):
         key, digest = chief["checkpoint"], chief["result_digest"]
-        checkpoint = checkpoints.load(store, key, result_digest=digest) if key else None
+        max_bytes = checkpoints.max_bytes(weight_bytes=prepared.weight_bytes)
+        checkpoint = checkpoints.load(store, key, result_digest=digest, max_bytes=max_bytes) if key else None
     with phases("build"):
         training = workload.build()
     ledger = Ledger(

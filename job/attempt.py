@@ -189,7 +189,8 @@ def _make_result(
         surroundings = replace(surroundings, identity=identity)
         ledger = _open_ledger(store, surroundings, lineage=lineage)
     with phases("restore"):
-        checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest)
+        max_bytes = checkpoints.max_bytes(weight_bytes=prepared.weight_bytes)
+        checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest, max_bytes=max_bytes)
     ledger.are_workers_alike = _agree(config, prepared, lineage, checkpoint, result_digest=result_digest)
     with phases("build"):
         training = workload.build()

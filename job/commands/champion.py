@@ -82,10 +82,11 @@ def roll_back(config: Config, store: Store, *, to: str | None, why: str) -> None
         ConflictError: the champion has moved meanwhile, or the run is being removed.
     """
     model = champion.choose_model(store, config)
-    moves = champion.history(store, model)
-    newest = next(moves, None)
+    newest = champion.read_newest(store, model)
     if newest is None:
         raise champion.no_champion(store, model)
+    # A run that is named is found whatever else is damaged. Which champion was before, only its record says.
+    moves = champion.readable_history(store, model) if to else champion.history(store, model)
     earlier = _choose_earlier(moves, newest, wanted=to)
     committed = champion.commit_of(store, earlier)
     read.read_files(store, committed)  # what is served next has to be whole
@@ -109,6 +110,8 @@ def _choose_earlier(moves: Iterator[Move], newest: Move, *, wanted: str | None) 
     if wanted == newest.run:
         raise ConfigError(f"--to: run {wanted} is the champion of {newest.model} already; name an earlier one")
     for made in moves:
+        if made.version >= newest.version:
+            continue
         if made.run == wanted or (wanted is None and made.run != newest.run):
             return made
     if wanted:

@@ -83,7 +83,7 @@ def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row 
         if recorded is not None:
             state = "abandoned" if isinstance(recorded, ClosedRun) else "committed"
             gate = read_gate(store, run_id)
-        elif store.get(contract.run_key(run_id)) is None:
+        elif read.get_record(store, contract.run_key(run_id)) is None:
             if not any(contract.run_of_key(entry.key) for entry in store.list_objects(contract.run_prefix(run_id))):
                 return None
             state = "not started"
@@ -126,11 +126,15 @@ def show(line: CommandLine, loaded: LoadedConfig) -> int:
 
 
 def moves_by_run(store: Store) -> dict[str, list[tuple[Move, bool]]]:
-    """Every run that was ever champion: its moves, newest first, each with whether it is the champion now."""
+    """Every run that was ever champion: its moves, newest first, each with whether it is the champion now.
+
+    A move that cannot be read is left out, and a warning names it.
+    """
     found: dict[str, list[tuple[Move, bool]]] = {}
     for model in champion.list_models(store):
-        for number, made in enumerate(champion.history(store, model)):
-            found.setdefault(made.run, []).append((made, number == 0))
+        newest = champion.list_versions(store, model)[-1]
+        for made in champion.readable_history(store, model):
+            found.setdefault(made.run, []).append((made, made.version == newest))
     return found
 
 
@@ -156,9 +160,10 @@ def print_log(line: CommandLine, loaded: LoadedConfig) -> int:
     from job.observe.stored_logs import read_stored_log
 
     store, run_id = configured_store(loaded), checked_run_id(line.options.run)
-    lines = read_stored_log(store, run_id)
-    if not lines:
-        raise NotFoundError(f"run {run_id} has no stored log in {store.uri}; see mnist-job runs")
-    for text in lines:
+    num_lines = 0
+    for text in read_stored_log(store, run_id):
         print(text)
+        num_lines += 1
+    if not num_lines:
+        raise NotFoundError(f"run {run_id} has no stored log in {store.uri}; see mnist-job runs")
     return contract.ExitCode.OK

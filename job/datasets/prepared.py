@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from job import ambient
+from job import ambient, records
 from job.config import DataSection
 from job.datasets.dataset import ARRAYS, Dataset, digest_of, with_digest
+from job.errors import IntegrityError
 from job.logs import warn
 
 _ORDER = "sha256(image, label)"
@@ -43,14 +44,14 @@ def read_plain_copy(path: Path) -> tuple[Dataset, str] | None:
         if not path.exists():
             return None
         with safe_open(path, framework="numpy") as file:
-            meta = json.loads(file.metadata()["dataset"])
+            meta = records.parse_object(file.metadata()["dataset"], name="what it says of its arrays")
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
         dataset = Dataset(**arrays, class_names=tuple(meta["class_names"]))
         if meta["order"] != _ORDER:
             raise ValueError("it is in the order of another version")
         if digest_of(dataset) != meta["digest"]:
             raise ValueError("the content does not match its digest")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, IntegrityError) as error:
         warn("data.cache_unusable", path=str(path), reason=str(error), action="prepared again")
         return None
     return dataset, meta["digest"]

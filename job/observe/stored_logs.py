@@ -2,17 +2,19 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from job import clock
 from job.contract import log_key, log_of_key, log_prefix
-from job.errors import JobError
+from job.errors import IntegrityError, JobError
 from job.logs import json_formatter, warn
 from job.store.store import Store
 
 EXIT_SECONDS = 5.0
 """How long the last segment may take: a store that is away must not hold the exit back."""
+
+_MAX_SEGMENT_BYTES = 64_000_000
 
 
 class StoredLog(logging.Handler):
@@ -84,12 +86,28 @@ class StoredLog(logging.Handler):
         return self.lock
 
 
-def read_stored_log(store: Store, run_id: str) -> list[str]:
-    """All stored lines of a run: attempts in the order in which they started, each from its first line on."""
+def read_stored_log(store: Store, run_id: str) -> Iterator[str]:
+    """All stored lines of a run: attempts in the order in which they started, each from its first line on.
+
+    One segment at a time is in memory. A warning names each that is too long, or is gone.
+    """
     attempts: dict[str, list[str]] = {}
     for entry in store.list_objects(log_prefix(run_id)):
         if segment := log_of_key(entry.key):
-            data = store.get(entry.key)
-            attempts.setdefault(segment[1], []).extend((data or b"").decode(errors="replace").splitlines())
-    # Every line starts with its time, in a form that sorts.
-    return [line for lines in sorted(attempts.values(), key=lambda lines: lines[:1]) for line in lines]
+            attempts.setdefault(segment[1], []).append(entry.key)
+
+    def first_line(keys: list[str]) -> list[str]:
+        return _lines_of(store, keys[0])[:1]  # it starts with its time, in a form that sorts
+
+    in_order = sorted(attempts.values(), key=first_line) if len(attempts) > 1 else attempts.values()
+    for key in (key for keys in in_order for key in keys):
+        yield from _lines_of(store, key)
+
+
+def _lines_of(store: Store, key: str) -> list[str]:
+    try:
+        data = store.get(key, max_bytes=_MAX_SEGMENT_BYTES)
+    except IntegrityError as error:
+        warn("logs.skipped", reason=str(error))
+        return []
+    return (data or b"").decode(errors="replace").splitlines()

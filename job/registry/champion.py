@@ -7,19 +7,21 @@ champion and decide again. Owns the records and their order, not which run deser
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Strict, model_validator
 
 from job import clock, contract
 from job.config import Config
 from job.digests import canonical_json
 from job.errors import ConflictError, IntegrityError, NotFoundError
 from job.logs import warn
-from job.measures import ACCURACY
+from job.measures import ACCURACY, is_measure
 from job.registry.comparison import Anchor, key_of
 from job.registry.rules import GateRecord
 from job.runs import read
 from job.runs.read import CommittedModel, CommittedRun
+from job.runs.shapes import Count, Id, Name, Shape, Share, Time, to_shape
 from job.store.store import Store
 
 FORMAT = 1
@@ -29,6 +31,43 @@ _MAX_LISTINGS, _LISTING_SECONDS = 20, 0.05
 
 T = TypeVar("T")
 By = Literal["gate", "promote", "rollback"]
+
+
+class _AnchorFile(Shape):
+    evaluation_digest: str
+    metric: Name
+    value: float
+    run: Id | None
+
+    @model_validator(mode="after")
+    def _check_value(self) -> "_AnchorFile":
+        if is_measure(self.metric) and not 0 <= self.value <= 1:
+            raise ValueError(f"must have a value of 0 to 1 for {self.metric}")
+        return self
+
+
+class _MoveFile(Shape):
+    """What the record of a move must hold."""
+
+    format: Literal[1] = 1
+    model: str
+    version: Count
+    from_version: Count | None
+    from_run: Id | None
+    run: Id
+    created: Name
+    dataset: Name
+    evaluation_digest: str
+    weights_digest: str
+    accuracy: Share
+    when: Time
+    who: str
+    by: str
+    why: str
+    forced: bool
+    anchors: list[_AnchorFile] | None = None
+    best: list[Annotated[tuple[str, Share], Strict(strict=False)]]
+    gate: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +127,23 @@ def read_newest(store: Store, model: str) -> Move | None:
         versions = list_versions(store, model)
         if not versions:
             return None
-        newest = read_version(store, model, version=versions[-1])
+        newest = _read_champion(store, model, version=versions[-1])
         if newest:
             return newest
         clock.sleep(_LISTING_SECONDS)  # some stores list an object a moment before they return it
     raise IntegrityError(
         f"store {store.uri}: {contract.champion_key(model, version=versions[-1])} is listed and absent"
     )
+
+
+def _read_champion(store: Store, model: str, *, version: int) -> Move | None:
+    try:
+        return read_version(store, model, version=version)
+    except IntegrityError as error:
+        place = store.location(contract.champion_key(model, version=version))
+        raise IntegrityError(
+            f"{error}; so nobody knows the champion of {model}: restore {place}, or delete it to go on from the version before"
+        ) from error
 
 
 def use_newest(store: Store, model: str, act: Callable[[Move], T]) -> T | None:
@@ -113,6 +162,20 @@ def use_newest(store: Store, model: str, act: Callable[[Move], T]) -> T | None:
             if read_newest(store, model) == newest:
                 raise
     return None
+
+
+def readable_history(store: Store, model: str) -> Iterator[Move]:
+    """Every move whose record can be read, newest first; a warning names each of the others."""
+    for version in reversed(list_versions(store, model)):
+        try:
+            made = read_version(store, model, version=version)
+        except IntegrityError as error:
+            warn("champion.skipped", model=model, version=version, reason=str(error))
+            continue
+        if made:
+            yield made
+        else:
+            warn("champion.skipped", model=model, version=version, reason="it is listed and absent")
 
 
 def history(store: Store, model: str) -> Iterator[Move]:
@@ -193,7 +256,7 @@ def read_version(store: Store, model: str, *, version: int) -> Move | None:
     Raises:
         IntegrityError: its record is damaged.
     """
-    data = store.get(contract.champion_key(model, version=version))
+    data = read.get_record(store, contract.champion_key(model, version=version))
     return _parse(data, model=model, version=version) if data is not None else None
 
 
@@ -281,35 +344,24 @@ def _carry_anchors(before: Move | None, *, to: CommittedModel, gate: GateRecord 
 
 def _parse(data: bytes, *, model: str, version: int) -> Move:
     key = contract.champion_key(model, version=version)
-    record = read.parse_object(data, key=key)
-    of_move = [field.name for field in fields(Move) if field.name not in ("to", "anchors")]
-    of_model = [field.name for field in fields(CommittedModel)]
-    missing = {*of_move, *of_model, "best"} - record.keys()
-    if missing:
-        raise _not_a_move(key, f"it lacks {', '.join(sorted(missing))}")
-    if (record["model"], record["version"]) != (model, version) or not contract.is_run_id(str(record["run"])):
-        raise _not_a_move(key, "its model, version or run is another")
-    try:
-        datetime.fromisoformat(record["when"])
-        anchors = _parse_anchors(record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _not_a_move(key, str(error)) from error
-    parsed = {"anchors": anchors, "gate": _parse_gate(record["gate"], key=key)}
-    to = CommittedModel(**{name: record[name] for name in of_model})
-    return Move(**({name: record[name] for name in of_move} | parsed), to=to)
+    record, what = read.parse_object(data, key=key), f"store: {key} is not the record of this champion"
+    checked = to_shape(_MoveFile, record, name=what)
+    if (checked.model, checked.version) != (model, version):
+        raise IntegrityError(f"{what}: its model or version is another")
+    of_move = [field.name for field in fields(Move) if field.name not in ("to", "anchors", "gate")]
+    to = CommittedModel(**{field.name: record[field.name] for field in fields(CommittedModel)})
+    of_record = {name: record[name] for name in of_move}
+    return Move(**of_record, anchors=_parse_anchors(checked), gate=_parse_gate(checked.gate, key=key), to=to)
 
 
-def _parse_anchors(record: Mapping[str, Any]) -> tuple[Anchor, ...]:
+def _parse_anchors(checked: _MoveFile) -> tuple[Anchor, ...]:
     """Records of older versions have `best` alone: pairs of a digest and the best accuracy on that split."""
-    best = [(str(digest), float(accuracy)) for digest, accuracy in record["best"]]
-    if "anchors" not in record:
+    if checked.anchors is None:
         return tuple(
-            Anchor(evaluation_digest=digest, metric=ACCURACY, value=accuracy, run=None) for digest, accuracy in best
+            Anchor(evaluation_digest=digest, metric=ACCURACY, value=accuracy, run=None)
+            for digest, accuracy in checked.best
         )
-    anchors = tuple(Anchor(**entry) for entry in record["anchors"])
-    if not all(isinstance(each.value, float | int) for each in anchors):
-        raise ValueError("an anchor has no value")
-    return anchors
+    return tuple(Anchor(**each.model_dump()) for each in checked.anchors)
 
 
 def _parse_gate(record: object, *, key: str) -> GateRecord | None:
@@ -319,7 +371,3 @@ def _parse_gate(record: object, *, key: str) -> GateRecord | None:
     except IntegrityError as error:
         warn("champion.gate_unreadable", reason=str(error))
         return None
-
-
-def _not_a_move(key: str, reason: str) -> IntegrityError:
-    return IntegrityError(f"store: {key} is not the record of this champion: {reason}")

@@ -206,7 +206,7 @@ def read_gate_json(store: Store, run_id: str) -> dict[str, Any] | None:
         IntegrityError: it is no JSON object.
     """
     key = gate_key(run_id)
-    data = store.get(key)
+    data = read.get_record(store, key)
     return read.parse_object(data, key=key) if data is not None else None
 
 

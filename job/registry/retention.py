@@ -31,12 +31,11 @@ def apply_retention(store: Store, model: str, *, keep_runs: int, keep_versions: 
 def reachable_runs(store: Store, *, keep_versions: int) -> set[str]:
     """Runs that the newest `keep_versions` champions of any model name, and those that candidates are compared with.
 
-    Raises:
-        IntegrityError: a champion's record is damaged: what it names is not known.
+    What a damaged record names is not known. `remove_runs` keeps every run with a claim on it.
     """
     reached: set[str] = set()
     for model in champion.list_models(store):
-        newest = list(itertools.islice(champion.history(store, model), keep_versions))
+        newest = list(itertools.islice(champion.readable_history(store, model), keep_versions))
         reached |= {made.run for made in newest}
         reached |= newest[0].runs_to_compare_with() if newest else set()
     return reached
@@ -61,11 +60,19 @@ def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> 
 
 
 def _may_become_champion(store: Store, run_id: str) -> bool:
-    """Whether a version was claimed for it and does not exist yet: the claim's writer may be about to create it."""
+    """Whether a version was claimed for it and does not exist yet: the claim's writer may be about to create it. Or the
+    version's record cannot be read: it may name this run.
+    """
     return any(
-        store.get(contract.champion_key(model, version=version)) is None
-        for model, version in champion.claimed_versions(store, run_id)
+        not _is_readable(store, model, version=version) for model, version in champion.claimed_versions(store, run_id)
     )
+
+
+def _is_readable(store: Store, model: str, *, version: int) -> bool:
+    try:
+        return champion.read_version(store, model, version=version) is not None
+    except IntegrityError:
+        return False
 
 
 def _remove_run(store: Store, run_id: str) -> None:

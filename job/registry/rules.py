@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from job.config import PromotionSection
-from job.errors import IntegrityError
 from job.measures import is_measure
 from job.registry.comparison import Candidate, Champion, beside_champion, beside_constant, key_of, measure_alone
 from job.runs.read import Predictions
+from job.runs.shapes import Count, Id, Name, Shape, Time, to_shape
 
 FORMAT = 1
 """Of gate.json."""
@@ -28,6 +28,22 @@ _BEYOND_DOUBT = 500
 """An anchor is replaced at promotion.significance over this: one that was replaced by luck would refuse its equals for long."""
 _MAX_NAMES = 5
 """Class names that a reason shows."""
+
+
+class _GateFile(Shape):
+    """What gate.json must hold, and the decision in the record of a move."""
+
+    format: Literal[1] = 1
+    run: Id
+    model: Name
+    decided: Time
+    who: str
+    verdict: Verdict
+    rule: str
+    reason: str
+    numbers: dict[str, Any]
+    compared_with: dict[str, Any] | None
+    version: Count | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +95,7 @@ class GateRecord:
         Raises:
             IntegrityError: the record is no decision of the gate.
         """
-        missing = {field.name for field in fields(cls)} - record.keys()
-        if missing or not isinstance(record["numbers"], dict):
-            reason = f"it lacks {', '.join(sorted(missing))}" if missing else "its numbers are no object"
-            raise IntegrityError(f"store: {key} is no decision of the gate: {reason}")
+        to_shape(_GateFile, record, name=f"store: {key} is no decision of the gate")
         return cls(**{field.name: record[field.name] for field in fields(cls)})
 
 

@@ -110,10 +110,20 @@ def check_layout(store: Store, made: Move) -> int:
     prefix = version_prefix(made.model, version=made.version)
     files = read.read_model(store, champion.commit_of(store, made))
     found = _list_files(store, made.model, version=made.version)
-    different = sorted(found ^ files.keys()) or [name for name in files if store.get(prefix + name) != files[name]]
+    different = sorted(found ^ files.keys()) or [
+        name for name, data in files.items() if not _holds(store, prefix + name, data)
+    ]
     if different:
         raise IntegrityError(
             f"store {store.uri}: the layout of version {made.version} differs from what was committed: "
             f"{', '.join(different[:3])}; the next run, promote or fetch completes one that was cut off"
         )
     return len(files)
+
+
+def _holds(store: Store, key: str, data: bytes) -> bool:
+    """Whether an object has this content; a longer one is not read."""
+    try:
+        return store.get(key, max_bytes=len(data)) == data
+    except IntegrityError:
+        return False

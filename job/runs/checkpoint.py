@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job import clock
+from job import clock, records
 from job.contract import checkpoint_key, checkpoint_of_key, checkpoint_prefix
 from job.digests import sha256_hex
 from job.errors import IntegrityError, UnavailableError
 from job.logs import warn
+from job.runs import shapes
 from job.store.store import Store
 from job.texts import one_line
 
@@ -66,22 +67,15 @@ def decode(data: bytes) -> Checkpoint:
     Raises:
         IntegrityError: it is not one, or of a format that this version does not read.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        header_end = 8 + int.from_bytes(data[:8], "little")
-        content = json.loads(json.loads(data[8:header_end])["__metadata__"]["checkpoint"])
-        if content["format"] != FORMAT:
-            raise IntegrityError(f"checkpoint format must be {FORMAT}, received {content['format']}")
-        return Checkpoint(
-            step=content["step"],
-            result_digest=content["result_digest"],
-            arrays=load(data),
-            meta=content["meta"],
-        )
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"not a checkpoint: {one_line(error, limit=120)}") from error
+        # A loss on the validation split may be NaN: training goes on, and takes it for the worst.
+        content = records.parse_beside_arrays(data, key="checkpoint", name="the file", are_all_finite=False)
+        checked = shapes.to_shape(shapes.Checkpoint, content or {}, name="its head")
+        arrays = records.parse_arrays(data, name="the file")
+    except IntegrityError as error:
+        raise IntegrityError(f"not a checkpoint: {error}") from error
+    assert content
+    return Checkpoint(step=checked.step, result_digest=checked.result_digest, arrays=arrays, meta=content["meta"])
 
 
 def save(store: Store, run_id: str, checkpoint: Checkpoint) -> str:
@@ -97,8 +91,11 @@ def save(store: Store, run_id: str, checkpoint: Checkpoint) -> str:
     return key
 
 
-def load_newest(store: Store, run_id: str, *, result_digest: str) -> Checkpoint | None:
+def load_newest(store: Store, run_id: str, *, result_digest: str, max_bytes: int | None = None) -> Checkpoint | None:
     """The newest checkpoint that verifies; None when the run never had one.
+
+    Args:
+        max_bytes: a longer one is not read.
 
     Raises:
         IntegrityError: there are checkpoints, and all of them are bad.
@@ -109,11 +106,11 @@ def load_newest(store: Store, run_id: str, *, result_digest: str) -> Checkpoint 
         if not keys:
             break
         key = keys[-1]
-        data = store.get(key)
-        if data is None:  # a rival pruned it since it was listed: look again
-            clock.sleep(_LISTING_SECONDS)
-            continue
         try:
+            data = store.get(key, max_bytes=max_bytes)
+            if data is None:  # a rival pruned it since it was listed: look again
+                clock.sleep(_LISTING_SECONDS)
+                continue
             return _verify(data, key=key, result_digest=result_digest)
         except IntegrityError as error:
             warn("checkpoint.skipped", key=key, reason=str(error))
@@ -126,14 +123,21 @@ def load_newest(store: Store, run_id: str, *, result_digest: str) -> Checkpoint 
     return None
 
 
-def load(store: Store, key: str, *, result_digest: str) -> Checkpoint:
+def max_bytes(*, weight_bytes: int) -> int:
+    """More than any checkpoint takes of a model whose weights take so much: weights, those of the best epoch, and optimizers
+    with a dozen numbers for each of them.
+    """
+    return 16 * weight_bytes + 2 * records.MAX_HISTORY_BYTES
+
+
+def load(store: Store, key: str, *, result_digest: str, max_bytes: int | None = None) -> Checkpoint:
     """The checkpoint that another worker has found.
 
     Raises:
         IntegrityError: it is not intact.
         UnavailableError: it is not there.
     """
-    data = store.get(key)
+    data = store.get(key, max_bytes=max_bytes)
     if data is None:
         raise UnavailableError(f"store {store.uri}: {key}, which worker 0 goes on from, is not there; start again")
     if not checkpoint_of_key(key):

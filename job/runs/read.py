@@ -3,7 +3,6 @@
 The one place where a stored COMMIT becomes values. Never imports TensorFlow.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from job import records
 from job.contract import ATTEMPT_FILES, attempt_of_key, attempt_prefix, attempts_prefix, commit_key, run_key, run_prefix
 from job.digests import sha256_hex
 from job.errors import ConflictError, IntegrityError
+from job.runs import shapes
 from job.runs.identity import compile_of
 from job.store.store import Store
 
 ATTEMPT_FILE, METRICS_FILE, PREDICTIONS_FILE = ATTEMPT_FILES
 MODEL_FOLDER = "model/"
-_COMMIT_KEYS = {"run", "attempt", "result_digest", "weights_digest", "dataset", "metrics", "files"}
-_CLOSED_KEYS = {"run", "abandoned"}
+_MAX_PREDICTIONS_BYTES = 2**31
+_MAX_SAMPLES = 64
 _LONG_AGO = "1970-01-01T00:00:00.000+00:00"
 
 
@@ -146,7 +147,7 @@ def read_run(store: Store, run_id: str) -> CommittedRun | ClosedRun | None:
     Raises:
         IntegrityError: it is there and is neither a COMMIT nor the record of a closed run.
     """
-    data = store.get(commit_key(run_id))
+    data = get_record(store, commit_key(run_id))
     return parse_run(data, run_id) if data is not None else None
 
 
@@ -156,43 +157,33 @@ def parse_run(data: bytes, run_id: str) -> CommittedRun | ClosedRun:
     Raises:
         IntegrityError: it is neither, or of another run.
     """
-    record = parse_object(data, key=commit_key(run_id))
-    is_closed = "abandoned" in record
-    missing = (_CLOSED_KEYS if is_closed else _COMMIT_KEYS) - record.keys()
-    if missing:
-        raise _not_a_commit(run_id, f"it lacks {', '.join(sorted(missing))}")
+    key = commit_key(run_id)
+    record, what = parse_object(data, key=key), f"store: {key} is not the COMMIT of this run"
+    closed = shapes.to_shape(shapes.Closed, record, name=what) if "abandoned" in record else None
+    commit = None if closed else shapes.to_shape(shapes.Commit, record, name=what)
     if record["run"] != run_id:
-        raise _not_a_commit(run_id, f"it is of run {record['run']!r}")
-    if is_closed:
-        return ClosedRun(run=run_id, closed=str(record["abandoned"]), is_removed="by" in record)
-    return _parse_commit(record, run_id)
+        raise IntegrityError(f"{what}: it is of run {records.show(record['run'])}")
+    if closed:
+        return ClosedRun(run=run_id, closed=closed.abandoned, is_removed="by" in record)
+    assert commit
+    return _to_run(commit, record)
 
 
-def _parse_commit(record: Mapping[str, Any], run_id: str) -> CommittedRun:
-    metrics, dataset, attempt = record["metrics"], record["dataset"], str(record["attempt"])
-    if not isinstance(metrics, dict) or "test_accuracy" not in metrics:
-        raise _not_a_commit(run_id, "it lacks metrics.test_accuracy")
-    if not isinstance(dataset, dict) or not isinstance(dataset.get("name"), str):
-        raise _not_a_commit(run_id, "it lacks dataset.name")
-    try:
-        test_accuracy = float(metrics["test_accuracy"])
-    except (TypeError, ValueError) as error:
-        raise _not_a_commit(run_id, f"metrics.test_accuracy is {metrics['test_accuracy']!r}") from error
-    prefix = attempt_prefix(run_id, attempt_id=attempt)
-    files = _parse_files(record)
+def _to_run(commit: shapes.Commit, record: Mapping[str, Any]) -> CommittedRun:
+    prefix = attempt_prefix(commit.run, attempt_id=commit.attempt)
+    files = [StoredFile(key=file.key, num_bytes=file.num_bytes, sha256=file.sha256) for file in commit.files]
     if not all(is_below(file.key, prefix) for file in files):
-        raise _not_a_commit(run_id, f"its files are not those of its attempt {record['attempt']!r}")
+        raise IntegrityError(
+            f"store: {commit_key(commit.run)} is not the COMMIT of this run: its files are not those of its attempt "
+            f"{commit.attempt!r}"
+        )
     return CommittedRun(
-        run=run_id,
-        attempt=attempt,
-        result_digest=str(record["result_digest"]),
-        weights_digest=str(record["weights_digest"]),
-        dataset=DatasetIdentity(
-            name=dataset["name"],
-            digest=dataset.get("digest"),
-            evaluation_digest=dataset.get("evaluation_digest"),
-        ),
-        test_accuracy=test_accuracy,
+        run=commit.run,
+        attempt=commit.attempt,
+        result_digest=commit.result_digest,
+        weights_digest=commit.weights_digest,
+        dataset=DatasetIdentity(**commit.dataset.model_dump()),
+        test_accuracy=float(commit.metrics.test_accuracy),
         files={file.key.removeprefix(prefix): file for file in files},
         record=record,
     )
@@ -202,23 +193,6 @@ def more_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Those of a COMMIT's `metrics` that not every run has, by name: of `train.metrics` and of a compiled model."""
     more = {name.removeprefix("test_"): value for name, value in metrics.items() if name.startswith("test_")}
     return {name: value for name, value in more.items() if name not in ("loss", "accuracy", "examples")}
-
-
-def _parse_files(record: Mapping[str, Any]) -> list[StoredFile]:
-    entries, wanted = record["files"], {"key", "num_bytes", "sha256"}
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and entry.keys() == wanted for entry in entries
-    ):
-        raise IntegrityError(
-            f"the COMMIT does not say which files it consists of: each must have {', '.join(sorted(wanted))}"
-        )
-    if not all(isinstance(entry["key"], str) for entry in entries):
-        raise IntegrityError("the COMMIT names a file by something that is no key")
-    return [StoredFile(**entry) for entry in entries]
-
-
-def _not_a_commit(run_id: str, reason: str) -> IntegrityError:
-    return IntegrityError(f"store: {commit_key(run_id)} is not the COMMIT of this run: {reason}")
 
 
 def is_below(key: str, prefix: str) -> bool:
@@ -263,11 +237,35 @@ def is_attempt_file(key: str) -> bool:
 
 
 def created_at(store: Store, run: CommittedRun) -> str:
-    """When a committed run was first started, ISO 8601 in UTC, by the clock of its first attempt."""
-    key = run_key(run.run)
-    data = store.get(key)
-    recorded = parse_object(data, key=key).get("created") if data is not None else None
+    """When a committed run was first started, ISO 8601 in UTC, by the clock of its first attempt.
+
+    Raises:
+        IntegrityError: its run.json cannot be read.
+    """
+    recorded = read_begun(store, run.run).get("created")
     return str(recorded or run.record.get("committed") or _LONG_AGO)
+
+
+def read_begun(store: Store, run_id: str) -> dict[str, Any]:
+    """The run.json of a run; empty when it was not begun.
+
+    Raises:
+        IntegrityError: it cannot be read.
+    """
+    data = get_record(store, run_key(run_id))
+    return parse_begun(data, run_id) if data is not None else {}
+
+
+def parse_begun(data: bytes, run_id: str) -> dict[str, Any]:
+    """A stored run.json.
+
+    Raises:
+        IntegrityError: it is none.
+    """
+    key = run_key(run_id)
+    record = parse_object(data, key=key)
+    shapes.to_shape(shapes.Run, record, name=f"store: {key} does not say what decides this run")
+    return record
 
 
 def begun_seconds(store: Store, run_id: str) -> float | None:
@@ -282,9 +280,7 @@ def recorded_compile(store: Store, run_id: str, *, cpu_replicas: int) -> str | N
     Raises:
         IntegrityError: its run.json cannot be read.
     """
-    key = run_key(run_id)
-    data = store.get(key)
-    record = parse_object(data, key=key) if data is not None else {}
+    record = read_begun(store, run_id)
     config = record.get("config")
     cluster = config.get("cluster") if isinstance(config, dict) else None
     if isinstance(cluster, dict) and cluster.get("cpu_replicas", cpu_replicas) != cpu_replicas:
@@ -326,17 +322,23 @@ def read_predictions(store: Store, run: CommittedRun) -> Predictions:
     Raises:
         IntegrityError: they are missing, altered, or not what such a file holds.
     """
-    return parse_predictions(_read(store, _file(run, PREDICTIONS_FILE)))
+    file = _file(run, PREDICTIONS_FILE)
+    records.check_size(file.num_bytes, name=f"store: {file.key}", max_bytes=_MAX_PREDICTIONS_BYTES)
+    return parse_predictions(_read(store, file))
 
 
 def read_metrics(store: Store, run: CommittedRun) -> dict[str, Any]:
     """The stored metrics.json, verified.
 
     Raises:
-        IntegrityError: it is missing, or altered.
+        IntegrityError: it is missing, altered, or not what such a file holds.
     """
     file = _file(run, METRICS_FILE)
-    return parse_object(_read(store, file), key=file.key)
+    name = f"store: {file.key}"
+    records.check_size(file.num_bytes, name=name, max_bytes=records.MAX_HISTORY_BYTES)
+    metrics = records.parse_object(_read(store, file), name=name, max_bytes=records.MAX_HISTORY_BYTES)
+    shapes.to_shape(shapes.MetricsFile, metrics, name=f"{name} does not hold the metrics of a run")
+    return metrics
 
 
 def _file(run: CommittedRun, name: str) -> StoredFile:
@@ -346,11 +348,15 @@ def _file(run: CommittedRun, name: str) -> StoredFile:
 
 
 def _read(store: Store, file: StoredFile) -> bytes:
-    data = store.get(file.key)
+    altered = f"store {store.uri}: {file.key} is not the object that was committed (size or SHA-256)"
+    try:
+        data = store.get(file.key, max_bytes=file.num_bytes)
+    except IntegrityError as error:
+        raise IntegrityError(altered) from error
     if data is None:
         raise IntegrityError(f"store {store.uri}: {file.key} is named by the COMMIT and does not exist")
     if len(data) != file.num_bytes or sha256_hex(data) != file.sha256:
-        raise IntegrityError(f"store {store.uri}: {file.key} is not the object that was committed (size or SHA-256)")
+        raise IntegrityError(altered)
     return data
 
 
@@ -360,48 +366,71 @@ def parse_predictions(data: bytes) -> Predictions:
     Raises:
         IntegrityError: it is not one.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
-        arrays = load(data)
-        probabilities = arrays["probabilities"]
-        return Predictions(
-            probabilities=probabilities,
-            labels=arrays["labels"],
-            sample_images=arrays["sample_images"],
-            class_names=_parse_class_names(data, num_classes=probabilities.shape[1]),
+        arrays = records.parse_arrays(data, name=PREDICTIONS_FILE)
+        said = records.parse_beside_arrays(data, key="predictions", name=PREDICTIONS_FILE)
+        parsed = Predictions(
+            **{name: arrays[name] for name in ("probabilities", "labels", "sample_images")},
+            class_names=_parse_class_names(said),
         )
-    except (KeyError, SafetensorError) as error:
+        _check_predictions(parsed)
+    except (KeyError, ValueError) as error:
         raise IntegrityError(f"{PREDICTIONS_FILE} cannot be read: {error}") from error
+    return parsed
 
 
-def _parse_class_names(data: bytes, *, num_classes: int) -> tuple[str, ...] | None:
-    """The names in the header of a predictions file, which safetensors' own `load` leaves out; None when it says none.
-
-    The format: 8 bytes with the header's length, then the header as JSON (github.com/huggingface/safetensors).
+def _check_predictions(parsed: Predictions) -> None:
+    """Raises:
+    ValueError: the arrays are not those of one model on one test split.
     """
-    length = int.from_bytes(data[:8], "little")
-    meta = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get("predictions")
-    names = json.loads(meta).get("class_names") if meta else None
-    if not isinstance(names, list) or len(names) != num_classes:
+    probabilities, labels, samples = parsed.probabilities, parsed.labels, parsed.sample_images
+    if probabilities.dtype != np.float32 or probabilities.ndim != 2 or not probabilities.size:
+        raise ValueError(f"probabilities must be float32 [N, C], received {_describe(probabilities)}")
+    if labels.dtype != np.int64 or labels.shape != probabilities.shape[:1]:
+        raise ValueError(f"labels must be int64 [{len(probabilities)}], received {_describe(labels)}")
+    if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
+        raise ValueError(f"labels must be 0 to {probabilities.shape[1] - 1}, received {labels.min()} to {labels.max()}")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities must be finite")
+    if samples.dtype not in (np.uint8, np.float32) or not samples.ndim or len(samples) > _MAX_SAMPLES:
+        raise ValueError(
+            f"sample_images must be uint8 or float32 [up to {_MAX_SAMPLES}, ...], received {_describe(samples)}"
+        )
+    if len(samples) > len(labels):
+        raise ValueError(f"sample_images must be of the {len(labels)} test images, received {len(samples)}")
+    if parsed.class_names is not None and len(parsed.class_names) != probabilities.shape[1]:
+        raise ValueError(f"class_names must be {probabilities.shape[1]}, received {len(parsed.class_names)}")
+
+
+def _describe(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _parse_class_names(said: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    names = said.get("class_names") if said is not None else None
+    if names is None:
         return None
-    return tuple(str(name) for name in names)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of texts, received {records.show(names)}")
+    return tuple(names)
+
+
+def get_record(store: Store, key: str) -> bytes | None:
+    """A stored record; None when absent.
+
+    Raises:
+        IntegrityError: it is longer than a record can be; it was not read.
+    """
+    return store.get(key, max_bytes=records.MAX_BYTES)
 
 
 def parse_object(data: bytes, *, key: str) -> dict[str, Any]:
     """A stored JSON object.
 
     Raises:
-        IntegrityError: it is not one.
+        IntegrityError: it is not one, or is beyond what a record may hold (`records.parse_object`).
     """
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise IntegrityError(f"store: {key} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise IntegrityError(f"store: {key} must hold a JSON object, received {type(content).__name__}")
-    return content
+    return records.parse_object(data, name=f"store: {key}")
 
 
 def unpack_model(files: Mapping[str, bytes], folder: Path) -> None:

@@ -19,6 +19,8 @@ from job.runs.read import (
     CommittedRun,
     StoredFile,
     check_same_result,
+    get_record,
+    parse_begun,
     parse_object,
     parse_run,
 )
@@ -47,7 +49,7 @@ def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
         "config": config,
     }
     data = store.create(key, canonical_json(content))
-    recorded = parse_object(data, key=key)
+    recorded = parse_begun(data, run_id)
     if not is_result_of(inputs, recorded):
         raise ConflictError(
             f"run {run_id} exists with another result digest ({differences(recorded.get('inputs'), inputs)}); choose "
@@ -79,7 +81,7 @@ def _closing_record(run_id: str, **more: str) -> bytes:
 def free_attempt_id(store: Store, run_id: str, *, wanted: str) -> str:
     """`wanted`, or `wanted-2` and so on when it is taken: a container restarted in the same pod has the same UID."""
     number, attempt_id = 1, wanted
-    while store.get(attempt_prefix(run_id, attempt_id=attempt_id) + ATTEMPT_FILE) is not None:
+    while get_record(store, attempt_prefix(run_id, attempt_id=attempt_id) + ATTEMPT_FILE) is not None:
         number += 1
         attempt_id = f"{wanted}-{number}"
     return attempt_id

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from job.records import check_size
+
 on_point: Callable[[str], None] | None = None
 """Called before and after everything that changes what is stored, with its name; set by the tests that kill things there."""
 
@@ -17,6 +19,16 @@ def point(operation: str, where: str) -> Iterator[None]:
     yield
     if on_point:
         on_point(f"after {operation} {where}")
+
+
+def check_bytes(num_bytes: int, *, key: str, max_bytes: int | None) -> None:
+    """Refuse to read an object that is longer than its reader expects.
+
+    Raises:
+        IntegrityError: it has more than `max_bytes`.
+    """
+    if max_bytes is not None:
+        check_size(num_bytes, name=f"store: {key}", max_bytes=max_bytes)
 
 
 class TransientError(Exception):
@@ -54,8 +66,8 @@ class Backend(Protocol):
     def put(self, key: str, data: bytes) -> None:
         """Write an object, replacing an older one in one step."""
 
-    def get(self, key: str) -> bytes:
-        """Read an object; `FileNotFoundError` when absent."""
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """Read an object; `FileNotFoundError` when absent, `IntegrityError` before it is read when it is longer."""
 
     def list_objects(self, prefix: str) -> list[Entry]:
         """All objects whose key starts with the folder `prefix`, sorted by key."""

@@ -19,7 +19,7 @@ from obstore.store import S3Store, from_url
 from job import ambient
 from job.config import StoreSection
 from job.errors import AccessDeniedError, ConfigError, NotFoundError
-from job.store.backend import AlreadyExists, Entry
+from job.store.backend import AlreadyExists, Entry, check_bytes
 from job.store.faults import NO_BUCKET, of_errno, of_request
 from job.texts import one_line
 
@@ -112,10 +112,12 @@ class CloudBackend:
         with self._translated():
             obstore.put(self._store, key, data)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Read an object; `FileNotFoundError` when absent."""
         with self._translated():
-            return bytes(obstore.get(self._store, key).bytes())
+            answer = obstore.get(self._store, key)
+            check_bytes(answer.meta["size"], key=key, max_bytes=max_bytes)
+            return bytes(answer.bytes())
 
     def list_objects(self, prefix: str) -> list[Entry]:
         """All objects under a folder, sorted by key."""

@@ -21,7 +21,7 @@ from job import clock
 from job.errors import AccessDeniedError, ConfigError, IntegrityError, NotFoundError
 from job.logs import warn
 from job.store import beneath
-from job.store.backend import AlreadyExists, Entry, point
+from job.store.backend import AlreadyExists, Entry, check_bytes, point
 from job.store.faults import UNABLE, of_errno
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -77,12 +77,14 @@ class FolderBackend:
                 os.replace(made.temporary, made.path.name, src_dir_fd=made.folder, dst_dir_fd=made.folder)
             fsync_folder(made.path.parent, at=made.folder)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Read a file; `FileNotFoundError` when absent."""
         self._path(key)
         with self._translated(key):
             try:
-                return beneath.read_file(self._folder, self._parts(key))
+                with beneath.reading(self._folder, self._parts(key)) as file:
+                    check_bytes(os.fstat(file.fileno()).st_size, key=key, max_bytes=max_bytes)
+                    return file.read()
             except NotADirectoryError as error:
                 raise FileNotFoundError(key) from error
 

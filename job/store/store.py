@@ -14,6 +14,7 @@ from typing import TypeVar
 from job import clock
 from job.errors import NotFoundError, UnavailableError
 from job.logs import warn
+from job.records import MAX_BYTES
 from job.store.backend import AlreadyExists, Backend, Entry, TransientError, point
 from job.store.faults import CHECK_DISK, CHECK_NETWORK
 
@@ -61,16 +62,20 @@ class Store:
         """Write `data` under a new key and return what is recorded there: `data` itself, or what another writer wrote first.
 
         A refusal or a lost reply may hide our own success, so the key is read again before it is called lost.
+
+        Raises:
+            IntegrityError: what another writer wrote is longer than `data` and than any record; it was not read.
         """
+        max_bytes = max(len(data), MAX_BYTES)
 
         def attempt() -> bytes:
             try:
                 with point("create", key):
                     self._backend.create(key, data)
             except AlreadyExists as refused:
-                return self._reread(key, cause=refused)
+                return self._reread(key, max_bytes=max_bytes, cause=refused)
             except TransientError:
-                recorded = self._peek(key)
+                recorded = self._peek(key, max_bytes=max_bytes)
                 if recorded is None:
                     raise
                 return recorded
@@ -95,12 +100,16 @@ class Store:
         with point("put", key):
             self._until_deadline("put", key, lambda: self._backend.put(key, data))
 
-    def get(self, key: str) -> bytes | None:
-        """Read an object; None when absent."""
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes | None:
+        """Read an object; None when absent.
+
+        Raises:
+            IntegrityError: it has more than `max_bytes`; its content was not read.
+        """
 
         def attempt() -> bytes | None:
             try:
-                return self._backend.get(key)
+                return self._backend.get(key, max_bytes=max_bytes)
             except FileNotFoundError:
                 return None
 
@@ -152,15 +161,15 @@ class Store:
         """The full URI of a key, for people."""
         return f"{self.uri.rstrip('/')}/{key}"
 
-    def _reread(self, key: str, *, cause: Exception) -> bytes:
+    def _reread(self, key: str, *, max_bytes: int, cause: Exception) -> bytes:
         try:
-            return self._backend.get(key)
+            return self._backend.get(key, max_bytes=max_bytes)
         except FileNotFoundError:  # AWS answers 409 while another writes: nothing may stand there yet
             raise TransientError(f"create was refused, but {key} is absent") from cause
 
-    def _peek(self, key: str) -> bytes | None:
+    def _peek(self, key: str, *, max_bytes: int) -> bytes | None:
         try:
-            return self._backend.get(key)
+            return self._backend.get(key, max_bytes=max_bytes)
         except (FileNotFoundError, TransientError):
             return None
 

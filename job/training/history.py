@@ -42,6 +42,11 @@ class EpochRecord:
         values = {of.name: getattr(self, of.name) for of in fields(self)}
         return {name: value for name, value in values.items() if value is not None and value != {}}
 
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "EpochRecord":
+        """Take up a stored record, which `shapes.Epoch` has checked; what a newer version has added is left out."""
+        return cls(**{of.name: record[of.name] for of in fields(cls) if of.name in record})
+
     def results(self) -> dict[str, Any]:
         """What the epoch computed, without how long it took. The learning rate follows from the settings and the step."""
         left_out = ("epoch", "learning_rate", "seconds", "examples_per_second")

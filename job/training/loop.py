@@ -122,7 +122,7 @@ class Training:
         self._steps.restore({name: array for name, array in arrays.items() if not name.startswith(_BEST)})
         self._start_step = checkpoint.step
         self._epoch_seconds = checkpoint.meta["epoch_seconds"]
-        self.history = [EpochRecord(**record) for record in checkpoint.meta["history"]]
+        self.history = [EpochRecord.of(record) for record in checkpoint.meta["history"]]
         self._look_for_end()
         self._best = {name.removeprefix(_BEST): arrays[name] for name in arrays if name.startswith(_BEST)}
         self._check_best()
@@ -131,8 +131,8 @@ class Training:
         """Refuse a checkpoint whose best weights are not those that its history tells of."""
         has_best = self._settings.keep == "best" and best_epoch(self.history, self._settings) is not None
         model = self._steps.model_state() if has_best else {}
-        odd = {(name, array.shape) for name, array in model.items()}
-        odd ^= {(name, array.shape) for name, array in self._best.items()}
+        odd = {(name, array.shape, str(array.dtype)) for name, array in model.items()}
+        odd ^= {(name, array.shape, str(array.dtype)) for name, array in self._best.items()}
         if odd:
             raise IntegrityError(f"checkpoint: the weights of its best epoch are not those of this model: {min(odd)}")
 

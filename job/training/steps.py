@@ -127,12 +127,12 @@ class StepRunner:
         """Set what `state` returned, variable by variable in their order; their names are taken from there.
 
         Raises:
-            IntegrityError: other variables or shapes than this model and optimizer have.
+            IntegrityError: other variables, shapes or types than this model and optimizer have.
         """
         self._take_names(arrays)
-        expected = {(name, tuple(variable.shape)) for name, variable in self._state.items()}
-        expected |= {(f"sums/{name}", ()) for name in self._sums}
-        odd = expected ^ {(name, array.shape) for name, array in arrays.items()}
+        expected = {(name, tuple(variable.shape), str(variable.dtype)) for name, variable in self._state.items()}
+        expected |= {(f"sums/{name}", (), str(total.dtype)) for name, total in self._totals.items()}
+        odd = expected ^ {(name, array.shape, str(array.dtype)) for name, array in arrays.items()}
         if odd:
             raise IntegrityError(f"checkpoint: its arrays are not those of this model, such as {min(odd)}")
         for name, variable in self._state.items():

@@ -47,7 +47,7 @@ def test_other_bytes_than_utf8_are_refused(data: bytes) -> None:
 
 @pytest.mark.security("S5")
 def test_a_record_that_is_too_long_is_refused_before_it_is_parsed() -> None:
-    with pytest.raises(IntegrityError, match="has 11 bytes; such a record has 10 at most"):
+    with pytest.raises(IntegrityError, match="has 11 bytes; at most 10 are read"):
         records.parse_object(b"{" + b" " * 9 + b"}", name="it", max_bytes=10)
 
 

@@ -50,9 +50,9 @@ class _FaultyFolder(FolderBackend):
         super().create(key, data)
         self._disturb()
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         self._disturb()
-        return super().get(key)
+        return super().get(key, max_bytes=max_bytes)
 
     def _disturb(self) -> None:
         draw = self._chance.random()

@@ -36,6 +36,7 @@ from job.runs.identity import AttemptIdentity
 from job.store.store import Store
 from job.training.workload import Workload
 from tests.job.runs.committed_runs import commit_run, content_of, files_of
+from tests.job.runs.test_checkpoint import META
 from tests.torture import simulated_time
 from tests.torture.campaign import Campaign, Result, Trial
 from tests.torture.checks import TrialFailed
@@ -151,7 +152,7 @@ class Simulation:
         writer: Client | None = None
         while step < _NUM_STEPS:
             step += 1
-            checkpoint = Checkpoint(step=step, result_digest=digest, arrays={"state": np.array([step])}, meta={})
+            checkpoint = Checkpoint(step=step, result_digest=digest, arrays={"state": np.array([step])}, meta=META)
             write = functools.partial(self._save, run, checkpoint)
             if self._chance.random() < 0.5 or self.world.me is None:
                 write()

@@ -248,7 +248,7 @@ class _Backend:
     def put(self, key: str, data: bytes) -> None:
         self._world.request(f"put {key}", lambda: self._world.write(key, data))
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         return self._world.request(f"get {key}", lambda: self._get(key))
 
     def _get(self, key: str) -> bytes:

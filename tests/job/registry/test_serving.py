@@ -158,8 +158,8 @@ class _SlowFolder(FolderBackend):
         time.sleep(len(data) / 50_000)
         super().create(key, data)
 
-    def get(self, key: str) -> bytes:
-        data = super().get(key)
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        data = super().get(key, max_bytes=max_bytes)
         time.sleep(len(data) / 50_000)
         return data
 

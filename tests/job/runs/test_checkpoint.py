@@ -1,7 +1,9 @@
 """Checkpoints on plain arrays: content proves itself, the newest good one wins, and bad ones never do."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,24 @@ from job.runs.checkpoint import Checkpoint
 from job.store.open import open_store
 from job.store.store import Store
 
+META: Mapping[str, Any] = {
+    "epoch_seconds": 0.5,
+    "history": [],
+    "ledger": {
+        "first_started_seconds": 0.0,
+        "saved_seconds": 1.0,
+        "seconds": {},
+        "down_seconds": 0.0,
+        "overlap_seconds": 0.0,
+        "attempts": 1,
+        "interruptions": 0,
+        "chain": [],
+        "is_bit_identical": True,
+        "is_end": False,
+    },
+}
+"""What a checkpoint of a run without an epoch says beside its arrays."""
+
 
 def make_checkpoint(step: int, *, result_digest: str = "digest") -> Checkpoint:
     random = np.random.default_rng(step)
@@ -24,7 +44,7 @@ def make_checkpoint(step: int, *, result_digest: str = "digest") -> Checkpoint:
         "002/seed": np.array([1, 2], np.uint32),
         "sums/loss_sum": np.array(1.25),
     }
-    return Checkpoint(step=step, result_digest=result_digest, arrays=arrays, meta={"history": [], "epoch_seconds": 0.5})
+    return Checkpoint(step=step, result_digest=result_digest, arrays=arrays, meta=META)
 
 
 @pytest.fixture
@@ -52,7 +72,7 @@ def test_what_is_loaded_is_what_was_saved_scalars_included(store: Store) -> None
 
 def test_layouts_other_than_c_are_saved_right(store: Store) -> None:
     transposed = np.arange(12, dtype=np.float32).reshape(3, 4).T
-    checkpoint = Checkpoint(step=1, result_digest="d", arrays={"a": transposed}, meta={})
+    checkpoint = Checkpoint(step=1, result_digest="d", arrays={"a": transposed}, meta=META)
     assert np.array_equal(checkpoints.decode(checkpoints.encode(checkpoint)).arrays["a"], transposed)
 
 

@@ -16,6 +16,7 @@ from job.signals import StopSignal
 from job.store.backend import Entry, TransientError
 from job.store.folder import FolderBackend
 from job.store.store import Store
+from tests.job.runs.test_checkpoint import META
 
 SCHEDULE = CheckpointSection(interval_seconds=0.01, keep=2, final_save_seconds=0.5)
 
@@ -46,7 +47,7 @@ class Backend(FolderBackend):
 
 
 def make_checkpoint(step: int) -> Checkpoint:
-    return Checkpoint(step=step, result_digest="d", arrays={"a": np.array([step])}, meta={})
+    return Checkpoint(step=step, result_digest="d", arrays={"a": np.array([step])}, meta=META)
 
 
 def make_writer(backend: Backend) -> tuple[CheckpointWriter, Store]:

@@ -41,7 +41,7 @@ class MemoryBackend:
     def put(self, key: str, data: bytes) -> None:
         self.objects[key] = data
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         try:
             return self.objects[key]
         except KeyError as error:
@@ -371,10 +371,10 @@ class FlakyBackend(MemoryBackend):
         super().__init__()
         self._failures = failures
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         for failure in self._failures:
             raise failure
-        return super().get(key)
+        return super().get(key, max_bytes=max_bytes)
 
 
 class TestRetries:

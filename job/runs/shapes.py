@@ -1,0 +1,311 @@
+"""What each record of a run must hold, whoever wrote it. Records of all versions pass: what was added later may be missing.
+
+Not here, because nobody reads what is in them: attempt.json (COMMIT repeats it), claims and marks of retention (their names say
+all). The registry's records are in `registry/champion.py` and `registry/rules.py`.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from job.contract import is_run_id
+from job.errors import IntegrityError
+from job.measures import is_measure
+from job.records import show
+
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 8, 60
+
+
+def _check_id(text: str) -> str:
+    if not is_run_id(text):
+        raise ValueError("must be the name of a run or an attempt")
+    return text
+
+
+def _check_time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Id = Annotated[str, AfterValidator(_check_id)]
+"""Of a run or an attempt: safe as one segment of a key."""
+Time = Annotated[str, AfterValidator(_check_time)]
+"""ISO 8601."""
+Name = Annotated[str, Field(max_length=1000)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Shape(BaseModel):
+    """What one kind of record must hold. Nothing is converted, and numbers are finite. Keys that are not declared are let
+    through: a newer version may have added them.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Shape)
+
+
+def to_shape(shape: type[S], content: Mapping[str, Any], *, name: str) -> S:
+    """What a record of this kind holds, with its types.
+
+    Args:
+        name: what the record should be, for the error, such as `store: runs/x/COMMIT.json is not the COMMIT of this run`.
+
+    Raises:
+        IntegrityError: a key is missing, or holds something else.
+    """
+    try:
+        return shape.model_validate(content)
+    except ValidationError as error:
+        raise IntegrityError(f"{name}: {_first_fault(error)}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    """All keys that are missing, or the first value that is wrong."""
+    faults = error.errors(include_url=False)
+    missing = sorted(_place(fault["loc"]) for fault in faults if fault["type"] == "missing")
+    if missing:
+        more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
+        return f"it lacks {', '.join(missing[:_SHOWN_NAMES])}{more}"
+    rule = re.sub(r"^(Value error, |Input )| or instance of \w+", "", faults[0]["msg"])
+    where = f"its {_place(faults[0]['loc'])} " if faults[0]["loc"] else ""
+    return f"{where}{rule}, received {show(faults[0]['input'])}"
+
+
+def _place(parts: tuple[int | str, ...]) -> str:
+    text = ".".join(map(str, parts))
+    return text if text.isprintable() and len(text) <= _SHOWN_CHARACTERS else show(text)
+
+
+class Closed(Shape):
+    """The record that closes a run, in the place of its COMMIT."""
+
+    run: str
+    abandoned: Time
+    by: str | None = None
+
+
+class _File(Shape):
+    key: str
+    num_bytes: Count
+    sha256: str
+
+
+class _Dataset(Shape):
+    name: Name
+    digest: str | None = None
+    evaluation_digest: str | None = None
+
+
+class Metrics(Shape):
+    """`metrics` of a COMMIT; those of the user's own, named `test_*` too, are numbers."""
+
+    model_config = ConfigDict(extra="allow")
+    test_accuracy: Share
+    test_loss: float | None = None
+    test_examples: Count | None = None
+    val_accuracy: Share | None = None
+    val_loss: float | None = None
+    val_examples: Count | None = None
+
+    @model_validator(mode="after")
+    def _check_more(self) -> "Metrics":
+        for name, value in (self.model_extra or {}).items():
+            if name.startswith("test_"):
+                _check_metric(name, value)
+        if self.val_loss is not None and None in (self.val_accuracy, self.val_examples):
+            raise ValueError("must have val_accuracy and val_examples beside val_loss")
+        return self
+
+
+def _check_metric(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"must have a number for each metric, and has {type(value).__name__} for {name[:40]!r}")
+    if is_measure(name.removeprefix("test_")) and not 0 <= value <= 1:
+        raise ValueError(f"must have 0 to 1 for {name}")
+
+
+class _Train(Shape):
+    epochs: Count | None = None
+    keep: str = "last"
+    metrics: list[str] = Field(default_factory=list)
+
+
+class _Promotion(Shape):
+    model_name: str | None = None
+
+
+class _Config(Shape):
+    """Settings, section by section."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Any]]
+    train: _Train = _Train()
+    promotion: _Promotion = _Promotion()
+
+
+class _Lineage(Shape):
+    image: str = ""
+    devices: list[str] = Field(default_factory=list)
+    workers: int = Field(1, ge=1)
+    packages: dict[str, str] = Field(default_factory=dict)
+    machine: str = ""
+    instruction_sets: list[str] = Field(default_factory=list)
+    onednn_max_cpu_isa: str | None = None
+    threads: dict[str, Count] = Field(default_factory=dict)
+    compile: str = ""
+    code: list[dict[str, Any]] = Field(default_factory=list)
+    environment: dict[str, str] = Field(default_factory=dict)
+
+
+class _Counters(Shape):
+    attempts: Count | None = None
+
+
+class _Goodput(Shape):
+    """Older versions took times from the calendar: a step back made them negative."""
+
+    wall_seconds: float | None = None
+
+
+class Commit(Shape):
+    """COMMIT.json."""
+
+    format: Literal[1] = 1
+    run: str
+    attempt: Id
+    committed: Time | None = None
+    result_digest: str
+    weights_digest: str
+    state_digest: str | None = None
+    state_digest_by_position: str | None = None
+    dataset: _Dataset
+    metrics: Metrics
+    files: list[_File]
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    config: _Config = _Config()
+    lineage: _Lineage = _Lineage()
+    counters: _Counters = _Counters()
+    goodput: _Goodput = _Goodput()
+    best_epoch: Count | None = None
+    stopped_epoch: Count | None = None
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> "Commit":
+        said = self.model_fields_set | {f"train.{name}" for name in self.config.train.model_fields_set}
+        wanted = {"best_epoch", "stopped_epoch", "train.epochs", "train.keep"}
+        if self.metrics.val_loss is not None and not wanted <= said:
+            raise ValueError(f"metrics.val_loss goes with {', '.join(sorted(wanted))}")
+        return self
+
+
+class Run(Shape):
+    """run.json."""
+
+    format: Literal[1] = 1
+    created: Time | None = None
+    result_digest: str
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Class(Shape):
+    name: str
+    num_examples: Count
+    recall: Share
+    precision: Share
+
+
+class _Wrong(Shape):
+    position: Count
+    label: Count
+    predicted: Count
+    probability: Share
+
+
+class _Test(Shape):
+    classes: list[_Class]
+    confusion: list[list[Count]]
+    confusion_classes: list[Count] | None = None
+    wrong: list[_Wrong]
+
+    @model_validator(mode="after")
+    def _check_numbers(self) -> "_Test":
+        num_classes, num_rows = len(self.classes), len(self.confusion)
+        rows = range(num_classes) if self.confusion_classes is None else self.confusion_classes
+        labels = [*rows, *(label for one in self.wrong for label in (one.label, one.predicted))]
+        if any(label >= num_classes for label in labels):
+            raise ValueError(f"must name labels below the number of its classes, {num_classes}")
+        if num_rows != len(rows) or any(len(row) != num_rows for row in self.confusion):
+            raise ValueError(f"must have a row and a column of confusion for each of {len(rows)} classes")
+        return self
+
+
+class Epoch(Shape):
+    """One epoch of metrics.json, and of a checkpoint, where a number of the validation split may be NaN."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
+    epoch: Count
+    loss: float
+    accuracy: float
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    learning_rate: float | None = None
+    seconds: float
+    examples_per_second: float
+
+
+class _Spent(Shape):
+    ratio: float
+    wall_seconds: float
+    seconds: dict[str, float]
+
+
+class MetricsFile(Shape):
+    """metrics.json."""
+
+    test: _Test
+    history: list[Epoch]
+    goodput: _Spent
+
+
+class _Link(Shape):
+    attempt: str
+    from_step: Count
+    computed_on: dict[str, Any]
+
+
+class _Ledger(Shape):
+    first_started_seconds: float
+    saved_seconds: float
+    seconds: dict[str, float]
+    down_seconds: float
+    overlap_seconds: float
+    attempts: Count
+    interruptions: Count
+    chain: list[_Link]
+    is_bit_identical: bool
+    is_end: bool
+
+
+class _Meta(Shape):
+    epoch_seconds: float
+    history: list[Epoch]
+    ledger: _Ledger
+
+
+class Checkpoint(Shape):
+    """What a checkpoint says beside its arrays."""
+
+    format: Literal[2]
+    step: Count
+    result_digest: str
+    meta: _Meta
