@@ -45,8 +45,8 @@ ALLOWED: Mapping[tuple[str, str], str] = {
     ("job/commands/report.py", "xml"): "writes only: an SVG of numbers; nothing is parsed",
     ("job/training/workers.py", "all addresses"): "tries TensorFlow's own port, which listens so: docs/workers.md",
     ("tests/torture/__main__.py", "module by a name"): "one of the campaigns beside it",
-    ("tests/torture/checks.py", "xml"): "parses a report that the trial has just made",
-    ("tests/e2e/test_client_faults.py", "no timeout"): "connections that the test itself cuts",
+    ("tests/torture/checks.py", "xml"): "parses what the S3 server that the trial has started answers",
+    ("tests/e2e/test_client_faults.py", "no timeout"): "asks a proxy on this machine, which the test has started",
     ("tests/job/store/s3_faults.py", "weak hash"): "the ETag of S3's protocol, which proves nothing",
 }
 """(file, rule) -> why it may."""
@@ -77,7 +77,7 @@ ASSERTIONS: Mapping[str, Mapping[str, str]] = {
     "scripts/benchmarks/own_models.py": {"process.stdout is not None": "narrows a type: it is opened as a pipe"},
     "scripts/generators/reference.py": {"text is not None": "narrows a type: every setting is described"},
 }
-"""File -> what is asserted -> why no check that raises is needed. Without assertions (`python -O`) nothing more is let through."""
+"""File -> what is asserted -> why it needs no check that raises. Without assertions (`python -O`) nothing more is let through."""
 
 
 def _name(node: ast.AST) -> str:
