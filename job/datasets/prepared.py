@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from job import ambient, records
 from job.config import DataSection
 from job.datasets.dataset import ARRAYS, Dataset, digest_of, with_digest
-from job.errors import IntegrityError
+from job.errors import AccessDeniedError, IntegrityError
 from job.logs import warn
 
 _ORDER = "sha256(image, label)"
@@ -78,6 +79,7 @@ def choose_cache_dir(config: DataSection, *, environ: Mapping[str, str]) -> Path
 
     Raises:
         NotFoundError: a file stands there, or a link that leads nowhere.
+        AccessDeniedError: without a home, the folder in the temporary one is not this user's own.
     """
     from job.store.folder import check_way
 
@@ -90,4 +92,20 @@ def choose_cache_dir(config: DataSection, *, environ: Mapping[str, str]) -> Path
         cache_dir = Path(tempfile.gettempdir()) / f"mnist-train-{os.getuid()}"
     if config.source == "tfds":  # the others keep nothing there
         check_way(cache_dir, name="data.cache_dir")
+        if not (config.cache_dir or base or home):
+            _check_is_ours(cache_dir)
     return cache_dir
+
+
+def _check_is_ours(folder: Path) -> None:
+    """Refuse a folder in a place where everybody may make one, when another user has made it, or may write in it."""
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
+        return
+    is_shared = status.st_mode & stat.S_IWOTH
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or is_shared:
+        raise AccessDeniedError(
+            f"data.cache_dir: {folder} is a link, of another user, or writable for all: what is cached there may be of somebody "
+            "else; remove it, or set data.cache_dir"
+        )
