@@ -165,7 +165,8 @@ def reproduce_run(config: Config, committed: CommittedRun, *, to_uri: str | None
             print(f"mnist-job: run {committed.run} was not reproduced: the training ended with {code}", file=sys.stderr)
             return code
         made = read_commit(open_store(config.store, environ=os.environ, uri=store.uri), run_id)
-    assert made
+    if made is None:
+        raise IntegrityError(f"run {committed.run} was not reproduced: the training ended well and left no COMMIT")
     compare(committed, made).check(run=committed.run)
     print(f"reproduced: run {committed.run}")
     for name in _DIGESTS:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from job import ambient, records
 from job.config import MAX_DATA_BYTES, DataSection
 from job.datasets.dataset import ARRAYS, Dataset, check_arrays, digest_of, with_digest
-from job.errors import IntegrityError
+from job.errors import AccessDeniedError, IntegrityError
 from job.logs import warn
 
 _ORDER = "sha256(image, label)"
@@ -79,6 +80,7 @@ def choose_cache_dir(config: DataSection, *, environ: Mapping[str, str]) -> Path
 
     Raises:
         NotFoundError: a file stands there, or a link that leads nowhere.
+        AccessDeniedError: without a home, the folder in the temporary one is not this user's own.
     """
     from job.store.folder import check_way
 
@@ -91,4 +93,20 @@ def choose_cache_dir(config: DataSection, *, environ: Mapping[str, str]) -> Path
         cache_dir = ambient.temporary_root() / f"mnist-train-{os.getuid()}"
     if config.source == "tfds":  # the others keep nothing there
         check_way(cache_dir, name="data.cache_dir")
+        if not (config.cache_dir or base or home):
+            _check_is_ours(cache_dir)
     return cache_dir
+
+
+def _check_is_ours(folder: Path) -> None:
+    """Refuse a folder in a place where everybody may make one, when another user has made it, or may write in it."""
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
+        return
+    is_shared = status.st_mode & stat.S_IWOTH
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or is_shared:
+        raise AccessDeniedError(
+            f"data.cache_dir: {folder} is a link, of another user, or writable for all: what is cached there may be of somebody "
+            "else; remove it, or set data.cache_dir"
+        )

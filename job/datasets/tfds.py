@@ -190,7 +190,10 @@ class _Download:
 def _downloads(name: str) -> list[_Download]:
     """From the checksum list inside tensorflow-datasets, read without importing it."""
     spec = importlib.util.find_spec("tensorflow_datasets")
-    assert spec is not None and spec.origin is not None  # a declared dependency
+    if spec is None or spec.origin is None:
+        raise NotFoundError(
+            "data.source: tfds needs tensorflow-datasets, which is not installed; install what uv.lock names"
+        )
     listing = Path(spec.origin).parent / "url_checksums" / f"{name.partition('/')[0]}.txt"
     lines = (line.split("\t") for line in listing.read_text(encoding="utf-8").splitlines() if line)
     return [_Download(url=url, sha256=sha256, name=file_name) for url, _, sha256, file_name in lines]

@@ -114,8 +114,7 @@ def _holds(folder: Path, version: int, digests: Digests) -> bool:
 
 
 def _sha256(folder: int, name: str) -> str:
-    names = beneath.parts_of(name)
-    with beneath.opened(".", names[:-1], at=folder) as inner, open(beneath.open_file(inner, names), "rb") as file:
+    with beneath.reading(".", beneath.parts_of(name), at=folder) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -300,8 +299,8 @@ def _read_record(folder: Path, *, version: int) -> _Record:
     """What `_write_record` has written, or a map of digests alone; everything else says nothing."""
     names = _record_of(version)
     try:
-        data = beneath.read_file(folder, names, max_bytes=records.MAX_BYTES + 1)
-        content = records.parse_object(data, name="/".join(names))
+        with beneath.reading(folder, names) as file:
+            content = records.parse_object(file.read(records.MAX_BYTES + 1), name="/".join(names))
     except (OSError, IntegrityError, beneath.ForeignError):  # none, or its writer was killed
         return _Record(digests={})
     model, files = content.get("model"), content.get("files")

@@ -164,7 +164,8 @@ def _list(store: Store, run_id: str) -> list[str]:
 
 def _verify(data: bytes, *, key: str, result_digest: str) -> Checkpoint:
     parts = checkpoint_of_key(key)
-    assert parts  # only such keys are listed
+    if parts is None:
+        raise IntegrityError("its name is not that of a checkpoint")
     _, step, content_hash = parts
     if sha256_hex(data)[:_HASH_CHARACTERS] != content_hash:
         raise IntegrityError("its content is not what its name says")

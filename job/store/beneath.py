@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 
 MAX_FOLDERS = 64
 """A folder nested deeper is passed over: every level holds a descriptor while it is walked through."""
@@ -109,14 +110,11 @@ def open_file(folder: int, names: Sequence[str]) -> int:
     return descriptor
 
 
-def read_file(first: str | os.PathLike[str], names: Sequence[str], *, max_bytes: int = -1) -> bytes:
-    """The bytes of a regular file; raises as `opened` and `open_file`.
-
-    Args:
-        max_bytes: what follows is left unread.
-    """
-    with opened(first, names[:-1]) as folder, open(open_file(folder, names), "rb") as file:
-        return file.read(max_bytes)
+@contextlib.contextmanager
+def reading(first: str | os.PathLike[str], names: Sequence[str], *, at: int | None = None) -> Iterator[BufferedReader]:
+    """A regular file, open to be read; the arguments and errors are those of `opened` and `open_file`."""
+    with opened(first, names[:-1], at=at) as folder, open(open_file(folder, names), "rb") as file:
+        yield file
 
 
 def refuse_foreign(folder: int, names: Sequence[str]) -> None:

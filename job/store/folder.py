@@ -82,11 +82,7 @@ class FolderBackend:
         self._path(key)
         with self._translated(key):
             try:
-                parts = self._parts(key)
-                with (
-                    beneath.opened(self._folder, parts[:-1]) as folder,
-                    open(beneath.open_file(folder, parts), "rb") as file,
-                ):
+                with beneath.reading(self._folder, self._parts(key)) as file:
                     check_bytes(os.fstat(file.fileno()).st_size, key=key, max_bytes=max_bytes)
                     return file.read()
             except NotADirectoryError as error:

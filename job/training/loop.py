@@ -260,7 +260,12 @@ class Training:
             return {}
         best = best_epoch(self.history, self._settings) if self._best else None
         kept = self.history[best - 1 if best else -1]
-        assert kept.val_loss is not None and kept.val_accuracy is not None  # the last epoch is always evaluated
+        if (
+            kept.val_loss is None or kept.val_accuracy is None
+        ):  # this attempt evaluates its last epoch: an older one did not
+            raise IntegrityError(
+                "checkpoint: its history lacks the validation scores of the epoch that is kept; start another run"
+            )
         num_examples = len(self._validation.labels)
         return {"val_loss": kept.val_loss, "val_accuracy": kept.val_accuracy, "val_examples": num_examples}
 

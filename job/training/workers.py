@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from job import clock
 from job.digests import canonical_json
-from job.errors import ConfigError, PeerLostError, UnavailableError
+from job.errors import ConfigError, PeerLostError, TrainingError, UnavailableError
 from job.logs import emit, warn
 from job.observe.phases import WAIT_FOR_WORKERS, Phases
 from job.texts import one_line
@@ -376,7 +376,10 @@ class StrategyExchange:
         import tensorflow as tf
 
         data = canonical_json(message | {"worker": self._workers.index})
-        assert len(data) <= _MESSAGE_BYTES
+        if len(data) > _MESSAGE_BYTES:
+            raise TrainingError(
+                f"cluster: a worker's message has {len(data)} bytes, {_MESSAGE_BYTES} are possible: {data[:80]!r}..."
+            )
         # Bytes as float32: the one type that every collective of every device takes.
         row = tf.constant([list(data.ljust(_MESSAGE_BYTES))], tf.float32)
         if self._gather_rows is None:

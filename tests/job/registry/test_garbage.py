@@ -136,6 +136,23 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.security("S6")
+def test_linked_run_is_not_followed_out_of_the_store(store: Store, folder: Path, tmp_path: Path) -> None:
+    add_unfinished_run(store, "outside")
+    (folder / "runs" / "outside").rename(tmp_path / "outside")
+    add_unfinished_run(store)
+    (folder / "runs" / "linked").symlink_to(tmp_path / "outside")
+    (folder / "runs" / "loop").symlink_to("loop")
+    for place in (folder, tmp_path / "outside"):
+        set_age(place, "", days=8)
+    before = content_of(tmp_path / "outside")
+    garbage = find(store)
+    assert [found.place for found in garbage] == ["runs/dead/"]
+    assert all(delete_garbage(store, found, **AGES) for found in garbage)
+    assert content_of(tmp_path / "outside") == before
+    assert (folder / "runs" / "linked").is_symlink()
+
+
 def find(store: Store) -> list[Garbage]:
     return list(find_garbage(store, **AGES))
 
