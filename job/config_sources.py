@@ -242,7 +242,9 @@ def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
                 f"{without_credentials(key)}: unknown section in {path}{hint}; known: {', '.join(sections)}"
             )
         if not isinstance(value, dict):
-            raise ConfigError(f"{key}: must hold 'field: value' lines in {path}, received {without_credentials(str(value))[:80]}")
+            raise ConfigError(
+                f"{key}: must hold 'field: value' lines in {path}, received {without_credentials(str(value))[:80]}"
+            )
     return content
 
 

@@ -75,14 +75,21 @@ class Programs:
         self._folder = folder
         environ = job_environment({"PYTHONPATH": str(REPOSITORY)})
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=environ
+            [sys.executable, "-c", _DRIVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=environ,
         )
 
     def run(self, arguments: Sequence[str], environ: Mapping[str, str], *, is_client: bool = False) -> Ended:
         outputs = [self._folder / "stdout", self._folder / "stderr"]
         for output in outputs:
             output.write_bytes(b"")
-        base = job_environment({"PYTHONPATH": str(REPOSITORY), "HOME": str(self._folder), "XDG_CACHE_HOME": str(self._folder)})
+        base = job_environment(
+            {"PYTHONPATH": str(REPOSITORY), "HOME": str(self._folder), "XDG_CACHE_HOME": str(self._folder)}
+        )
         case = {
             "arguments": ["mnist", *arguments],
             "environ": {name: value for name, value in (base | dict(environ)).items() if value},
@@ -153,5 +160,9 @@ def echo() -> Iterator[Echo]:
 
 def everything_below(folder: Path) -> bytes:
     """Names and contents of all files."""
-    parts = [os.fsencode(path.relative_to(folder)) + b"\n" + path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
+    parts = [
+        os.fsencode(path.relative_to(folder)) + b"\n" + path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
     return b"\n".join(parts)

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 _GROUND = (
-    "ambient clock config config_sources contract digests errors logs measures plugins signals "
+    "ambient clock config config_sources contract digests errors logs masking measures plugins signals "
     "streams strict_yaml texts uris"
 )
 
@@ -30,7 +30,10 @@ ALLOWED: Mapping[str, str] = {
 }
 """Room -> rooms that it may import. `attempt`, `assist` and `__main__` are one file each."""
 
-_OF_JOB_IN_K8S = ("job", "job.contract", "job.config", "job.config_sources", "job.errors", "job.streams", "job.texts")
+_OF_JOB_IN_K8S = (
+    "job",
+    *(f"job.{name}" for name in ("contract", "config", "config_sources", "errors", "masking", "streams", "texts")),
+)
 _OF_DATASETS_IN_REGISTRY = {"Images", "Labels"}  # types only
 _HEAVY = {"tensorflow": "training", "keras": "training", "tensorflow_datasets": "datasets", "kubernetes": "k8s"}
 

@@ -13,15 +13,40 @@ from tests.conftest import QUICK, RunJob
 
 pytestmark = pytest.mark.security("S10")
 
-_VARIABLES = (
-    "AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_SSE_CUSTOMER_KEY_BASE64 GOOGLE_BEARER_TOKEN AZURE_CLIENT_SECRET "
-    "AZURE_STORAGE_TOKEN TF_VAR_db_password TF_HTTP_PASSWORD TF_TOKEN_app_terraform_io NVIDIA_API_KEY CUDA_PASSWD NCCL_AUTH "
-    "OMP_SECRET HF_TOKEN GITHUB_TOKEN XLA_PRIVATE PGPASSWORD"
-).split()
-_URIS = (
-    "HTTPS_PROXY ALL_PROXY AZURITE_BLOB_STORAGE_URL AWS_ENDPOINT_URL DATABASE_URL NCCL_NET_URL TF_MIRROR MALLOC_URL LD_LIBRARY_PATH"
-).split()
-SECRETS = {name: canary(name) for name in (*_VARIABLES, *_URIS, "key file", "token file", "SAS", "account key", "hcl", "setting")}
+_VARIABLES = [
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SSE_CUSTOMER_KEY_BASE64",
+    "GOOGLE_BEARER_TOKEN",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_STORAGE_TOKEN",
+    "TF_VAR_db_password",
+    "TF_HTTP_PASSWORD",
+    "TF_TOKEN_app_terraform_io",
+    "NVIDIA_API_KEY",
+    "CUDA_PASSWD",
+    "NCCL_AUTH",
+    "OMP_SECRET",
+    "HF_TOKEN",
+    "GITHUB_TOKEN",
+    "XLA_PRIVATE",
+    "PGPASSWORD",
+]
+_URIS = [
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "AZURITE_BLOB_STORAGE_URL",
+    "AWS_ENDPOINT_URL",
+    "DATABASE_URL",
+    "NCCL_NET_URL",
+    "TF_MIRROR",
+    "MALLOC_URL",
+    "LD_LIBRARY_PATH",
+]
+SECRETS = {
+    name: canary(name)
+    for name in (*_VARIABLES, *_URIS, "key file", "token file", "SAS", "account key", "hcl", "setting")
+}
 """Place -> the secret that is there."""
 
 
@@ -29,7 +54,9 @@ def _environ(folder: Path) -> dict[str, str]:
     """All of them at once; nothing here is sent anywhere but to a server of this machine."""
     key_file, token_file = folder / "key.json", folder / "token"
     pem = f"-----BEGIN PRIVATE KEY-----\n{SECRETS['key file']}\n-----END PRIVATE KEY-----\n"
-    key_file.write_text(json.dumps({"type": "service_account", "private_key": pem, "private_key_id": "", "client_email": "a@b"}))
+    key_file.write_text(
+        json.dumps({"type": "service_account", "private_key": pem, "private_key_id": "", "client_email": "a@b"})
+    )
     token_file.write_text(SECRETS["token file"])
     return {
         **{name: SECRETS[name] for name in _VARIABLES},
@@ -93,12 +120,22 @@ class TestStores:
         server.status = status
         environ = {"GOOGLE_APPLICATION_CREDENTIALS": "", "GOOGLE_SKIP_SIGNATURE": "1"} if scheme == "gs" else {}
         ended = _run(
-            programs, folder, "store", "check", *_FAST, f"--store.uri={scheme}://b", f"--store.endpoint={server.url}", environ=environ
+            programs,
+            folder,
+            "store",
+            "check",
+            *_FAST,
+            f"--store.uri={scheme}://b",
+            f"--store.endpoint={server.url}",
+            environ=environ,
         )
         assert ended.code in (64, 69, 77)
 
     def test_redirect_to_a_signed_address(self, programs: Programs, folder: Path, server: Echo) -> None:
-        server.status, server.location = 301, f"http://u:{SECRETS['setting']}@127.0.0.1:9/?X-Amz-Signature={SECRETS['setting']}"
+        server.status, server.location = (
+            301,
+            f"http://u:{SECRETS['setting']}@127.0.0.1:9/?X-Amz-Signature={SECRETS['setting']}",
+        )
         ended = _run(programs, folder, "store", "check", *_FAST, "--store.uri=s3://b", f"--store.endpoint={server.url}")
         assert ended.code == 64
 
@@ -116,11 +153,15 @@ class TestStores:
     def test_value_that_cannot_be_used(self, programs: Programs, folder: Path, environ: dict[str, str]) -> None:
         assert _run(programs, folder, "store", "check", *_FAST, "--store.uri=s3://b", environ=environ).code in (64, 77)
 
-    @pytest.mark.parametrize("name", ["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY"])
+    @pytest.mark.parametrize(
+        "name", ["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY"]
+    )
     @pytest.mark.parametrize(
         "content",
         [
-            json.dumps({"type": "service_account", "private_key": f"-----BEGIN PRIVATE KEY-----\n{SECRETS['setting']}\n"}),
+            json.dumps(
+                {"type": "service_account", "private_key": f"-----BEGIN PRIVATE KEY-----\n{SECRETS['setting']}\n"}
+            ),
             f'{{"type":"service_account","private_key":{SECRETS["setting"]}',
             f'"{SECRETS["setting"]}"',
             SECRETS["setting"],
@@ -132,7 +173,14 @@ class TestStores:
     ) -> None:
         environ = {"GOOGLE_APPLICATION_CREDENTIALS": "", "GOOGLE_BEARER_TOKEN": ""} | {name: content}
         ended = _run(
-            programs, folder, "store", "check", *_FAST, "--store.uri=gs://b", f"--store.endpoint={server.url}", environ=environ
+            programs,
+            folder,
+            "store",
+            "check",
+            *_FAST,
+            "--store.uri=gs://b",
+            f"--store.endpoint={server.url}",
+            environ=environ,
         )
         assert ended.code in (64, 77)
 
@@ -175,7 +223,9 @@ class TestSettings:
             "run --observe.termination_log=said --promotion.model_name={}",
         ],
     )
-    def test_credentials_in_any_argument_are_refused(self, programs: Programs, folder: Path, line: str, place: str) -> None:
+    def test_credentials_in_any_argument_are_refused(
+        self, programs: Programs, folder: Path, line: str, place: str
+    ) -> None:
         assert _run(programs, folder, *line.format(place).split()).code in (64, 66)
 
     @pytest.mark.parametrize(
@@ -218,7 +268,11 @@ def load(**how):
     def test_error_of_own_code(self, programs: Programs, folder: Path, log_format: str) -> None:
         (folder / "own_source.py").write_text(self._SOURCE)
         environ = {"PYTHONPATH": str(folder)}
-        settings = ("--data.source=own_source:load", "--observe.termination_log=said", f"--observe.log_format={log_format}")
+        settings = (
+            "--data.source=own_source:load",
+            "--observe.termination_log=said",
+            f"--observe.log_format={log_format}",
+        )
         ended = _run(programs, folder, "data", "check", *settings, environ=environ)
         assert ended.code == 64
         assert "cannot log in with *** at http://***@127.0.0.1:9/x" in ended.text
@@ -231,7 +285,9 @@ def load(**how):
         done = run_job("run", *settings, f"--observe.pushgateway_url={server.url}", env=environ)
         said: dict[str, Any] = json.loads((tmp_path / "said").read_text())
         assert (done.code, said["outcome"]) == (0, "committed")
-        names = set(json.loads(next((tmp_path / "out/runs/r/attempts").glob("*/attempt.json")).read_text())["environment"])
+        names = set(
+            json.loads(next((tmp_path / "out/runs/r/attempts").glob("*/attempt.json")).read_text())["environment"]
+        )
         assert {"HTTPS_PROXY", "AWS_ENDPOINT_URL", "LD_LIBRARY_PATH"} <= names
         assert not names & {"TF_ENCRYPTION", "TF_HTTP_PASSWORD", "NVIDIA_API_KEY", "CUDA_PASSWD", "NCCL_AUTH"}
         written = everything_below(tmp_path) + done.stdout.encode() + done.stderr.encode() + b"".join(server.bodies)
