@@ -56,7 +56,7 @@ _FORMS = tuple(
         (rf"//[^\s/:@\"<>]{{1,100}}:{_URI_WORD}@{_NO_IMAGE}", rf"//{MASK}@"),  # a password may hold a /
         (rf"\A[^\s/:@\"'{{]+:[^\s/\"']*@{_NO_IMAGE}", rf"{MASK}@"),  # a proxy without http://
         (
-            r"([?&;](?:x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature"
+            r"((?:[?&;]|\\u0026)(?:x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature"
             r"|[\w-]{0,40}(?:token|secret|passw|key)[\w-]{0,40})=)[^&;\s\"'<>]+",
             rf"\1{MASK}",
         ),
@@ -67,6 +67,7 @@ _FORMS = tuple(
         ),
         (r"\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}", rf"\1{MASK}"),
         (r"\b(basic\s+)(?=[a-z]*[0-9+/=])[a-z0-9+/=]{8,}", rf"\1{MASK}"),
+        (r"(<(?:SecretAccessKey|SessionToken|Password)>)[^<]+", rf"\1{MASK}"),
         (r"\b(signature=)[0-9a-f]{16,}", rf"\1{MASK}"),
         (r"\beyJ[a-z0-9_-]{5,}(?:\.[a-z0-9_-]+){0,2}", MASK),  # a JSON web token
         (r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MASK),

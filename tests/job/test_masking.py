@@ -31,6 +31,8 @@ class TestForms:
                 "GET http://h/b?list-type=2&X-Amz-Signature=***&x=1",
             ),
             ("http://h/b?sv=1&sig=a%2Fb", "http://h/b?sv=1&sig=***"),
+            ('"http://h/b?sv=1\\u0026sig=a"', '"http://h/b?sv=1\\u0026sig=***"'),
+            ("<SessionToken>abc</SessionToken>", "<SessionToken>***</SessionToken>"),
             ("Authorization: Bearer abc", "Authorization: Bearer ***"),
             ('{"authorization": "Basic dTpw"}', '{"authorization": "Basic ***"}'),
             ("x-amz-security-token: abc", "x-amz-security-token: ***"),
