@@ -21,6 +21,7 @@ measures.py        top-k accuracy, AUC and F1 of stored predictions
 ambient.py         what libraries read from the environment: owned, recorded or refused
 strict_yaml.py     YAML in which nothing is dropped, and nothing means two things
 plugins.py         the user's own functions
+masking.py         takes credentials out of every text that is written
 texts.py           one line of any error, and tables
 """
 

@@ -30,34 +30,34 @@ _FILE_NAME = re.compile(r"_FILE$|_PATH$|CREDENTIALS$|GOOGLE_SERVICE_ACCOUNT$", r
 """Of variables that hold the path of a file with a secret, or by mistake the secret itself."""
 _NO_SECRET_NAME = re.compile(r"_TYPE$|_URL$|_FULL_URI$", re.IGNORECASE)
 _PUBLIC_FIELDS = frozenset(
-    [
-        "type",
-        "project_id",
-        "quota_project_id",
-        "client_id",
-        "client_email",
-        "auth_uri",
-        "token_uri",
-        "universe_domain",
-        "audience",
-        "auth_provider_x509_cert_url",
-        "client_x509_cert_url",
-    ]
+    {
+        *(
+            "type",
+            "project_id",
+            "quota_project_id",
+            "client_id",
+            "client_email",
+            "auth_uri",
+            "token_uri",
+            "universe_domain",
+        ),
+        *("audience", "auth_provider_x509_cert_url", "client_x509_cert_url"),
+    }
 )
 """Of a key file of Google: printed by its own programs."""
 
-_URI_WORD = r"""[^\s"<>]"""
+_URI_WORD = r"""[^\s"<>]{0,500}"""
 _NO_IMAGE = r"(?!sha\d+:)"
 """`@sha256:` in the name of an image is no host."""
 _FORMS = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), replacement)
     for pattern, replacement in (
-        (rf"//[^\s/\"<>]*@{_NO_IMAGE}", rf"//{MASK}@"),
-        (rf"//[^\s/:@\"<>]+:{_URI_WORD}*@{_NO_IMAGE}", rf"//{MASK}@"),  # a password may hold a /
+        (rf"//[^\s/\"<>]{{0,500}}@{_NO_IMAGE}", rf"//{MASK}@"),
+        (rf"//[^\s/:@\"<>]{{1,100}}:{_URI_WORD}@{_NO_IMAGE}", rf"//{MASK}@"),  # a password may hold a /
         (rf"\A[^\s/:@\"'{{]+:[^\s/\"']*@{_NO_IMAGE}", rf"{MASK}@"),  # a proxy without http://
         (
-            r"([?&;](?:x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature"
-            r"|[\w-]*(?:token|secret|passw|key)[\w-]*)=)[^&;\s\"'<>]+",
+            r"((?:[?&;]|\\u0026)(?:x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature"
+            r"|[\w-]{0,40}(?:token|secret|passw|key)[\w-]{0,40})=)[^&;\s\"'<>]+",
             rf"\1{MASK}",
         ),
         (
@@ -67,6 +67,7 @@ _FORMS = tuple(
         ),
         (r"\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}", rf"\1{MASK}"),
         (r"\b(basic\s+)(?=[a-z]*[0-9+/=])[a-z0-9+/=]{8,}", rf"\1{MASK}"),
+        (r"(<(?:SecretAccessKey|SessionToken|Password)>)[^<]+", rf"\1{MASK}"),
         (r"\b(signature=)[0-9a-f]{16,}", rf"\1{MASK}"),
         (r"\beyJ[a-z0-9_-]{5,}(?:\.[a-z0-9_-]+){0,2}", MASK),  # a JSON web token
         (r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MASK),
@@ -96,8 +97,12 @@ def remember_environment(environ: Mapping[str, str], arguments: Iterable[str] = 
     """Mask from now on what the variables hold that look like credentials, and passwords in all URIs; sets nothing."""
     for name, value in environ.items():
         remember(*_secrets_of(name, value))
-    for value in (*environ.values(), *arguments):
-        remember(*_userinfo(value))
+    remember_passwords_of(*environ.values(), *arguments)
+
+
+def remember_passwords_of(*uris: str) -> None:
+    """Mask from now on the passwords that stand in URIs."""
+    remember(*(secret for uri in uris for secret in _userinfo(uri)))
 
 
 def remember(*secrets: str) -> None:
@@ -197,7 +202,13 @@ def _without(text: str, head: str, values: Iterable[str]) -> str:
     """The text without the values that begin with `head`, whole or cut after it."""
     start = 0
     while (found := text.find(head, start)) >= 0:
-        longest = max(len(os.path.commonprefix((text[found : found + len(value)], value))) for value in values)
+        longest = max(_num_alike(text, found, value) for value in values)
         text = text[:found] + MASK + text[found + longest :]
         start = found + len(MASK)
     return text
+
+
+def _num_alike(text: str, start: int, value: str) -> int:
+    """How many characters of a value are in a text from `start` on."""
+    pairs = enumerate(zip(text[start : start + len(value)], value, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(value), len(text) - start))

@@ -201,8 +201,8 @@ def _no_reply(what: str) -> Iterator[None]:
         yield
     except (ValueError, UnicodeError) as error:  # of http.client: a header or an address that none can be made of
         raise UsageError(
-            f"{what}: no request can be made of the kubeconfig's server, proxy-url and credentials ({one_line(error, limit=300)}); "
-            "correct the kubeconfig"
+            f"{what}: no request can be made of the server, proxy-url and credentials of the kubeconfig "
+            f"({one_line(error, limit=300)}); correct it there"
         ) from error
     except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:
         text = one_line(error, limit=300)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.masking import remember
+from job.masking import remember, remember_passwords_of
 from job.texts import one_line
 from k8s.errors import UsageError
 
@@ -79,7 +79,7 @@ def _load_kubeconfig(configuration: Any, paths: str, *, context: str) -> str:
 
     try:
         content = KubeConfigMerger(paths).config
-        _remember_users(content)
+        _remember_secrets(content)
         # `list_kube_config_contexts` needs a current-context, although `context` says which.
         loader = KubeConfigLoader(
             content, active_context=context or None, config_base_path=None, temp_file_path=_new_key_folder()
@@ -103,22 +103,23 @@ def _place_of(error: Any) -> str:
     return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
-def _remember_users(content: Any) -> None:
-    """Mask what the users of a kubeconfig hold, before anything is said about it."""
-    for user in _users(content):
+def _remember_secrets(content: Any) -> None:
+    """Mask what a kubeconfig holds of its users and in addresses, before anything is said about it."""
+    for cluster in _entries(content, "cluster"):
+        remember_passwords_of(*(str(cluster.get(name)) for name in ("server", "proxy-url")))
+    for user in _entries(content, "user"):
         provider = (user.get("auth-provider") or {}).get("config") or {}
         secrets = [user.get(name) for name in _SECRET_FIELDS] + [provider.get(name) for name in _SECRET_PROVIDER_FIELDS]
         secrets += [variable.get("value") for variable in (user.get("exec") or {}).get("env") or ()]
         remember(*(text for text in map(str, filter(None, secrets)) if not os.path.isfile(text)))  # noqa: PTH113
 
 
-def _users(content: Any, *, name: str | None = None) -> Iterator[dict[str, Any]]:
-    """The users of a merged kubeconfig, or that of one name, as plain mappings."""
-    plain = content.value if hasattr(content, "value") else content
-    for entry in (plain or {}).get("users") or ():
-        user = entry.value if hasattr(entry, "value") else entry
-        if isinstance(user, dict) and isinstance(user.get("user"), dict) and name in (None, user.get("name")):
-            yield user["user"]
+def _entries(content: Any, kind: str, *, name: str | None = None) -> Iterator[dict[str, Any]]:
+    """The users or clusters of a merged kubeconfig, or that of one name, as plain mappings."""
+    for node in content.safe_get(f"{kind}s") or () if content is not None else ():
+        entry = getattr(node, "value", node)
+        if isinstance(entry, dict) and isinstance(entry.get(kind), dict) and name in (None, entry.get("name")):
+            yield entry[kind]
 
 
 @contextmanager
@@ -135,10 +136,10 @@ def _check_plugin(configuration: Any, content: Any, *, user: str | None) -> None
     """Raises:
     UsageError: a credential plugin is configured, and has given nothing; the library would go on without credentials.
     """
-    plugin = next((found["exec"] for found in _users(content, name=user) if found.get("exec")), None)
+    plugin = next((found["exec"] for found in _entries(content, "user", name=user) if found.get("exec")), None)
     if plugin and not configuration.api_key.get("BearerToken") and not configuration.cert_file:
         raise UsageError(
-            f"kubeconfig: the credential plugin {plugin.get('command')} has given no credentials; run it by itself, which says why"
+            f"kubeconfig: the credential plugin {plugin.get('command')} has given no credentials; run it by itself: it says why"
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 _GROUND = (
-    "ambient clock config config_sources contract digests errors logs measures plugins records signals "
+    "ambient clock config config_sources contract digests errors logs masking measures plugins records signals "
     "streams strict_yaml texts uris"
 )
 
@@ -32,7 +32,10 @@ ALLOWED: Mapping[str, str] = {
 
 _OF_JOB_IN_K8S = (
     "job",
-    *("job.contract", "job.config", "job.config_sources", "job.errors", "job.records", "job.streams", "job.texts"),
+    *(
+        f"job.{name}"
+        for name in ("contract", "config", "config_sources", "errors", "masking", "records", "streams", "texts")
+    ),
 )
 _OF_DATASETS_IN_REGISTRY = {"Images", "Labels"}  # types only
 _HEAVY = {"tensorflow": "training", "keras": "training", "tensorflow_datasets": "datasets", "kubernetes": "k8s"}

@@ -293,3 +293,39 @@ def load(**how):
         written = everything_below(tmp_path) + done.stdout.encode() + done.stderr.encode() + b"".join(server.bodies)
         assert server.bodies
         assert not leaks_of(SECRETS, written)
+
+    _MODEL = """
+import os
+def build(*shape, **how):
+    raise RuntimeError("refused: " + os.environ["PGPASSWORD"])
+"""
+
+    @pytest.mark.full
+    @pytest.mark.tf
+    @pytest.mark.parametrize("log_format", ["json", "text"])
+    def test_failed_run(self, run_job: RunJob, tmp_path: Path, folder: Path, log_format: str) -> None:
+        """In the error of an own model; the log is stored, too."""
+        (tmp_path / "own_model.py").write_text(self._MODEL)
+        settings = (*QUICK, "--run.id=r", "--model.build=own_model:build", "--observe.termination_log=said")
+        environ = _environ(folder) | {"PYTHONPATH": str(tmp_path)}
+        done = run_job("run", *settings, f"--observe.log_format={log_format}", env=environ)
+        assert done.code != 0
+        assert "refused: ***" in json.loads((tmp_path / "said").read_text())["reason"]
+        assert not leaks_of(SECRETS, everything_below(tmp_path) + done.stdout.encode() + done.stderr.encode())
+
+    @pytest.mark.full
+    @pytest.mark.tf
+    def test_stopped_run(self, run_job: RunJob, tmp_path: Path, folder: Path) -> None:
+        settings = (*QUICK, "--run.id=r", "--train.epochs=100000", "--observe.termination_log=said")
+        done = run_job("run", *settings, env=_environ(folder), prefix=["timeout", "--signal=TERM", "40"])
+        assert json.loads((tmp_path / "said").read_text())["outcome"] == "interrupted"
+        assert not leaks_of(SECRETS, everything_below(tmp_path) + done.stdout.encode() + done.stderr.encode())
+
+    def test_no_core_file(self, programs: Programs, folder: Path) -> None:
+        (folder / "own_limits.py").write_text(
+            "import resource\ndef load():\n    raise ValueError(f'core {resource.getrlimit(resource.RLIMIT_CORE)[0]}')\n"
+        )
+        ended = _run(
+            programs, folder, "data", "check", "--data.source=own_limits:load", environ={"PYTHONPATH": str(folder)}
+        )
+        assert "core 0" in ended.text
