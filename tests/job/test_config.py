@@ -283,7 +283,10 @@ REFUSED_FLAGS = [
     ("--promotion.min_accuracy=1.5", r"promotion\.min_accuracy: must be less than or equal to 1"),
     ("--promotion.model_name=../x", r"promotion\.model_name: .*received '\.\./x'"),
     ("--promotion.metric=top-3", r"promotion\.metric: .*received 'top-3'"),
-    ("--observe.metrics_address=localhost", r"observe\.metrics_address: must be an IPv4 or IPv6 address as numbers, such as"),
+    (
+        "--observe.metrics_address=localhost",
+        r"observe\.metrics_address: must be an IPv4 or IPv6 address as numbers, such as",
+    ),
     ("--observe.metrics_port=65536", r"observe\.metrics_port: must be less than or equal to 65535"),
     ("--run.skip_if_unchanged=maybe", r"run\.skip_if_unchanged: must be a valid boolean.*received 'maybe'"),
 ]
