@@ -70,7 +70,7 @@ def front_of(stream: TextIO) -> TextIO:
 
 
 class _Visible(io.TextIOWrapper):
-    """Text that steers no terminal, but for its line breaks and tabs, and holds no credentials: tracebacks go through here too."""
+    """Text that steers no terminal, but for its line breaks and tabs, and holds no credentials: tracebacks too."""
 
     def write(self, text: str, /) -> int:
         super().write(visible(masked(text), keep=_KEPT))

@@ -29,7 +29,7 @@ FRESH_SECONDS = 1.0
 """A page is made again after so long: making the series takes a millisecond of the interpreter that training needs, too."""
 LOG_SECONDS = 60.0
 
-_BETWEEN_ACCEPTS_SECONDS = 0.01
+_BETWEEN_ACCEPTS_SECONDS = 0.02
 _BETWEEN_READS_SECONDS = 0.05
 """After a read that brought no whole request: a client that sends single bytes wakes this thread no more often."""
 _SHORT_SECONDS = 1.0

@@ -1,19 +1,25 @@
 """The metrics port and its enemies: real sockets, and a process of its own where descriptors run out."""
 
+import json
 import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from job.contract import ExitCode
 from job.observe import exposition, port
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.termination import Status
-from tests.conftest import REPOSITORY, job_environment
+from tests.conftest import QUICK, REPOSITORY, job_command, job_environment
 
 pytestmark = pytest.mark.security("S9")
 
@@ -277,3 +283,70 @@ def test_an_accept_without_descriptors_costs_no_time(serve: Callable[..., Served
         resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (64, 64))
         _, after = served.open_files(1)
     assert after - before < 0.5
+
+
+def attack(to: int, stop: threading.Event) -> None:
+    """Ask, stay silent, send garbage and drop connections until told to stop."""
+    held: list[socket.socket] = []
+    sent = (GET + b"\r\n", GET + OPENMETRICS + b"abc\r\n\r\n", b"\x16\x03\x01" * 100, b"GET /m", b"")
+    while not stop.wait(0.002):
+        connection = socket.socket()
+        connection.settimeout(0.2)
+        try:
+            connection.connect(("127.0.0.1", to))
+            connection.sendall(sent[len(held) % len(sent)])
+        except OSError:  # the backlog is full, or the run has not opened its port yet
+            time.sleep(0.02)
+        held.append(connection)
+        if len(held) > 400:
+            held.pop(0).close()
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.full
+@pytest.mark.tf
+def test_a_training_under_attack_keeps_its_checkpoints_and_hears_the_signal(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as chosen:
+        to = chosen.getsockname()[1]
+    arguments = [
+        "run",
+        *QUICK,
+        "--train.epochs=100000",
+        "--run.id=r",
+        f"--observe.metrics_port={to}",
+        "--checkpoint.interval_seconds=0.2",
+    ]
+    stop = threading.Event()
+    events: list[dict[str, Any]] = []
+    attacker = threading.Thread(target=attack, args=(to, stop))
+    with subprocess.Popen(
+        job_command(arguments), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=job_environment({"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}),
+    ) as process:  # fmt: skip
+        try:
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (256, 256))
+            attacker.start()
+            assert process.stdout
+            while [event["event"] for event in events].count("checkpoint.saved") < 5:
+                events.append(json.loads(process.stdout.readline()))
+            assert is_served(to)
+            process.terminate()
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            stop.set()
+            attacker.join()
+    events += [json.loads(line) for line in output.splitlines()]
+    names = [event["event"] for event in events]
+    assert (process.returncode, "checkpoint.failed" in names, "Traceback" in errors) == (
+        ExitCode.INTERRUPTED,
+        False,
+        False,
+    )
+    seconds = time_of(events[-1]) - time_of(events[0])
+    assert 1 <= names.count("metrics.clients_refused") <= 1 + seconds / port.LOG_SECONDS
+
+
+def time_of(event: Mapping[str, str]) -> float:
+    return datetime.fromisoformat(event["time"]).timestamp()
