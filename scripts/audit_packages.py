@@ -73,12 +73,11 @@ def licence_of(package: metadata.PackageMetadata) -> str:
     classifiers = [
         each.rpartition(" :: ")[2] for each in package.get_all("Classifier") or [] if each.startswith("License")
     ]
-    said = package.get("License-Expression") or " AND ".join(
-        _SPELLINGS.get(each, each) for each in classifiers if each != "DFSG approved"
-    )
+    expression = package.get_all("License-Expression") or []
+    said = expression or [_SPELLINGS.get(each, each) for each in classifiers if each != "DFSG approved"]
     if said:
-        return said
-    first = (package.get("License") or "none").strip().splitlines()[0]
+        return " AND ".join(map(str, said))
+    first = str((package.get_all("License") or ["none"])[0]).strip().splitlines()[0]
     return _SPELLINGS.get(first, first)
 
 
@@ -109,7 +108,7 @@ def _vulnerabilities(service_url: str | None) -> int:
     if code in (0, 1):
         return code
     print(
-        "scripts/audit: no vulnerability database answered, so nothing is known of the packages' faults; start it where one can be"
+        "scripts/audit: no vulnerability database answered, so no fault of a package is known; start it where one can be"
         " reached, or name one: --service-url URL",
         file=sys.stderr,
     )
