@@ -46,6 +46,7 @@ def test_a_pod_has_no_rights_no_token_no_shell_and_a_root_that_nobody_writes(ns:
     found: dict[str, Any] = json.loads(ns.kubectl("exec", pod, "--", "python", "-c", _LOOK))
     with pytest.raises(AssertionError, match="sh"):
         ns.kubectl("exec", pod, "--", "sh", "-c", "true")
+    ns.kubectl("debug", pod, "--image=busybox:1", "--target=train", "--profile=restricted", "--", "sh", "-c", "true")
     run_command("kubectl", "--namespace", ns.name, "delete", "job", job, "--wait=false")
     assert found["writable"] == ["/tmp", "/work"]
     assert found["setuid"] == []
