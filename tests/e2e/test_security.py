@@ -41,7 +41,7 @@ print(json.dumps(found))
 
 @pytest.mark.security("S2", "S7")
 def test_a_pod_has_no_rights_no_token_no_shell_and_a_root_that_nobody_writes(ns: Namespace) -> None:
-    job = ns.install("train", {"train": {"epochs": 100_000}})
+    job = ns.install("train", {"train": {"epochs": 100_000}, "checkpoint": {"interval_seconds": 1}})
     pod = ns.wait_for_training(job)
     found: dict[str, Any] = json.loads(ns.kubectl("exec", pod, "--", "python", "-c", _LOOK))
     with pytest.raises(AssertionError, match="sh"):
@@ -65,12 +65,14 @@ def _with(pod: Manifest, changes: dict[str, Any]) -> Manifest:
         place = copy["spec"]["containers"][0] if name == "container" else copy["spec"]
         for field, each in (value if name == "container" else {name: value}).items():
             old = place.get(field)
-            place[field] = {**old, **each} if isinstance(old, dict) and isinstance(each, dict) else each
+            place[field] = (
+                {**old, **each} if isinstance(old, dict) else [*old, *each] if isinstance(old, list) else each
+            )
     return copy
 
 
 _PRIVILEGES: dict[str, dict[str, Any]] = {
-    "privileged": {"container": {"securityContext": {"privileged": True}}},
+    "privileged": {"container": {"securityContext": {"privileged": True, "allowPrivilegeEscalation": True}}},
     "allow-privilege-escalation": {"container": {"securityContext": {"allowPrivilegeEscalation": True}}},
     "capability": {"container": {"securityContext": {"capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]}}}},
     "capabilities-kept": {"container": {"securityContext": {"capabilities": {"drop": []}}}},
@@ -79,13 +81,13 @@ _PRIVILEGES: dict[str, dict[str, Any]] = {
     "no-seccomp": {"securityContext": {"seccompProfile": {"type": "Unconfined"}}},
     "no-apparmor": {"securityContext": {"appArmorProfile": {"type": "Unconfined"}}},
     "sysctl": {"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}},
-    "proc-mount": {"container": {"securityContext": {"procMount": "Unmasked"}}},
+    "proc-mount": {"hostUsers": False, "container": {"securityContext": {"procMount": "Unmasked"}}},
     "host-network": {"hostNetwork": True},
     "host-pid": {"hostPID": True},
     "host-ipc": {"hostIPC": True},
     "host-path": {"volumes": [{"name": "host", "hostPath": {"path": "/"}}]},
     "nfs": {"volumes": [{"name": "nfs", "nfs": {"server": "nfs.example", "path": "/"}}]},
-    "host-port": {"container": {"ports": [{"containerPort": 9090, "hostPort": 9090}]}},
+    "host-port": {"container": {"ports": [{"containerPort": 9091, "hostPort": 9091}]}},
 }
 
 
