@@ -69,6 +69,7 @@ IN_A_CLUSTER = {
     "helm rollback": _UPGRADE,
     "kubectl create job": f"{_E2E}test_release.py::test_a_schedule_can_be_started_by_hand",
     "kubectl create -f": _NAMESPACE,
+    "kubectl debug": f"{_E2E}test_security.py::test_a_pod_has_no_rights_no_token_no_shell_and_a_root_that_nobody_writes",
     "kubectl delete pod": _DELETED,
     "kubectl delete jobs": _NAMESPACE,
     "kubectl delete namespace": _NAMESPACE,

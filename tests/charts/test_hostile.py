@@ -1,5 +1,6 @@
 """S1: whatever text a value holds, it changes its own leaf of the manifests and nothing else."""
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from tests.charts.helm import CHART, RenderError, render
+
+pytestmark = pytest.mark.security("S1")
 
 _CRAFTED = (
     "{{ .Release.Name }}",
@@ -125,6 +128,15 @@ def test_names_take_names_only(path: str) -> None:
         section, _, field = path.partition(".")
         with pytest.raises(RenderError, match="don't meet the specifications of the schema"):
             render({section: {field: text}} if field else {section: text})
+
+
+@pytest.mark.parametrize("name", ["123", "true", "null", "0x1f", "1e3", "12-30"])
+def test_a_name_that_yaml_reads_as_something_else_stays_a_name(name: str) -> None:
+    """As the release, the namespace and fullnameOverride: `0x1f` made the objects of another release, 31."""
+    values: dict[str, Any] = {"fullnameOverride": name, "cluster": {"workers": 2}, "networkPolicy": {"enabled": True}}
+    plain = json.dumps(render(values | {"fullnameOverride": "plain"}, name="plain", namespace="plain"))
+    mine = json.dumps(render(values, name=name, namespace=name))
+    assert re.sub(r"-[0-9a-f]{8}\b", "", mine) == re.sub(r"-[0-9a-f]{8}\b", "", plain.replace("plain", name))
 
 
 def test_no_value_is_a_template() -> None:

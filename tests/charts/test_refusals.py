@@ -1,11 +1,16 @@
 """What the chart refuses, by schema or by its own checks, and that it says what to do."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
+from jsonschema import Draft7Validator
 
-from tests.charts.helm import RenderError, render
+from tests.charts.helm import CHART, RenderError, render
 
+_SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
 _SCHEDULE = {"schedule": "0 3 * * *", "activeDeadlineSeconds": 7200}
 
 
@@ -77,6 +82,7 @@ def test_wrong_values_are_refused_by_name(values: dict[str, Any], message: str) 
         render(values)
 
 
+@pytest.mark.security("S2")
 @pytest.mark.parametrize(
     "values",
     [
@@ -96,10 +102,76 @@ def test_wrong_values_are_refused_by_name(values: dict[str, Any], message: str) 
         {"extraEnv": [{"name": "A", "value": "b", "privileged": True}]},
         {"command": ["sh"]},
         {"image": {"repository": "evil --privileged"}},
+        {"extraVolumes": [{"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}]},
+        {"podAnnotations": {"container.apparmor.security.beta.kubernetes.io/train": "unconfined"}},
+        {"clientRole": {"create": True, "subjects": [{"kind": "Group", "name": "system:authenticated"}]}},
+        {"clientRole": {"create": True, "subjects": [{"kind": "User", "name": "system:anonymous"}]}},
     ],
 )
 def test_more_rights_cannot_be_asked_for(values: dict[str, Any]) -> None:
     with pytest.raises(RenderError, match="don't meet the specifications of the schema"):
+        render(values)
+
+
+def _fields_of(kind: str) -> set[str]:
+    """The fields that Kubernetes itself knows for a part of a pod."""
+    package = Path(str(kubernetes_validate.__file__)).parent / "kubernetes-json-schema" / "v1.37.0-local-strict"
+    return set(json.loads((package / f"{kind.lower()}-v1.json").read_text())["properties"])
+
+
+_SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+_TOKEN = {"serviceAccountToken": {"path": "t", "audience": "https://kubernetes.default.svc"}}
+
+
+@pytest.mark.security("S2")
+def test_no_field_of_a_pod_can_be_set_but_those_that_the_chart_names() -> None:
+    """Each field of Kubernetes' own schema, as a value, in extraEnv, in extraVolumes, in a mount and in resources."""
+    is_valid = Draft7Validator(_SCHEMA).is_valid
+    of_pod = {
+        name for kind in ("PodSpec", "Container", "SecurityContext", "PodSecurityContext") for name in _fields_of(kind)
+    }
+    tried: list[Any] = [{}, [], True, "x", 1]
+    given = {name for name in of_pod if any(is_valid({name: value}) for value in tried)}
+    assert given == {
+        *("activeDeadlineSeconds", "affinity", "image", "imagePullSecrets", "nodeSelector", "priorityClassName"),
+        *("resources", "runAsUser", "runtimeClassName", "serviceAccount", "terminationGracePeriodSeconds"),
+        *("tolerations", "topologySpreadConstraints"),
+    }
+    assert not is_valid({"runAsUser": 0})
+    kinds = set(_SCHEMA["properties"]["extraVolumes"]["items"]["properties"])
+    for name in _fields_of("Volume") - kinds:
+        assert not is_valid({"extraVolumes": [{"name": "v", name: {}}]}), name
+    for name in _fields_of("Container") | _fields_of("SecurityContext"):
+        assert name == "name" or not is_valid({"extraEnv": [{"name": "A", name: {}}]}), name
+        assert not is_valid({"resources": {name: {}}}), name
+    for name in _fields_of("VolumeMount") - {"name", "mountPath", "subPath", "readOnly"}:
+        assert not is_valid({"extraVolumeMounts": [{"name": "v", "mountPath": "/v", name: "x"}]}), name
+    assert {"hostPath", "nfs", "image"} <= _fields_of("Volume") - kinds
+    assert not is_valid({"extraVolumes": [{"name": "v", "projected": {"sources": [_TOKEN]}}]})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"extraEnv": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]},
+            'extraEnv must not have two .* name "A"',
+        ),
+        (
+            {"extraVolumeMounts": [{"name": "none", "mountPath": "/x"}]},
+            'must name a volume .* received "none"; there are tmp, ',
+        ),
+        ({"resources": {"requests": {"cpu": "5"}}}, r"resources\.requests\.cpu must be at most resources\.limits\.cpu"),
+        ({"resources": {"requests": {"memory": 9_000_000_000_000}}}, r"requests\.memory must be at most"),
+        (
+            {"resources": {"requests": {"example.com/x": 1}}},
+            r"needs a limit of the same: set resources\.limits\.example\.com/x to 1",
+        ),
+        ({"topologySpreadConstraints": [_SPREAD, _SPREAD]}, "must not have two entries for zone ScheduleAnyway"),
+    ],
+)
+def test_what_the_api_server_would_refuse_is_refused_before(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RenderError, match=message):
         render(values)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,17 @@ from tests.conftest import REPOSITORY, skip_or_fail
 
 CHART = REPOSITORY / "charts" / "mnist-train"
 GOLDEN = Path(__file__).parent / "golden"
+_KINDS = (
+    "CronJob",
+    "Job",
+    "NetworkPolicy",
+    "PersistentVolumeClaim",
+    "Pod",
+    "Role",
+    "RoleBinding",
+    "Service",
+    "ServiceAccount",
+)
 _REVIEWED = ("defaults", "workers", "workers-gpu")
 CI_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
 _NEVER_RETRIED = {
@@ -36,12 +49,46 @@ def _with_pods(manifests: list[Manifest]) -> list[Manifest]:
     return [manifest for manifest in manifests if manifest["kind"] in ("Job", "CronJob", "Pod")]
 
 
+@pytest.mark.security("S12")
 @every_ci_file
 def test_kubernetes_knows_every_field(file: Path) -> None:
     for manifest in render(files=(file,)):
         if manifest["kind"] == "PodMonitor":  # of the Prometheus operator
             continue
         kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+@pytest.fixture(scope="module")
+def kubeconform(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """kubeconform with the schemas of kubernetes_validate, which name each other as a server would; what it says of manifests."""
+    program = shutil.which("kubeconform")
+    if program is None:
+        skip_or_fail("no kubeconform on PATH")
+    folder = tmp_path_factory.mktemp("schemas")
+    package = Path(str(kubernetes_validate.__file__)).parent / "kubernetes-json-schema" / "v1.37.0-local-strict"
+    for name in ("_definitions", *(path.stem for kind in _KINDS for path in package.glob(f"{kind.lower()}-*v1.json"))):
+        schema = json.loads(
+            (package / f"{name}.json").read_text().replace("/api/_definitions.json", "_definitions.json")
+        )
+        del schema["$id"]
+        (folder / f"{name}.json").write_text(json.dumps(schema))
+
+    def check(manifests: str) -> str:
+        location = f"{folder}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+        command = [str(program), "-strict", "-summary", "-skip", "PodMonitor", "-schema-location", location]
+        return subprocess.run(command, input=manifests, capture_output=True, text=True, timeout=60, check=False).stdout
+
+    return check
+
+
+@pytest.mark.security("S12")
+def test_kubeconform_finds_nothing_in_any_example(kubeconform: Callable[[str], str]) -> None:
+    texts = [render_text(files=(file,)) for file in CI_FILES]
+    num_monitors = sum(text.count("\nkind: PodMonitor\n") for text in texts)
+    num = sum(text.count("\nkind: ") for text in texts)
+    summary = f"Summary: {num} resources found parsing stdin - Valid: {num - num_monitors}, Invalid: 0, Errors: 0, "
+    assert kubeconform("".join(texts)) == summary + f"Skipped: {num_monitors}\n"
+    assert "backofLimit" in kubeconform(texts[0].replace("backoffLimit", "backofLimit"))
 
 
 def test_a_misspelt_field_would_be_found() -> None:
@@ -66,9 +113,10 @@ def test_lint_is_clean(file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.security("S7", "S12")
 @every_ci_file
 def test_pods_ask_for_no_rights(file: Path) -> None:
-    """The restricted Pod Security standard, a read-only root, and no token of the Kubernetes API (S7)."""
+    """The restricted Pod Security standard, a read-only root, and no token of the Kubernetes API."""
     manifests = render(files=(file,))
     kinds = {manifest["kind"] for manifest in manifests}
     assert kinds.isdisjoint({"ClusterRole", "ClusterRoleBinding", "Secret"})
@@ -91,6 +139,9 @@ def test_pods_ask_for_no_rights(file: Path) -> None:
             "capabilities": {"drop": ["ALL"]},
         }
         assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+        assert re.search(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9_.-]*$", container["image"])
+        assert not {"hostPort", "hostIP"} & {field for port in container.get("ports", []) for field in port}
     for manifest in manifests:
         if manifest["kind"] == "ServiceAccount":
             assert manifest["automountServiceAccountToken"] is False

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.e2e.cluster import Namespace, Object, run_command, wait_until
+from tests.e2e.cluster import Namespace, Object, wait_until
 from tests.e2e.conftest import keys_in
 
 _SLOT = "batch.kubernetes.io/cronjob-scheduled-timestamp"
@@ -180,11 +180,3 @@ def test_a_quota_that_is_used_up_is_said(ns: Namespace) -> None:
     )
     assert "exceeded quota: none" in said[0]
     assert ns.job(job)["status"].get("failed", 0) == 0
-
-
-def test_pods_have_no_token_of_the_api(ns: Namespace) -> None:
-    job = ns.install("train", {"train": {"epochs": 100_000}})
-    pod = ns.wait_for_training(job)
-    with pytest.raises(AssertionError, match="No such file or directory"):
-        ns.kubectl("exec", pod, "--", "ls", "/var/run/secrets/kubernetes.io")
-    run_command("kubectl", "--namespace", ns.name, "delete", "job", job, "--wait=false")

@@ -10,7 +10,7 @@ serviceAccountName: {{ include "mnist-train.serviceAccountName" $root | toJson }
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- if .isPeer }}
-subdomain: {{ include "mnist-train.workersName" $root }}
+subdomain: {{ include "mnist-train.workersName" $root | toJson }}
 {{- end }}
 terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds | toJson }}
 securityContext:
@@ -226,4 +226,64 @@ kueue.x-k8s.io/queue-name: {{ toJson . }}
 {{- define "mnist-train.jobName" -}}
 {{- $spec := include "mnist-train.jobSpec" (dict "root" . "runId" (include "mnist-train.runId" .)) -}}
 {{ include "mnist-train.base" . }}-{{ printf "%s retry %s" (fromYaml $spec | toJson) (toJson .Values.retry) | sha256sum | trunc 8 }}
+{{- end -}}
+
+{{- /* Lists whose entries the API server tells apart by one field. */ -}}
+{{- define "mnist-train.checkLists" -}}
+{{- range $name, $field := dict "imagePullSecrets" "name" "extraEnv" "name" "extraVolumes" "name" "extraVolumeMounts" "mountPath" -}}
+{{- $seen := list -}}
+{{- range get $.Values $name -}}
+{{- $key := get . $field -}}
+{{- if has $key $seen -}}
+{{- fail (printf "%s must not have two entries with the %s %q: leave one of them out" $name $field $key) -}}
+{{- end -}}
+{{- $seen = append $seen $key -}}
+{{- end -}}
+{{- end -}}
+{{- $seen := list -}}
+{{- range .Values.topologySpreadConstraints -}}
+{{- $key := printf "%s %s" .topologyKey .whenUnsatisfiable -}}
+{{- if has $key $seen -}}
+{{- fail (printf "topologySpreadConstraints must not have two entries for %s: leave one of them out" $key) -}}
+{{- end -}}
+{{- $seen = append $seen $key -}}
+{{- end -}}
+{{- $volumes := list "tmp" "work" -}}
+{{- if include "mnist-train.hasVolume" . -}}
+{{- $volumes = append $volumes "data" -}}
+{{- end -}}
+{{- range .Values.extraVolumes -}}
+{{- $volumes = append $volumes .name -}}
+{{- end -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- if not (has .name $volumes) -}}
+{{- fail (printf "extraVolumeMounts must name a volume of extraVolumes, received %q; there are %s" .name (join ", " $volumes)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A quantity of Kubernetes, such as 500m, 2 or 1.5Gi, as a number. */ -}}
+{{- define "mnist-train.quantity" -}}
+{{- $text := kindIs "string" . | ternary . (printf "%f" (float64 .)) -}}
+{{- $factors := dict "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{ mulf (regexFind "^[0-9.]+" $text | float64) (get $factors (regexFind "[A-Za-z]+$" $text) | default 1.0) }}
+{{- end -}}
+
+{{- /* What the API server asks of requests and limits: never more than the limit, and of devices exactly the limit. */ -}}
+{{- define "mnist-train.checkResources" -}}
+{{- $limits := .Values.resources.limits | default dict -}}
+{{- range $name, $request := .Values.resources.requests | default dict -}}
+{{- $isWhole := or (contains "/" $name) (hasPrefix "hugepages-" $name) -}}
+{{- $limit := get $limits $name -}}
+{{- if and $isWhole (not (hasKey $limits $name)) -}}
+{{- fail (printf "resources.requests.%s needs a limit of the same: set resources.limits.%s to %v" $name $name $request) -}}
+{{- end -}}
+{{- if hasKey $limits $name -}}
+{{- $requested := include "mnist-train.quantity" $request | float64 -}}
+{{- $allowed := include "mnist-train.quantity" $limit | float64 -}}
+{{- if or (gt $requested $allowed) (and $isWhole (lt $requested $allowed)) -}}
+{{- fail (printf "resources.requests.%s must %s resources.limits.%s (%v), received %v" $name (ternary "equal" "be at most" $isWhole) $name $limit $request) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}

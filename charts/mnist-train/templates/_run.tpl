@@ -129,6 +129,8 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- if and $gpus (not (kindIs "invalid" $expected)) (ne (int $gpus) (int $expected)) -}}
 {{- fail (printf "cluster.expected_gpus (%v) must equal the limit nvidia.com/gpu (%v); leave it out, the chart sets it" $expected $gpus) -}}
 {{- end -}}
+{{- include "mnist-train.checkLists" . -}}
+{{- include "mnist-train.checkResources" . -}}
 {{- if include "mnist-train.hasSeveralWorkers" . -}}
 {{- include "mnist-train.checkWorkers" . -}}
 {{- end -}}
