@@ -209,7 +209,11 @@ def _no_reply(what: str) -> Iterator[None]:
 
 def _pieces(response: Any, *, what: str) -> Iterator[bytes]:
     with _no_reply(what):
-        yield from response.stream(amt=_PIECE_BYTES, decode_content=True)
+        if response.chunked:
+            yield from response.stream(amt=_PIECE_BYTES, decode_content=True)
+        else:  # `stream` would wait until a piece is full
+            while piece := response.read1(_PIECE_BYTES, decode_content=True):
+                yield piece
 
 
 def _read(response: Any, num_bytes: int) -> bytes:

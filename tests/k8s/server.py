@@ -164,11 +164,18 @@ def _status(code: int, message: str) -> Object:
 
 
 def _matches(thing: Object, query: dict[str, str]) -> bool:
-    labels = thing["metadata"].get("labels", {})
+    """Also of objects that tests have damaged: what has no labels or names has none that matches."""
+    metadata = _part(thing, "metadata")
+    labels = _part(metadata, "labels")
     wanted = [term.split("=") for term in query.get("labelSelector", "").split(",") if term]
     fields = {
-        "metadata.name": thing["metadata"]["name"],
-        "involvedObject.name": thing.get("involvedObject", {}).get("name"),
+        "metadata.name": metadata.get("name"),
+        "involvedObject.name": _part(thing, "involvedObject").get("name"),
     }
     terms = [term.split("=") for term in query.get("fieldSelector", "").split(",") if term]
     return all(labels.get(key) == value for key, value in wanted) and all(fields[key] == value for key, value in terms)
+
+
+def _part(thing: Object, key: str) -> Object:
+    part = thing.get(key)
+    return part if isinstance(part, dict) else {}

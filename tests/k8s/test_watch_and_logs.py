@@ -249,7 +249,9 @@ class TestReader:
         reader = _Reader("p")
 
         def lines() -> Iterator[bytes]:
-            yield from (f"2026-11-24T{hour:02d}:{minute:02d}:00Z x\n".encode() for hour in range(20) for minute in range(60))
+            yield from (
+                f"2026-11-24T{hour:02d}:{minute:02d}:00Z x\n".encode() for hour in range(20) for minute in range(60)
+            )
 
         assert len(list(reader.take(lines()))) == 1200
         assert len(reader.recent) == 1
