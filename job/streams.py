@@ -55,7 +55,6 @@ def pass_on(data: bytes) -> None:
     if sys.stdout.isatty():
         sys.stdout.write(visible(data.decode(errors="backslashreplace"), keep=_KEPT))
     else:
-        sys.stdout.flush()
         sys.stdout.buffer.write(data)
 
 

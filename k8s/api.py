@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from job.errors import IntegrityError
-from job.records import parse_object
 from job.texts import one_line
 from k8s.connection import Connection
 from k8s.errors import NoReplyError, ReplyError, ThrottledError, UnavailableError, UsageError, error_from_reply
-from k8s.shapes import Object, fit, fit_all
+from k8s.shapes import Object, fit, fit_all, parse_reply
 
 T = TypeVar("T")
 
@@ -26,8 +25,8 @@ FIRST_PATIENCE_SECONDS = 8.0
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 15.0
 _MAX_BACKOFF_SECONDS = 5.0
-_MAX_REPLY_BYTES = 128 * 2**20
-"""Of one reply; some 5,000 Jobs with their pods are half of it."""
+_MAX_REPLY_BYTES = 64 * 2**20
+"""Of one reply: some 5,000 pods, of 13 kB each."""
 _MAX_ERROR_BYTES = 64 * 2**10
 _PIECE_BYTES = 64 * 2**10
 """Of a stream: what is read at once, however much a server sends."""
@@ -132,7 +131,7 @@ class Api:
                 raise ReplyError(
                     f"{what}: the reply is longer than {size}; delete Jobs that have ended, or name one --release"
                 )
-            return parse_object(data, name="the reply", max_bytes=_MAX_REPLY_BYTES)
+            return parse_reply(data, max_bytes=_MAX_REPLY_BYTES)
         except IntegrityError as error:  # such as cut off, by something that says that it was whole
             raise NoReplyError(f"{what}: {error}; try again later") from error
         finally:
@@ -215,7 +214,11 @@ def _no_reply(what: str) -> Iterator[None]:
 
 def _pieces(response: Any, *, what: str) -> Iterator[bytes]:
     with _no_reply(what):
-        yield from response.stream(amt=_PIECE_BYTES, decode_content=True)
+        if response.chunked:
+            yield from response.stream(amt=_PIECE_BYTES, decode_content=True)
+        else:  # `stream` would wait until a piece is full
+            while piece := response.read1(_PIECE_BYTES, decode_content=True):
+                yield piece
 
 
 def _read(response: Any, num_bytes: int) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 from job.contract import is_run_id
-from job.texts import quoted
+from job.texts import quoted, visible
 from k8s import submit
 from k8s.api import Api
 from k8s.causes import container_state, find_condition, has_ended
@@ -278,7 +278,7 @@ class RunClient:
         near = difflib.get_close_matches(run, known, n=1)
         hint = f"did you mean {quoted(near[0])}?" if near else "mnist-k8s list shows all."
         return NotFoundError(
-            f"run {run}: no Job of it in namespace {self.namespace}; {hint} What it stored: mnist-job logs {quoted(run)}"
+            f"run {visible(run)}: no Job of it in namespace {self.namespace}; {hint} What it stored: mnist-job logs {quoted(run)}"
         )
 
     def _find_template(self) -> Object:

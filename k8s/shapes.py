@@ -73,6 +73,10 @@ _NEEDED: Mapping[str, Iterable[str]] = {
     "cronjobs": ("metadata.uid", "metadata.namespace", "spec.jobTemplate.spec.template.spec"),
 }
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+|[{}\[\]]', re.DOTALL)
+"""A text, which may hold brackets, or a bracket."""
+_MAX_DEPTH = 48
+"""What the client reads of a list is a third as deep."""
 _COUNTS = range(2**31)
 _MAX_MESSAGE_BYTES = 1_000_000
 
@@ -96,6 +100,36 @@ def fit_all(resource: str, things: object) -> list[Object]:
                 "one of the %s is not as the API server describes them, and is left out: %s", resource, _name(thing)
             )
     return [found for _, found in fitted if found is not None]
+
+
+def parse_reply(data: bytes, *, max_bytes: int) -> Object:
+    """A reply of the API server.
+
+    Whoever may make a Job may give it `managedFields` as deep as they like: the API server takes them. What is nested too deep
+    counts as not there, so that the other Jobs of a list can be read.
+
+    Raises:
+        IntegrityError: it is no JSON object, or longer than `max_bytes`.
+    """
+    try:
+        return parse_object(data, name="the reply", max_bytes=max_bytes)
+    except IntegrityError:
+        return parse_object(_without_depth(data), name="the reply", max_bytes=max_bytes)
+
+
+def _without_depth(data: bytes) -> bytes:
+    """JSON with null in place of what is nested deeper than `_MAX_DEPTH`."""
+    kept, depth, start = [], 0, 0
+    for token in _TOKEN.finditer(data):
+        if token[0] in b"{[":
+            depth += 1
+            if depth == _MAX_DEPTH:
+                kept += [data[start : token.start()], b"null"]
+        elif token[0] in b"}]":
+            if depth == _MAX_DEPTH:
+                start = token.end()
+            depth -= 1
+    return b"".join([*kept, data[start:]])
 
 
 def parse_time(text: str) -> datetime | None:

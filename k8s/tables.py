@@ -53,7 +53,16 @@ def resume_command(run: RunStatus) -> str:
 
 def _row(run: RunStatus, now: datetime) -> tuple[str, ...]:
     settings = run.settings or "-"
-    return (run.run, run.phase, run.reason, _progress(run), _accuracy(run), _age(run, now), str(run.attempts), settings)
+    return (
+        run.run or run.job,
+        run.phase,
+        run.reason,
+        _progress(run),
+        _accuracy(run),
+        _age(run, now),
+        str(run.attempts),
+        settings,
+    )
 
 
 def _progress(run: RunStatus) -> str:

@@ -20,6 +20,7 @@ from job.runs import read
 from job.runs.read import CommittedRun
 from job.store.folder import check_way
 from job.store.store import Store
+from job.texts import one_line
 
 BY_HAND = "by hand"
 
@@ -52,7 +53,7 @@ def promote_run(config: Config, store: Store, committed: CommittedRun, *, forced
             return
         decision = None if forced else gate.assess(committed, newest)
         if decision and decision.verdict == "same":
-            print(f"run {to.run} is not promoted: {decision.reason}")
+            print(f"run {to.run} is not promoted: {one_line(decision.reason)}")
             return
         if decision and decision.verdict != "promoted":
             raise GateRefusedError(
@@ -126,14 +127,14 @@ def _finish_move(store: Store, made: Move) -> None:
         f"champion of {made.model}: run {made.run}, version {made.version}{' (forced)' if made.forced else ''}\n"
         f"  before    {before}\n"
         f"  accuracy  {made.to.accuracy:.4f}\n"
-        f"  by        {made.who}: {made.why}"
+        f"  by        {one_line(f'{made.who}: {made.why}')}"
     )
 
 
 def describe_move(made: Move) -> str:
     """One line for people: what is served, since when, and why."""
     forced = ", forced past the gate" if made.forced else ""
-    return f"version {made.version} since {made.when} by {made.by}{forced}: {made.why}"
+    return one_line(f"version {made.version} since {made.when} by {made.by}{forced}: {made.why}")
 
 
 def fetch(line: CommandLine, loaded: LoadedConfig) -> int:

@@ -1,7 +1,6 @@
 """The commands about training data: data prepare, data check."""
 
 import os
-import shlex
 
 from job import contract
 from job.commands.cli import CommandLine
@@ -9,6 +8,7 @@ from job.config import Config
 from job.config_sources import LoadedConfig
 from job.datasets.prepared import choose_cache_dir
 from job.store.open import open_store
+from job.texts import quoted
 
 
 def prepare(line: CommandLine, loaded: LoadedConfig) -> int:
@@ -28,7 +28,7 @@ def prepare(line: CommandLine, loaded: LoadedConfig) -> int:
         if written
         else f"verified, and in {store.uri} already"
     )
-    print(f"{dataset}: {done}; use --data.source=idx --data.uri={shlex.quote(target)}")
+    print(f"{dataset}: {done}; use --data.source=idx --data.uri={quoted(target)}")
     return contract.ExitCode.OK
 
 

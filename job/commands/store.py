@@ -7,6 +7,7 @@ from job.config_sources import LoadedConfig
 from job.errors import IntegrityError, NotFoundError
 from job.registry.garbage import delete_garbage, find_garbage
 from job.store.store import Store
+from job.texts import visible
 
 _SKEW_SECONDS = 60.0
 
@@ -60,9 +61,9 @@ def collect_garbage(line: CommandLine, loaded: LoadedConfig) -> int:
     for garbage in find_garbage(store, **ages):
         gone = delete_garbage(store, garbage, **ages) if line.options.delete else garbage
         if gone is None:
-            print(f"{garbage.place}: kept: it came to life, or was committed, since it was found")
+            print(f"{visible(garbage.place)}: kept: it came to life, or was committed, since it was found")
             continue
-        print(f"{gone.place}: {len(gone.entries)} objects, {gone.num_bytes} bytes: {gone.reason}")
+        print(f"{visible(gone.place)}: {len(gone.entries)} objects, {gone.num_bytes} bytes: {gone.reason}")
         num_objects, num_bytes = num_objects + len(gone.entries), num_bytes + gone.num_bytes
     if line.options.delete:
         for prefix in (contract.RUNS_PREFIX, contract.MODELS_PREFIX):

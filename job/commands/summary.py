@@ -1,19 +1,18 @@
 """The closing summary that a person reads on a terminal."""
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from job.attempt import Outcome
 from job.config import Config
 from job.runs.read import more_metrics
-from job.texts import say_placement
+from job.texts import one_line, quoted, say_placement
 
 
 def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
     """Score, where the model is, and the command to look at it."""
     metrics, run_id = outcome.committed.record["metrics"], outcome.committed.run
-    store = "".join(f" {shlex.quote(f'--store.{name}={value}')}" for name, value in _store_settings(config).items())
+    store = "".join(f" {quoted(f'--store.{name}={value}')}" for name, value in _store_settings(config).items())
     if outcome.is_skipped:
         print(f"\nNothing has changed: champion {run_id} came from the same inputs and image; nothing was trained")
     elif outcome.is_new:
@@ -22,7 +21,7 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         other = "another --run.id" if config.run.id else "--run.suffix=again"
         print(f"\nRun {run_id} is committed already; nothing was trained. To train again: {other}")
     print(
-        f"  dataset   {outcome.committed.dataset.name}\n"
+        f"  dataset   {one_line(outcome.committed.dataset.name)}\n"
         f"  test      accuracy {metrics['test_accuracy']:.4f}, loss {metrics['test_loss']:.4f} "
         f"on {metrics['test_examples']} examples\n"
         f"{_metrics_line(metrics)}"
@@ -30,8 +29,8 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         f"{_trained_line(outcome)}"
         f"  gate      {_gate_line(outcome)}\n"
         f"  model     {outcome.model_location}\n"
-        f"  look      mnist-job show {run_id}{store}\n"
-        f"  verify    mnist-job verify --run {run_id}{store}"
+        f"  look      mnist-job show {quoted(run_id)}{store}\n"
+        f"  verify    mnist-job verify --run {quoted(run_id)}{store}"
     )
 
 
@@ -77,7 +76,7 @@ def _gate_line(outcome: Outcome) -> str:
     if gate is None:
         return "is the champion" if outcome.is_skipped else "not asked (promotion.enabled is false)"
     verdict = f"promoted to version {gate.version} of {gate.model}" if gate.version else "not promoted"
-    return f"{verdict}: {gate.reason}"
+    return one_line(f"{verdict}: {gate.reason}")
 
 
 def _store_settings(config: Config) -> dict[str, object]:

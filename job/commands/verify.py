@@ -26,6 +26,7 @@ from job.runs.read import (
     unpack_model,
 )
 from job.store.store import Store
+from job.texts import visible
 from job.training import devices, evaluation, export, foreign
 
 _ACCURACY_TOLERANCE = 1e-9
@@ -60,7 +61,7 @@ def verify(line: CommandLine, loaded: LoadedConfig) -> int:
         committed = find_committed(store, options.run, wait_seconds=options.wait)
     report = verify_run(store, committed, cluster=loaded.config.cluster)
     print(
-        f"verified: run {committed.run}, attempt {committed.attempt}\n"
+        f"verified: run {committed.run}, attempt {visible(committed.attempt)}\n"
         f"  {report.num_files} files, {report.num_bytes} bytes: sizes and SHA-256 as committed\n"
         f"  weights digest {committed.weights_digest}: recomputed from the SavedModel, equal\n"
         f"  SavedModel loaded; {report.num_predicted} images classified as recorded (largest difference "

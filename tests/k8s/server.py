@@ -119,7 +119,7 @@ class ApiHandler(BaseHTTPRequestHandler):
                 return self._create(resource, body)
             things = self.server_state.objects.setdefault(resource, {})
             if not name:
-                items = [thing for thing in things.values() if _matches(thing, query)]
+                items = [thing for thing in things.values() if matches(thing, query)]
                 return 200, {"metadata": {"resourceVersion": "1"}, "items": items}
             if name not in things:
                 return 404, _status(404, f'{resource} "{name}" not found')
@@ -163,12 +163,19 @@ def _status(code: int, message: str) -> Object:
     return {"kind": "Status", "status": "Failure", "code": code, "message": message}
 
 
-def _matches(thing: Object, query: dict[str, str]) -> bool:
-    labels = thing["metadata"].get("labels", {})
+def matches(thing: Object, query: dict[str, str]) -> bool:
+    """Also of objects that tests have damaged: what has no labels or names has none that matches."""
+    metadata = _part(thing, "metadata")
+    labels = _part(metadata, "labels")
     wanted = [term.split("=") for term in query.get("labelSelector", "").split(",") if term]
     fields = {
-        "metadata.name": thing["metadata"]["name"],
-        "involvedObject.name": thing.get("involvedObject", {}).get("name"),
+        "metadata.name": metadata.get("name"),
+        "involvedObject.name": _part(thing, "involvedObject").get("name"),
     }
     terms = [term.split("=") for term in query.get("fieldSelector", "").split(",") if term]
     return all(labels.get(key) == value for key, value in wanted) and all(fields[key] == value for key, value in terms)
+
+
+def _part(thing: Object, key: str) -> Object:
+    part = thing.get(key)
+    return part if isinstance(part, dict) else {}
