@@ -17,7 +17,7 @@ import pytest
 from k8s import RunClient, submit
 from k8s.api import Api
 from k8s.errors import UnavailableError
-from k8s.logs import _Reader
+from k8s.logs import LogLine, _Reader
 from k8s.status import RunStatus
 from tests.e2e.api_proxy import ApiProxy, api_port, faulty_api
 from tests.e2e.cluster import Namespace, Object
