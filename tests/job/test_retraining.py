@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from job.digests import sha256_hex
 from tests.conftest import QUICK, RunJob
+from tests.job.training.hostile_models import hostile_graphs, write_model
 
 pytestmark = pytest.mark.tf
 
@@ -120,3 +122,38 @@ def test_retention_is_applied_after_a_committed_run(run_job: RunJob, tmp_path: P
     refused = run_job("run", *flags, "--run.id=night-1", "--train.epochs=1")
     assert refused.code == 73
     assert "run night-1 was removed by retention" in refused.error
+
+
+def replace_model(attempt: Path, model: Path) -> None:
+    """Swap the graph of a committed run as someone may who can write the store: the COMMIT fits."""
+    commit = attempt.parent.parent / "COMMIT.json"
+    data = (model / "saved_model.pb").read_bytes()
+    (attempt / "model/saved_model.pb").write_bytes(data)
+    record = json.loads(commit.read_text())
+    for file in record["files"]:
+        if file["key"].endswith("/saved_model.pb"):
+            file |= {"num_bytes": len(data), "sha256": sha256_hex(data)}
+    commit.write_text(json.dumps(record))
+
+
+@pytest.mark.full
+@pytest.mark.security("S4")
+def test_graph_of_a_champion_that_writes_files_is_refused_in_gate_and_verify_and_fails_no_run(
+    run_job: RunJob, tmp_path: Path
+) -> None:
+    assert run_job("run", *SMALL, "--run.id=first").code == 0
+    canary = tmp_path / "canary"
+    [attempt] = (tmp_path / "out/runs/first/attempts").iterdir()
+    replace_model(attempt, write_model(tmp_path / "hostile", hostile_graphs(canary)["write"][1]))
+
+    second = run_job("run", *SMALL, "--run.id=second", "--data.test_examples=200", "--train.epochs=1")
+    assert second.code == 0, second.stderr
+    decided = second.event("gate.decided")
+    assert (decided["verdict"], decided["rule"]) == ("refused", "not_comparable")
+    assert "the model of the champion has the operation 'WriteFile' (node 'WriteFile' in function " in decided["reason"]
+    assert second.event("gate.champion_unscored")["champion"] == "first"
+
+    verified = run_job("verify", "--run=first")
+    assert verified.code == 65
+    assert "error 65: the model of run first has the operation 'WriteFile'" in verified.error
+    assert not canary.exists()
