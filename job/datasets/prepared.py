@@ -2,9 +2,9 @@
 
 import json
 import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from stat import S_ISDIR, S_IWOTH
 
 import numpy as np
 
@@ -104,8 +104,8 @@ def _check_is_ours(folder: Path) -> None:
         status = folder.lstat()
     except FileNotFoundError:
         return
-    is_shared = status.st_mode & stat.S_IWOTH
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or is_shared:
+    is_shared = status.st_mode & S_IWOTH
+    if not S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or is_shared:
         raise AccessDeniedError(
             f"data.cache_dir: {folder} is a link, of another user, or writable for all: what is cached there may be of somebody "
             "else; remove it, or set data.cache_dir"

@@ -327,12 +327,11 @@ class TestFolder:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
         file_store.put("a/key", b"data")
-        monkeypatch.setattr("job.store.beneath.open_file", fail)
-        with pytest.raises(
-            UnavailableError,
-            match=r"get a/key failed for 1 s \(store\.deadline_seconds\): Input/output error; check the disk or the file server",
-        ):
-            file_store.get("a/key")
+        said = r"get a/key failed for 1 s \(store\.deadline_seconds\): Input/output error; check the disk or the file server"
+        with monkeypatch.context() as patched:
+            patched.setattr("job.store.beneath.open_file", fail)
+            with pytest.raises(UnavailableError, match=said):
+                file_store.get("a/key")
 
 
 class TestUri:
