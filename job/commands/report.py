@@ -101,8 +101,9 @@ def _summary(committed: CommittedRun) -> Iterable[tuple[str, str]]:
     yield "committed", str(committed.record.get("committed", ""))
     yield "dataset", committed.dataset.name
     yield "test accuracy", f"{committed.test_accuracy:.4f}"
-    yield "test loss", f"{metrics['test_loss']:.4f}"
-    yield "test examples", str(metrics["test_examples"])
+    for name in ("test_loss", "test_examples"):
+        if metrics.get(name) is not None:
+            yield name.replace("_", " "), _score(metrics[name])
     for name, value in more_metrics(metrics).items():
         yield f"test {name}", f"{value:.4f}"
     yield from _validation(committed)
@@ -232,6 +233,10 @@ def _wrong(test: Mapping[str, Any]) -> ET.Element:
         for one in test["wrong"][:_MAX_WRONG]
     ]
     return _table(("test example", "true", "predicted", "probability"), rows)
+
+
+def _score(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _number(value: object) -> str:

@@ -5,7 +5,7 @@ champion and decide again. Owns the records and their order, not which run deser
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -55,7 +55,7 @@ class _MoveFile(Shape):
     from_version: Count | None
     from_run: Id | None
     run: Id
-    created: Time
+    created: Name
     dataset: Name
     evaluation_digest: str
     weights_digest: str
@@ -67,7 +67,7 @@ class _MoveFile(Shape):
     forced: bool
     anchors: list[_AnchorFile] | None = None
     best: list[Annotated[tuple[str, Share], Strict(strict=False)]]
-    gate: dict[str, Any] | None
+    gate: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,10 +364,10 @@ def _parse_anchors(checked: _MoveFile) -> tuple[Anchor, ...]:
     return tuple(Anchor(**each.model_dump()) for each in checked.anchors)
 
 
-def _parse_gate(record: Mapping[str, Any] | None, *, key: str) -> GateRecord | None:
+def _parse_gate(record: object, *, key: str) -> GateRecord | None:
     """The decision behind a move. One that cannot be read must not hide the move: who is champion does not depend on it."""
     try:
-        return GateRecord.of(record, key=key) if record else None
+        return GateRecord.of(record, key=key) if isinstance(record, dict) and record else None
     except IntegrityError as error:
         warn("champion.gate_unreadable", reason=str(error))
         return None

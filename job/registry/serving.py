@@ -111,7 +111,7 @@ def check_layout(store: Store, made: Move) -> int:
     files = read.read_model(store, champion.commit_of(store, made))
     found = _list_files(store, made.model, version=made.version)
     different = sorted(found ^ files.keys()) or [
-        name for name in files if store.get(prefix + name, max_bytes=len(files[name])) != files[name]
+        name for name, data in files.items() if not _holds(store, prefix + name, data)
     ]
     if different:
         raise IntegrityError(
@@ -119,3 +119,11 @@ def check_layout(store: Store, made: Move) -> int:
             f"{', '.join(different[:3])}; the next run, promote or fetch completes one that was cut off"
         )
     return len(files)
+
+
+def _holds(store: Store, key: str, data: bytes) -> bool:
+    """Whether an object has this content; a longer one is not read."""
+    try:
+        return store.get(key, max_bytes=len(data)) == data
+    except IntegrityError:
+        return False

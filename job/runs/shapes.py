@@ -107,8 +107,8 @@ class Metrics(Shape):
 
     model_config = ConfigDict(extra="allow")
     test_accuracy: Share
-    test_loss: float
-    test_examples: Count
+    test_loss: float | None = None
+    test_examples: Count | None = None
     val_accuracy: Share | None = None
     val_loss: float | None = None
     val_examples: Count | None = None

@@ -196,7 +196,6 @@ class TestDamage:
             (b'"best":[["e",0.9]]', b'"best":[["e"]]'),
             (b'"best":[["e",0.9]]', b'"best":7'),
             (b'"when":"2', b'"when":"x2'),
-            (b'"anchors":[{', b'"anchors":[{"more":1,'),
             (b'"value":0.9', b'"value":"0.9"'),
         ],
     )

@@ -222,7 +222,10 @@ class TestCommittedRun:
             (b'{"abandoned": "2026-01-01", "run": "other"}', "it is of run 'other'"),
             (json.dumps(commit_content("other", "win", [])).encode(), "it is of run 'other'"),
             (json.dumps(commit_content("done", "wim", [])).encode(), "names an attempt that is not there"),
-            (json.dumps(commit_content("done", "", [])).encode(), "names an attempt that is not there"),
+            (
+                json.dumps(commit_content("done", "", [])).encode(),
+                "its attempt must be the name of a run or an attempt",
+            ),
         ],
     )
     def test_corrupt_commit_keeps_its_run_whole_and_no_other(

@@ -160,15 +160,15 @@ class TestCommit:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            ({"metrics": None}, "it lacks metrics.test_accuracy"),
-            ({"metrics": 3}, "it lacks metrics.test_accuracy"),
+            ({"metrics": None}, "its metrics should be"),
+            ({"metrics": {}}, "it lacks metrics.test_accuracy"),
             ({"run": "another"}, "it is of run 'another'"),
             (
                 {"files": [{"key": f"runs/{RUN}/attempts/attempt-3/a", "num_bytes": 1, "sha256": "x"}]},
                 "its files are not",
             ),
             ({"files": [{"key": f"runs/{RUN}/attempts/attempt-1/../a", "num_bytes": 1, "sha256": "x"}]}, "its files"),
-            ({"files": None}, "does not say which files"),
+            ({"files": None}, "its files should be a valid list, received None"),
         ],
     )
     def test_damaged_commit_is_refused(self, change: dict[str, Any], reason: str, store: Store) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -327,15 +328,14 @@ class TestFolder:
     def test_failure_of_the_disk_is_retried_until_the_deadline(
         self, file_store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(path: Path) -> bytes:
+        def fail(path: Path, *arguments: Any, **more: Any) -> bytes:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        monkeypatch.setattr(Path, "read_bytes", fail)
-        with pytest.raises(
-            UnavailableError,
-            match=r"get a/key failed for 1 s \(store\.deadline_seconds\): Input/output error; check the disk or the file server",
-        ):
-            file_store.get("a/key")
+        said = r"get a/key failed for 1 s \(store\.deadline_seconds\): Input/output error; check the disk or the file server"
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", fail)
+            with pytest.raises(UnavailableError, match=said):
+                file_store.get("a/key")
 
 
 class TestUri:
@@ -411,6 +411,7 @@ def _fails_and_then_hangs() -> Iterator[Exception]:
 ON_A_DISK = """
 import json, os, sys
 from pathlib import Path
+from typing import Any
 from job.errors import JobError
 from job.config import StoreSection
 from job.store.open import open_store
