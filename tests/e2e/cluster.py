@@ -69,7 +69,7 @@ class Namespace:
         self.helm("upgrade", "--install", release, str(CHART), "-f", "-", stdin=json.dumps(merged))
         jobs = [job["metadata"]["name"] for job in self.get("job", "-l", f"app.kubernetes.io/instance={release}")]
         manifest = self.helm("get", "manifest", release)
-        return next((name for name in jobs if f"name: {name}\n" in manifest), "")
+        return next((name for name in jobs if f'name: "{name}"\n' in manifest), "")
 
     def job(self, name: str) -> Object:
         found: Object = json.loads(self.kubectl("get", "job", name, "-o", "json"))

@@ -11,7 +11,7 @@ import yaml
 
 from tests.charts.drawn import draw
 from tests.charts.helm import Manifest, RenderError, pod_spec, render, render_text
-from tests.e2e.cluster import Namespace, run_command
+from tests.e2e.cluster import Namespace, run_command, wait_until
 
 _LOOK = """
 import json, os, stat
@@ -41,8 +41,12 @@ print(json.dumps(found))
 
 @pytest.mark.security("S2", "S7")
 def test_a_pod_has_no_rights_no_token_no_shell_and_a_root_that_nobody_writes(ns: Namespace) -> None:
-    job = ns.install("train", {"train": {"epochs": 100_000}, "checkpoint": {"interval_seconds": 1}})
-    pod = ns.wait_for_training(job)
+    job = ns.install("train", {"train": {"epochs": 100_000}})
+    pod = wait_until(
+        lambda: [each["metadata"]["name"] for each in ns.pods(job) if each["status"].get("phase") == "Running"],
+        "running pod",
+        seconds=180,
+    )[0]
     found: dict[str, Any] = json.loads(ns.kubectl("exec", pod, "--", "python", "-c", _LOOK))
     with pytest.raises(AssertionError, match="sh"):
         ns.kubectl("exec", pod, "--", "sh", "-c", "true")
