@@ -3,6 +3,7 @@
 identity.py    what decides a result; the run id, the seed, the result digest
 lineage.py     attempt.json: where an attempt comes from, and what computed it
 write.py       run.json, immutable attempts, COMMIT.json: the order of the writes
+shapes.py      what each record of a run must hold
 read.py        COMMIT as a `CommittedRun`, and what it names, verified
 checkpoint.py  resumable state whose name proves its content
 checkpoint_writer.py  the thread that writes it

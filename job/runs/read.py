@@ -159,14 +159,12 @@ def parse_run(data: bytes, run_id: str) -> CommittedRun | ClosedRun:
     """
     key = commit_key(run_id)
     record, what = parse_object(data, key=key), f"store: {key} is not the COMMIT of this run"
-    closed = shapes.to_shape(shapes.Closed, record, name=what) if "abandoned" in record else None
-    commit = None if closed else shapes.to_shape(shapes.Commit, record, name=what)
-    if record["run"] != run_id:
+    if record.get("run", run_id) != run_id:
         raise IntegrityError(f"{what}: it is of run {records.show(record['run'])}")
-    if closed:
+    if "abandoned" in record:
+        closed = shapes.to_shape(shapes.Closed, record, name=what)
         return ClosedRun(run=run_id, closed=closed.abandoned, is_removed="by" in record)
-    assert commit
-    return _to_run(commit, record)
+    return _to_run(shapes.to_shape(shapes.Commit, record, name=what), record)
 
 
 def _to_run(commit: shapes.Commit, record: Mapping[str, Any]) -> CommittedRun:
