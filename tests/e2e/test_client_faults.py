@@ -6,7 +6,7 @@ import statistics
 import time
 import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,7 +17,7 @@ import pytest
 from k8s import RunClient, submit
 from k8s.api import Api
 from k8s.errors import UnavailableError
-from k8s.logs import LogLine, _parse, _Reader
+from k8s.logs import LogLine, _Reader, _split_stamp
 from k8s.status import RunStatus
 from tests.e2e.api_proxy import ApiProxy, api_port, faulty_api
 from tests.e2e.cluster import Namespace, Object
@@ -257,11 +257,11 @@ def _create_again_under_a_new_name(api: Api, job: Object, **how: Any) -> Object:
             job["metadata"]["name"] += "x"
 
 
-def _take_all(self: _Reader, lines: Iterator[str]) -> Iterator[LogLine]:
-    for line in lines:
-        stamp, _, text = line.partition(" ")
-        self._remember(_parse(stamp), line)
-        yield LogLine(pod=self.pod, text=text)
+def _take_all(self: _Reader, parts: Iterable[bytes], *, until: datetime | None = None) -> Iterator[LogLine]:
+    for part in parts:
+        stamp, text = _split_stamp(part)
+        self._find({}, stamp, part)
+        yield LogLine(pod=self.pod, text=text.decode().removesuffix("\n"), data=text)
 
 
 def _ask_once(self: Api, request: Callable[[], T]) -> T:
