@@ -1,10 +1,11 @@
 """The Role for people who use mnist-k8s: off by default, exactly what the client asks for, never for the pods."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.charts.helm import RenderError, find, pod_spec, render
+from tests.charts.helm import CHART, RenderError, find, pod_spec, render
 
 _RULES = [
     {"apiGroups": ["batch"], "resources": ["cronjobs"], "verbs": ["list"]},
@@ -19,10 +20,12 @@ def _with_role(*subjects: dict[str, str]) -> dict[str, Any]:
     return {"clientRole": {"create": True, "subjects": list(subjects)}}
 
 
+@pytest.mark.security("S7")
 def test_no_rights_are_given_unless_asked_for() -> None:
     assert {manifest["kind"] for manifest in render()}.isdisjoint({"Role", "RoleBinding"})
 
 
+@pytest.mark.security("S7")
 def test_the_role_is_this_list_without_wildcards() -> None:
     role = find(render(_with_role()), "Role")
     assert role["rules"] == _RULES
@@ -33,6 +36,7 @@ def test_without_subjects_nobody_is_bound() -> None:
     assert not [manifest for manifest in render(_with_role()) if manifest["kind"] == "RoleBinding"]
 
 
+@pytest.mark.security("S7")
 def test_accounts_users_and_groups_are_bound_and_the_pods_are_not() -> None:
     manifests = render(
         _with_role({"kind": "ServiceAccount", "name": "ci"}, {"kind": "User", "name": "ann@example.com"}),
@@ -46,6 +50,19 @@ def test_accounts_users_and_groups_are_bound_and_the_pods_are_not() -> None:
     ]
     account = pod_spec(find(manifests, "Job"))["serviceAccountName"]
     assert account not in {subject["name"] for subject in binding["subjects"]}
+
+
+@pytest.mark.security("S7")
+@pytest.mark.parametrize("values", sorted((CHART / "ci").glob("*-values.yaml")), ids=lambda path: path.stem)
+def test_no_pod_and_no_account_of_the_chart_mounts_a_token(values: Path) -> None:
+    manifests = render(files=(values,))
+    pods = [pod_spec(manifest) for manifest in manifests if manifest["kind"] in ("Job", "CronJob", "Pod")]
+    accounts = [manifest for manifest in manifests if manifest["kind"] == "ServiceAccount"]
+    assert pods
+    for holder in (*pods, *accounts):
+        assert holder["automountServiceAccountToken"] is False
+    volumes = [volume for pod in pods for volume in pod.get("volumes", [])]
+    assert not [volume for volume in volumes if "serviceAccountToken" in str(volume)]
 
 
 @pytest.mark.parametrize(

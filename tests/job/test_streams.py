@@ -1,5 +1,6 @@
 """stdout and stderr in every state in which a process may be given them: what cannot be written is lost, and nothing else."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -144,3 +145,59 @@ def test_a_terminal_that_is_gone_or_stopped_ends_nothing(tmp_path: Path, how: st
     assert process.wait(timeout=60) == 0
     loss = json.loads((tmp_path / "result").read_text())["loss"]
     assert loss == ("Input/output error" if how == "gone" else "its reader takes nothing")
+
+
+_HOSTILE = b"\x1b]52;c;eA==\x07\x1b[31m \xe2\x80\xae\xc2\x9b \x9b\xff\r a\n"
+
+
+def _output(redirection: str, command: str) -> bytes:
+    """What a script writes to a pipe, or to a terminal of its own."""
+    script = f"import sys; from job import streams; streams.protect(); {command}; sys.stdout.flush()"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8", "TERM": "xterm"}
+    if redirection == "pipe":
+        return subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=True,
+        ).stdout
+    master, terminal = pty.openpty()
+    subprocess.run([sys.executable, "-c", script], env=environment, stdout=terminal, stderr=terminal, check=True)
+    os.close(terminal)
+    data = b""
+    with open(master, "rb", buffering=0) as reader, contextlib.suppress(OSError):  # the end of a terminal is an error
+        while piece := reader.read(4096):
+            data += piece
+    return data
+
+
+@pytest.mark.security("S11")
+@pytest.mark.parametrize("where", ["pipe", "terminal"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_is_printed_steers_no_terminal(where: str, stream: str) -> None:
+    text = _HOSTILE.decode(errors="surrogateescape")
+    command = f"print({text!r}, file=sys.{stream}, flush=True)"
+    shown = _output(where, command).replace(b"\r\n", b"\n")
+    assert shown == rb"\u001b]52;c;eA==\u0007\u001b[31m \u202e\u009b \udc9b\udcff\r a" + b"\n\n"
+
+
+@pytest.mark.security("S11")
+def test_what_is_passed_on_is_exact_in_a_pipe_and_visible_on_a_terminal() -> None:
+    command = f"streams.pass_on({_HOSTILE!r})"
+    assert _output("pipe", command) == _HOSTILE
+    shown = _output("terminal", command).replace(b"\r\n", b"\n")
+    assert shown == rb"\u001b]52;c;eA==\u0007\u001b[31m \u202e\u009b \x9b\xff\r a" + b"\n"
+
+
+@pytest.mark.security("S11")
+def test_the_progress_display_obeys_nothing_that_is_printed_beside_it() -> None:
+    command = (
+        "from job.observe.progress import Display; d = Display('text'); d.start(num_steps=1, done_steps=0, num_epochs=1); "
+        "d.write('[red]x[/red] :smile: \\x1b]0;own\\x07'); print('\\x1b]8;;http://x\\x07link'); d.stop()"
+    )
+    shown = _output("terminal", command)
+    assert b"[red]x[/red] :smile: \\u001b]0;own\\u0007" in shown
+    assert b"\\u001b]8;;http://x\\u0007link" in shown
+    assert b"\x1b]" not in shown
+    assert b"\x1b[" in shown, "the bar itself is drawn"

@@ -1,6 +1,11 @@
 """Text for people: one line of anything, and tables."""
 
-from job.texts import one_line, to_table
+import json
+import shlex
+
+import pytest
+
+from job.texts import one_line, quoted, to_table, visible
 
 
 def test_any_text_becomes_one_line_of_limited_length() -> None:
@@ -15,3 +20,33 @@ def test_columns_are_as_wide_as_their_widest_cell() -> None:
 
 def test_headings_alone_are_a_table() -> None:
     assert to_table([("RUN", "STATE")]) == "RUN   STATE"
+
+
+@pytest.mark.security("S11")
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;title\x07", r"\u001b]0;title\u0007"),
+        ("\x9b31m", r"\u009b31m"),
+        ("a\r\nb\tc\x00\x7f", r"a\r\nb\tc\u0000\u007f"),
+        ("\u202e\u2066\u200b\u2028\ufeff", r"\u202e\u2066\u200b\u2028\ufeff"),
+        ("\u3164\ufe0f\U000e0041", r"\u3164\ufe0f\udb40\udc41"),
+        ("\udc9b", r"\udc9b"),
+        ("größe 数字 😀", "größe 数字 😀"),
+    ],
+)
+def test_what_steers_a_terminal_or_is_not_seen_is_made_visible(text: str, shown: str) -> None:
+    assert visible(text) == shown
+    assert json.loads(f'"{visible(text)}"') == text
+    assert to_table([(text,)]) == one_line(shown) == shown
+
+
+def test_what_is_kept_stays() -> None:
+    assert visible("a\n\tb\r", keep="\n\t") == "a\n\tb\\r"
+
+
+@pytest.mark.security("S11")
+@pytest.mark.parametrize("text", ["a b", "; touch x", "$(x)", "'`x`'", "a\nb", "\x1b[2J", "-x"])
+def test_a_shell_takes_what_is_quoted_as_one_word(text: str) -> None:
+    assert shlex.split(quoted(text)) == [visible(text)]
+    assert "\n" not in quoted(text)
