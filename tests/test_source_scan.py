@@ -72,7 +72,6 @@ ASSERTIONS: Mapping[str, Mapping[str, str]] = {
     "job/datasets/idx.py": {"config.uri is not None": "narrows a type: the config has refused it"},
     "job/registry/comparison.py": {"champion.probabilities is not None": "narrows a type: its caller asks before"},
     "job/runs/checkpoint.py": {"content": "narrows a type: the shape before has refused what is none"},
-    "job/runs/read.py": {"commit": "narrows a type: either of the two shapes is there"},
     "scripts/local_workers.py": {"process.stdout and process.stderr": "narrows a type: they are opened as pipes"},
     "scripts/benchmarks/own_models.py": {"process.stdout is not None": "narrows a type: it is opened as a pipe"},
     "scripts/generators/reference.py": {"text is not None": "narrows a type: every setting is described"},
