@@ -13,7 +13,7 @@ from typing import Any
 from job.errors import IntegrityError
 from job.training.operations import (
     ALLOWED,
-    ARGUMENT_ATTRIBUTES,
+    CLASSES,
     FUNCTION_ATTRIBUTES,
     NODE_ATTRIBUTES,
     OBJECTS,
@@ -46,8 +46,8 @@ def check_graphs(folder: Path) -> None:
 def copy_for_reading(folder: Path, to: Path) -> None:
     """Look at a SavedModel as `check_graphs` does, and make the folder `to`, which holds what a reader of it needs.
 
-    That is the graph and the weights. Left out are the functions that write and read the model's checkpoint, which TensorFlow does
-    not need to load it, and all settings that the model makes for TensorFlow.
+    That is the graph and the weights. Left out are the functions that write and read the model's checkpoint, which TensorFlow
+    does not need to load it, and all settings that the model makes for TensorFlow.
 
     Raises:
         IntegrityError: as from `check_graphs`.
@@ -77,6 +77,7 @@ def _check(graph: Any) -> None:
             allowed = ALLOWED | for_files.get(name, frozenset())
             _check_node(node, called=called, allowed=allowed, where=f"function {_shown(name)}")
             _check_path(node, arguments={argument.name for argument in function.signature.input_arg})
+    for function in functions:
         _check_function(function, called=called)
     for item in graph.object_graph_def.nodes:
         _check_object(item)
@@ -155,7 +156,7 @@ def _check_function(function: Any, *, called: frozenset[str]) -> None:
     """What a function says of itself: TensorFlow could run another function in its place, or take it for another one."""
     where = f"function {_shown(function.signature.name)}"
     given = [("it", function.attr, FUNCTION_ATTRIBUTES)]
-    given += [("an argument", one.attr, ARGUMENT_ATTRIBUTES) for one in function.arg_attr.values()]
+    given += [("an argument", one.attr, NODE_ATTRIBUTES) for one in function.arg_attr.values()]
     for whose, attributes, known in given:
         for name in sorted(attributes.keys() - known):
             raise _refusal(f"has the attribute {_shown(name)} ({whose} of {where}), which may change what is run")
@@ -176,7 +177,7 @@ def _partners_of(function: Any) -> Iterator[str]:
 def _check_object(item: Any) -> None:
     """An object of the model is a plain container: TensorFlow makes no class of its own of it."""
     for name in (item.registered_name, item.registered_saver):
-        if name:
+        if name and name not in CLASSES:
             raise _refusal(f"has an object of the class {_shown(name)}")
     if item.WhichOneof("kind") == "user_object" and item.user_object.identifier not in OBJECTS:
         raise _refusal(f"has an object of the kind {_shown(item.user_object.identifier)}")

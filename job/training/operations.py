@@ -169,14 +169,11 @@ FUNCTION_ATTRIBUTES = frozenset(
         "_XlaMustCompile",
         "_XlaSeparateCompiledGradients",
         "_noinline",
-        "_disable_acd",
         "forward_function_name",
         "backward_function_name",
     ]
 )
 """Those of a function. Left out is above all `api_implements`: TensorFlow may run another one with the same in its place."""
-ARGUMENT_ATTRIBUTES = frozenset(("_user_specified_name", "_output_shapes"))
-"""Those of a function's argument."""
 NODE_ATTRIBUTES = frozenset(
     [
         "_output_shapes",
@@ -194,7 +191,10 @@ NODE_ATTRIBUTES = frozenset(
         "_xla_propagate_compile_time_consts",
     ]
 )
-"""Those of a node, beside those that belong to its operation. Left out is above all `_kernel`, which chooses other code."""
+"""Those of a node and of an argument of a function, beside those that belong to its operation.
+
+Left out is above all `_kernel`, which chooses other code.
+"""
 OBJECTS = frozenset(
     [
         "_generic_user_object",
@@ -205,3 +205,5 @@ OBJECTS = frozenset(
     ]
 )
 """Kinds of the model's objects, beside variables, constants, tables and functions."""
+CLASSES = frozenset(("tf.StaticHashTable", "tf.TrackableConstant"))
+"""Classes of TensorFlow that an object may name."""
