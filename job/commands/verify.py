@@ -17,12 +17,11 @@ from job.registry import champion, serving
 from job.registry.champion import Move
 from job.runs.read import (
     MODEL_FOLDER,
-    PREDICTIONS_FILE,
     CommittedRun,
     Predictions,
     more_metrics,
-    parse_predictions,
     read_files,
+    read_predictions,
     unpack_model,
 )
 from job.store.store import Store
@@ -92,11 +91,9 @@ def verify_run(store: Store, committed: CommittedRun, *, cluster: ClusterSection
     Raises:
         IntegrityError: an object is missing or altered, or the model predicts something else.
     """
-    files = read_files(store, committed)
-    if PREDICTIONS_FILE not in files:
-        raise IntegrityError(f"the COMMIT of run {committed.run} names no {PREDICTIONS_FILE}")
-    recorded = parse_predictions(files[PREDICTIONS_FILE])
+    recorded = read_predictions(store, committed)
     _check_scores(committed, recorded)
+    files = read_files(store, committed)
     model = {name.removeprefix(MODEL_FOLDER): data for name, data in files.items() if name.startswith(MODEL_FOLDER)}
     images = recorded.sample_images
     with tempfile.TemporaryDirectory(prefix="mnist-verify-") as temporary:

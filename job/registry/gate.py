@@ -9,9 +9,9 @@
 Never imports TensorFlow. When the champion was scored on another test split, the gate calls `reevaluate`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,8 +32,19 @@ from job.store.store import Store
 _WRONG_SECONDS = 3600.0
 """Two clocks that differ by more: one is wrong. The times in a copied store differ by less, as far as the copy took no longer."""
 
-Reevaluate = Callable[[Mapping[str, bytes]], Any]
-"""A SavedModel's files -> probabilities float32 [N, C] on this run's test split."""
+_SUM_TOLERANCE = 2e-2
+"""How far the probabilities of an example may be from the sum 1: as far as those of a model in bfloat16."""
+
+
+class Reevaluate(Protocol):
+    """Scores the champion on this run's test split."""
+
+    def __call__(self, files: Mapping[str, bytes], /, *, weights_digest: str) -> Any:
+        """A SavedModel's files -> probabilities float32 [N, C].
+
+        Raises:
+            IntegrityError: the model cannot be used, or has not the weights of that digest.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +165,9 @@ class Gate:
         emit("gate.reevaluate", champion=of.run, reason="it was scored on another test split")
         files = read.read_model(self.store, of)
         try:
-            return np.asarray(self.reevaluate(files), np.float32), ""
+            probabilities = np.asarray(self.reevaluate(files, weights_digest=of.weights_digest), np.float32)
+            _check_reevaluated(probabilities, shape=predictions.probabilities.shape)
+            return probabilities, ""
         except IntegrityError as error:
             warn("gate.champion_unscored", champion=of.run, reason=str(error))
             return None, str(error)
@@ -220,6 +233,22 @@ def read_gate_json(store: Store, run_id: str) -> dict[str, Any] | None:
     key = gate_key(run_id)
     data = read.get_record(store, key)
     return read.parse_object(data, key=key) if data is not None else None
+
+
+def _check_reevaluated(probabilities: Probabilities, *, shape: tuple[int, ...]) -> None:
+    """Raises:
+    IntegrityError: the champion's model says nothing that a candidate could be compared with.
+    """
+    what = "the model of the champion must give probabilities"
+    if probabilities.shape != shape:
+        raise IntegrityError(f"{what} of shape {list(shape)}, received {list(probabilities.shape)}")
+    if not np.isfinite(probabilities).all():
+        raise IntegrityError(f"{what}, received numbers that are not finite")
+    lowest, off = float(probabilities.min()), float(np.abs(probabilities.sum(1, dtype=np.float64) - 1).max())
+    if lowest < 0 or off > _SUM_TOLERANCE:
+        raise IntegrityError(
+            f"{what} from 0 on with the sum 1, received {lowest:.3g}, and sums that differ by {off:.3g}"
+        )
 
 
 def _are_alike(one: Predictions, other: Predictions) -> bool:

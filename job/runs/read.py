@@ -394,6 +394,8 @@ def _check_predictions(parsed: Predictions) -> None:
         raise ValueError(
             f"sample_images must be uint8 or float32 [up to {_MAX_SAMPLES}, ...], received {_describe(samples)}"
         )
+    if not samples.size:
+        raise ValueError(f"sample_images must hold an image, received {_describe(samples)}")
     if len(samples) > len(labels):
         raise ValueError(f"sample_images must be of the {len(labels)} test images, received {len(samples)}")
     if parsed.class_names is not None and len(parsed.class_names) != probabilities.shape[1]:

@@ -31,7 +31,7 @@ from job.errors import IntegrityError, JobError
 from job.texts import one_line
 from job.training import devices, export
 from job.training.evaluation import SMALL_BATCH_EXAMPLES, Probabilities, make_batches
-from job.training.graphs import check_graphs
+from job.training.graphs import MAX_BYTES, copy_for_reading
 
 _START_SECONDS, _SECONDS_PER_EXAMPLE = 300.0, 0.05
 """TensorFlow takes 5 seconds to start, on a busy machine a minute; the reference model takes 10 microseconds for an example."""
@@ -269,7 +269,10 @@ def _confine(request: _Request) -> None:
     if os.getppid() != request.parent:  # it was gone before
         os._exit(ExitCode.INTERRUPTED)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    most = request.answer_bytes + _OTHER_OUTPUT_BYTES
+    _limit_output(request.answer_bytes + _OTHER_OUTPUT_BYTES + 2 * MAX_BYTES)  # with the copy of the graph
+
+
+def _limit_output(most: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
@@ -278,9 +281,11 @@ def _answer(request: _Request) -> bytes:
     ambient.take_over(os.environ)
     _start_tensorflow(request)
     with devices.held_to_memory(int(request.limits["memory_bytes"])):
-        check_graphs(folder)
-        digest = export.weights_digest(export.weights_of_export(folder))
-        found = export.predict_batches(folder, _receive(request))
+        copy = Path("model").resolve()  # in the working folder of this process
+        copy_for_reading(folder, copy)
+        _limit_output(request.answer_bytes + _OTHER_OUTPUT_BYTES)
+        digest = export.weights_digest(export.weights_of_export(copy))
+        found = export.predict_batches(copy, _receive(request))
     if found.shape != (request.shape[0], request.num_classes):
         raise IntegrityError(
             f"export: predictions have shape {found.shape}, recorded were {(request.shape[0], request.num_classes)}"
@@ -294,6 +299,7 @@ def _start_tensorflow(request: _Request) -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(request.threads["intra_op"])
     tf.config.threading.set_inter_op_parallelism_threads(request.threads["inter_op"])
+    tf.config.optimizer.set_experimental_options({"implementation_selector": False})  # no function in place of another
     for gpu in tf.config.list_physical_devices("GPU"):  # the process that waits holds the same GPU
         tf.config.experimental.set_memory_growth(gpu, True)
     tf.config.list_logical_devices()

@@ -369,18 +369,21 @@ class KerasWorkload:
             files[PREDICTIONS_FILE] = export.to_predictions_file(self._data, probabilities)
         return Results(files=files, weights_digest=weights_digest, scores=scores)
 
-    def predict_with(self, files: Mapping[str, bytes]) -> evaluation.Probabilities:
-        """Classify this run's test images with another run's SavedModel."""
+    def predict_with(self, files: Mapping[str, bytes], *, weights_digest: str) -> evaluation.Probabilities:
+        """Classify this run's test images with another run's SavedModel, which must have the weights of its COMMIT."""
         with export.temporary_folder("champion") as folder:
             unpack_model(files, folder)
-            return foreign.classify(
+            answer = foreign.classify(
                 folder,
                 self._data.dataset.test_images,
                 whose="the champion",
                 num_classes=len(self._data.dataset.class_names),
                 threads=devices.threads(self._config.cluster),
                 batch_examples=self._batch_examples(),
-            ).probabilities
+            )
+        if answer.weights_digest != weights_digest:
+            raise IntegrityError("the model of the champion has other weights than its COMMIT says")
+        return answer.probabilities
 
     def _batch_examples(self) -> int:
         """Images that are evaluated at a time. The recorded losses of the reference model have the bits of the largest batch."""

@@ -1,5 +1,7 @@
 """The operations that a SavedModel may have: those that compute. `graphs.py` refuses all others, those that nobody knows too.
 
+At the end: the attributes that nodes and functions may have, and the kinds of objects.
+
 Made of the op registry of TensorFlow 2.21 (1,908 operations), module by module of its `python/ops/gen_*_ops.py`. Left out:
 
 - files: `io_ops` (`ReadFile`, `WriteFile`, readers, `SaveV2`, `RestoreV2`), tables that are read from a text file, all of
@@ -159,3 +161,49 @@ SAVING = frozenset(("ShardedFilename", "SaveV2", "MergeV2Checkpoints"))
 """More, for the one function that writes the model's checkpoint. No reader calls it."""
 RESTORING = frozenset(("RestoreV2",))
 """More, for the one function that reads the model's checkpoint from the path that the reader gives."""
+
+FUNCTION_ATTRIBUTES = frozenset(
+    [
+        "_construction_context",
+        "_input_shapes",
+        "_XlaMustCompile",
+        "_XlaSeparateCompiledGradients",
+        "_noinline",
+        "forward_function_name",
+        "backward_function_name",
+    ]
+)
+"""Those of a function. Left out is above all `api_implements`: TensorFlow may run another one with the same in its place."""
+NODE_ATTRIBUTES = frozenset(
+    [
+        "_output_shapes",
+        "_has_manual_control_dependencies",
+        "_collective_manager_ids",
+        "_read_only_resource_inputs",
+        "_class",
+        "_num_original_outputs",
+        "_lower_using_switch_merge",
+        "_stateful_parallelism",
+        "_gradient_op_type",
+        "_user_specified_name",
+        "_XlaMustCompile",
+        "_XlaSeparateCompiledGradients",
+        "_xla_propagate_compile_time_consts",
+    ]
+)
+"""Those of a node and of an argument of a function, beside those that belong to its operation.
+
+Left out is above all `_kernel`, which chooses other code.
+"""
+OBJECTS = frozenset(
+    [
+        "_generic_user_object",
+        "signature_map",
+        "trackable_list_wrapper",
+        "trackable_dict_wrapper",
+        "trackable_tuple_wrapper",
+    ]
+)
+"""Kinds of the model's objects, beside variables, constants, tables and functions."""
+CLASSES = frozenset(("tf.StaticHashTable", "tf.TrackableConstant"))
+"""Classes of TensorFlow that an object may name."""

@@ -73,9 +73,13 @@ class Workload(Protocol):
     def finish(self, training: Training, *, phases: Phases) -> Results:
         """Evaluate and export what was trained."""
 
-    def predict_with(self, files: Mapping[str, bytes]) -> Probabilities:
+    def predict_with(self, files: Mapping[str, bytes], *, weights_digest: str) -> Probabilities:
         """What another run's published SavedModel says to this run's test images; needs `prepare` alone.
 
         Args:
             files: name below the model's folder -> content.
+            weights_digest: that the COMMIT of that run records.
+
+        Raises:
+            IntegrityError: the model cannot be used, or has other weights.
         """

@@ -137,6 +137,20 @@ def replace_model(attempt: Path, model: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.security("S5")
+def test_champion_with_other_weights_than_committed_is_not_compared(run_job: RunJob, tmp_path: Path) -> None:
+    assert run_job("run", *SMALL, "--run.id=first").code == 0
+    commit = tmp_path / "out/runs/first/COMMIT.json"
+    commit.write_text(json.dumps(json.loads(commit.read_text()) | {"weights_digest": "a" * 64}))
+
+    second = run_job("run", *SMALL, "--run.id=second", "--data.test_examples=200", "--train.epochs=1")
+    assert second.code == 0, second.stderr
+    decided = second.event("gate.decided")
+    assert (decided["verdict"], decided["rule"]) == ("refused", "not_comparable")
+    assert "the model of the champion has other weights than its COMMIT says" in decided["reason"]
+
+
+@pytest.mark.full
 @pytest.mark.security("S4")
 def test_graph_of_a_champion_that_writes_files_is_refused_in_gate_and_verify_and_fails_no_run(
     run_job: RunJob, tmp_path: Path

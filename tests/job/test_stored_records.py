@@ -135,6 +135,8 @@ _REFUSED: list[tuple[str, str, Callable[[bytes], bytes], tuple[str, ...], str]] 
      "received float32 [0, 10]"),
     ("probabilities of NaN", "predictions.safetensors", _arrays(probabilities=np.full((360, 10), np.nan, np.float32)),
      ("promote", BAD, _AS_NEW), "probabilities must be finite"),
+    ("samples of no pixels", "predictions.safetensors", _arrays(sample_images=np.zeros((4, 8, 0), np.uint8)),
+     ("promote", BAD, _AS_NEW), "sample_images must hold an image, received uint8 [4, 8, 0]"),
     ("class names", "predictions.safetensors",
      lambda data: change_head(data, lambda head: head | {"__metadata__": {"predictions": '{"class_names":[{}]}'}}),
      ("promote", BAD, _AS_NEW), "class_names must be a list of texts"),
@@ -164,6 +166,19 @@ def test_bad_record_is_65_where_it_is_needed_and_skipped_in_the_table(
         assert "commit.damaged" in table.error and BAD in table.error
     if key in (_FIRST, _SECOND):
         assert "champion.skipped" in table.error and key in table.error
+
+
+@pytest.mark.security("S5")
+def test_verify_reads_no_predictions_of_more_than_2_gb(root: Path) -> None:
+    commit = json.loads((root / COMMIT).read_text())
+    for file in commit["files"]:
+        if file["key"].endswith("predictions.safetensors"):
+            file["num_bytes"] = 2**31 + 1
+    rewrite(root, COMMIT, json.dumps(commit).encode())
+    needed = _call(root, "verify", f"--run={BAD}")
+    assert (needed.code, "has 2147483649 bytes; at most 2147483648 are read" in needed.error) == (65, True), (
+        needed.error
+    )
 
 
 @pytest.mark.security("S5")

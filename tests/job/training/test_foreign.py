@@ -18,7 +18,13 @@ from job.training import export, foreign
 from job.training.foreign import Answer, Limits, classify
 from tests.conftest import REPOSITORY, job_command, job_environment
 from tests.job.runs.committed_runs import commit_run
-from tests.job.training.hostile_models import forever, hostile_graphs, huge, write_model
+from tests.job.training.hostile_models import (
+    forever,
+    hostile_graphs,
+    huge,
+    run_saver_in_place_of,
+    write_model,
+)
 
 pytestmark = [pytest.mark.tf, pytest.mark.security("S4")]
 
@@ -75,6 +81,15 @@ def test_operation_is_named(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"^the model of run r7 has the operation 'WriteFile' \(node '"):
         ask(write_model(tmp_path / "model", write))
     assert not canary.exists()
+
+
+def test_function_for_files_is_not_run_in_place_of_another(tmp_path: Path) -> None:
+    change = run_saver_in_place_of(tmp_path / "canary")
+    with pytest.raises(
+        IntegrityError, match=r"^the model of run r7 has the attribute 'api_implements' \(it of function"
+    ):
+        ask(write_model(tmp_path / "model", lambda x: x, change=change))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.security("S10")

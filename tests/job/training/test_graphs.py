@@ -1,5 +1,6 @@
 """S4: a SavedModel from the store computes and does nothing else; what could do more is refused before it is loaded."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from job.errors import IntegrityError
 from job.training import export
-from job.training.graphs import MAX_BYTES, MAX_NODES, check_graphs
+from job.training.graphs import MAX_BYTES, MAX_NODES, check_graphs, copy_for_reading
 from job.training.operations import ALLOWED, RESTORING, SAVING
 from tests.job.training.hostile_models import change_file, hostile_graphs, write_model
 
@@ -96,6 +97,7 @@ def save_to_own_path(model: Any) -> None:
     graph = model.meta_graphs[0]
     path = saver_node(graph, graph.saver_def.filename_tensor_name)
     path.op = "Const"
+    path.ClearField("attr")
 
 
 def restore_from_own_path(model: Any) -> None:
@@ -131,6 +133,73 @@ def unknown_operation(model: Any) -> None:
     model.meta_graphs[0].graph_def.library.function[0].node_def.add(name="n\x1b[2J", op="Brand>New")
 
 
+def library(model: Any) -> Any:
+    return model.meta_graphs[0].graph_def.library
+
+
+def saver_name(model: Any) -> str:
+    return str(saver_function(model.meta_graphs[0], "SaveV2").signature.name)
+
+
+def say(name: str) -> Callable[[Any], None]:
+    """Have a function say something of itself."""
+
+    def change(model: Any) -> None:
+        library(model).function[0].attr[name].s = b"api"
+
+    return change
+
+
+def say_of_an_argument(model: Any) -> None:
+    library(model).function[0].arg_attr[0].attr["_kernel"].s = b"x"
+
+
+def choose_other_code(model: Any) -> None:
+    model.meta_graphs[0].graph_def.node.add(name="n", op="NoOp").attr["_kernel"].s = b"x"
+
+
+def function_by_parameter(model: Any) -> None:
+    node = model.meta_graphs[0].graph_def.node.add(name="n", op="PartitionedCall")
+    node.attr["f"].placeholder = "f"
+
+
+def function_with_parameters(model: Any) -> None:
+    library(model).function[0].signature.attr.add(name="f", type="func")
+
+
+def two_functions_of_one_name(model: Any) -> None:
+    library(model).function.add().CopyFrom(saver_function(model.meta_graphs[0], "SaveV2"))
+
+
+def two_nodes_of_one_name(model: Any) -> None:
+    graph = model.meta_graphs[0]
+    call(graph.graph_def.node.add(name=graph.saver_def.save_tensor_name.partition(":")[0]), saver_name(model))
+
+
+def saver_as_gradient(model: Any) -> None:
+    library(model).registered_gradients.add(gradient_func=saver_name(model), registered_op_type="CustomGradient-1")
+
+
+def saver_as_partner(model: Any) -> None:
+    library(model).function[0].attr["backward_function_name"].s = saver_name(model).encode()
+
+
+def partner_that_is_none(model: Any) -> None:
+    library(model).function[0].attr["forward_function_name"].s = b"WriteFile"
+
+
+def object_of_a_class(model: Any) -> None:
+    model.meta_graphs[0].object_graph_def.nodes[0].registered_name = "a.B"
+
+
+def object_with_a_saver(model: Any) -> None:
+    model.meta_graphs[0].object_graph_def.nodes[0].registered_saver = "a.B"
+
+
+def object_of_a_kind(model: Any) -> None:
+    model.meta_graphs[0].object_graph_def.nodes[0].user_object.identifier = "optimizer"
+
+
 def many_nodes(model: Any) -> None:
     node = model.meta_graphs[0].graph_def.node[0]
     model.meta_graphs[0].graph_def.node.extend([node] * MAX_NODES)
@@ -150,6 +219,22 @@ def many_nodes(model: Any) -> None:
         (function_like_an_operation, "has a function with the name of the operation 'WriteFile'"),
         (variant_constant, "has a constant that is no number or text (node 'n' in the graph)"),
         (unknown_operation, r"has the operation 'Brand>New' (node 'n\x1b[2J' in function "),
+        (say("api_implements"), "has the attribute 'api_implements' (it of function "),
+        (say("api_preferred_device"), "has the attribute 'api_preferred_device' (it of function "),
+        (say("_implements"), "has the attribute '_implements' (it of function "),
+        (say("_anything"), "has the attribute '_anything' (it of function "),
+        (say_of_an_argument, "has the attribute '_kernel' (an argument of function "),
+        (choose_other_code, "has the attribute '_kernel' (node 'n' in the graph), which may change what is run"),
+        (function_by_parameter, "has a node that is another one at each call (node 'n' in the graph)"),
+        (function_with_parameters, "with parameters, which is another one at each call"),
+        (two_functions_of_one_name, "has 2 of the name '__inference__traced_save"),
+        (two_nodes_of_one_name, "has 2 of the name 'StatefulPartitionedCall"),
+        (saver_as_gradient, "has the operation "),
+        (saver_as_partner, "has the operation "),
+        (partner_that_is_none, "names 'WriteFile' (attribute of function "),
+        (object_of_a_class, "has an object of the class 'a.B'"),
+        (object_with_a_saver, "has an object of the class 'a.B'"),
+        (object_of_a_kind, "has an object of the kind 'optimizer'"),
         (many_nodes, f"operations, at most {MAX_NODES} are read"),
         (lambda model: model.meta_graphs.add(), "must have one graph with its objects"),
         (lambda model: model.meta_graphs[0].ClearField("object_graph_def"), "must have one graph with its objects"),
@@ -167,6 +252,39 @@ def test_altered_file_is_refused(
 @pytest.fixture(scope="module")
 def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("plain"), lambda x: x)
+
+
+def test_reader_gets_the_graph_and_the_weights_and_no_function_for_files(plain_model: Path, tmp_path: Path) -> None:
+    from tensorflow.core.protobuf.config_pb2 import ConfigProto
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+    def set_up(model: Any) -> None:
+        node = saver_node(model.meta_graphs[0], "StatefulPartitionedCall")
+        settings = ConfigProto()
+        settings.graph_options.rewrite_options.custom_optimizers.add(name="x")
+        node.attr["config_proto"].s = settings.SerializeToString()
+        node.attr["config"].s = node.attr["executor_type"].s = b"x"
+
+    shutil.copytree(plain_model, tmp_path / "model")
+    change_file(tmp_path / "model", set_up)
+    copy_for_reading(tmp_path / "model", tmp_path / "copy")
+
+    [graph] = SavedModel.FromString((tmp_path / "copy/saved_model.pb").read_bytes()).meta_graphs
+    functions = graph.graph_def.library.function
+    nodes = [*graph.graph_def.node, *(node for function in functions for node in function.node_def)]
+    calls = [node for node in nodes if "PartitionedCall" in node.op]
+    settings = [ConfigProto.FromString(node.attr["config_proto"].s).graph_options.rewrite_options for node in calls]
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {"saved_model.pb", "variables"}
+    assert not {node.op for node in nodes} & (SAVING | RESTORING)
+    assert {(one.implementation_selector, len(one.custom_optimizers)) for one in settings} == {(2, 0)}
+    assert not any({"config", "executor_type"} & {*node.attr} for node in calls)
+
+
+@pytest.mark.parametrize("name", ["saved_model.cpb", "saved_model.pbtxt"])
+def test_second_graph_is_refused(name: str, plain_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").write_bytes((plain_model / "saved_model.pb").read_bytes())
+    (tmp_path / name).touch()
+    assert f"has {name} beside saved_model.pb" in refusal_of(tmp_path)
 
 
 def nested(depth: int) -> bytes:
@@ -195,12 +313,24 @@ def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
 
 def test_models_of_keras_layers_pass(tmp_path: Path) -> None:
     import keras
+    import tensorflow as tf
     from keras import layers
+
+    class OwnLayer(layers.Layer):  # type: ignore[misc]
+        """Functions, loops and gradients: each leaves attributes of its own."""
+
+        def call(self, x: Any) -> Any:
+            twice = tf.custom_gradient(lambda x: (2 * x, lambda upstream: 2 * upstream))
+            compiled = tf.function(lambda x: x + 1, jit_compile=True)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = tf.function(lambda x: tf.cond(tf.size(x) > 0, lambda: compiled(twice(x)), lambda: x))(x)
+            return tape.gradient(y, x)
 
     rows = keras.Input((28, 28))
     attended = layers.Add()([layers.MultiHeadAttention(2, 4)(rows, rows), rows])
     recurrent = layers.Bidirectional(layers.LSTM(3, return_sequences=True))(attended)
-    words = layers.GlobalMaxPooling1D()(layers.GRU(3, return_sequences=True)(recurrent))
+    words = OwnLayer()(layers.GlobalMaxPooling1D()(layers.GRU(3, return_sequences=True)(recurrent)))
     picture = layers.Reshape((28, 28, 1))(rows)
     steps = (
         layers.RandomFlip(),
