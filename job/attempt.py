@@ -6,15 +6,17 @@ thousands of times a minute, without TensorFlow.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from job import clock, contract
 from job.config import Config
 from job.contract import Event
 from job.digests import canonical_json, sha256_hex
-from job.errors import JobError, PeerLostError
+from job.errors import IntegrityError, JobError, PeerLostError
 from job.logs import emit, warn
 from job.observe.phases import Phases
 from job.observe.stored_logs import StoredLog
@@ -195,7 +197,17 @@ def _make_result(
     with phases("build"):
         training = workload.build()
     writer = _make_writer(config, surroundings)
-    train(config, training, checkpoint, writer, surroundings=surroundings, ledger=ledger, result_digest=result_digest)
+    older = partial(checkpoints.load_newest, store, run_id, result_digest=result_digest, max_bytes=max_bytes)
+    train(
+        config,
+        training,
+        checkpoint,
+        writer,
+        surroundings=surroundings,
+        ledger=ledger,
+        result_digest=result_digest,
+        older=older if prepared.device.num_workers == 1 else None,  # several have agreed on this one
+    )
     agreement.compare_weights(prepared.exchange, training)
     state_digests = _digests_of_state(training)
     results = workload.finish(training, phases=phases)
@@ -429,15 +441,17 @@ def train(
     surroundings: Surroundings,
     ledger: Ledger,
     result_digest: str,
+    older: Callable[..., Checkpoint | None] | None = None,
 ) -> None:
     """Go on from the checkpoint, or from the start, to the last step.
 
     Args:
         writer: None for a worker that is not the chief.
+        older: reads the newest checkpoint whose key is not among `passed_over`; None where nobody may choose another.
     """
     with surroundings.phases("restore"):
+        checkpoint = restore_newest(training, checkpoint, older=older)
         if checkpoint:
-            training.restore(checkpoint)
             emit(Event.CHECKPOINT_RESTORED, step=checkpoint.step, of=training.total_steps)
         ledger.start(
             checkpoint.meta["ledger"] if checkpoint else None,
@@ -459,9 +473,37 @@ def train(
     )
 
 
+def restore_newest(
+    training: Training, checkpoint: Checkpoint | None, *, older: Callable[..., Checkpoint | None] | None
+) -> Checkpoint | None:
+    """The checkpoint, or the newest older one that is of this model, restored; None where there never was one.
+
+    Raises:
+        IntegrityError: none is.
+    """
+    bad: list[str] = []
+    while checkpoint:
+        try:
+            training.restore(checkpoint)
+            break
+        except IntegrityError as error:
+            if older is None:
+                raise IntegrityError(f"{checkpoint.key}: {error}; delete it to go on from the one before") from error
+            warn("checkpoint.skipped", key=checkpoint.key, reason=str(error))
+            bad.append(checkpoint.key)
+            checkpoint = older(passed_over=bad)
+    return checkpoint
+
+
 def _to_metrics_file(results: Results, *, training: Training, record: Mapping[str, Any]) -> bytes:
-    history = [epoch.to_json() for epoch in training.history]
+    history = [_finite(epoch.to_json()) for epoch in training.history]
     return canonical_json({"test": results.scores.to_json(), "history": history, **record})
+
+
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the numbers of a validation split that JSON cannot hold."""
+    known = {name: _finite(value) if isinstance(value, Mapping) else value for name, value in record.items()}
+    return {name: value for name, value in known.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def _outcome(store: Store, committed: CommittedRun, *, surroundings: Surroundings) -> Outcome:

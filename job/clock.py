@@ -16,6 +16,8 @@ _LATE_SECONDS = 1.0
 """A tick that comes so late: the process was not running."""
 _IDLE = 0.5
 """A main thread that computed, or wanted to, for a smaller share of the time was not running."""
+_FIRST_SECONDS, _LAST_SECONDS = -62135596800.0, 253402300799.0
+"""The years 1 to 9999, which ISO 8601 can say, since the epoch."""
 _STEP_SECONDS = 1.0
 
 
@@ -152,5 +154,9 @@ def token(num_bytes: int) -> str:
 
 
 def timestamp(seconds: float | None = None) -> str:
-    """A time (now) as every stored record has it: ISO 8601 in UTC to the millisecond, such as 2026-03-01T00:00:00.000+00:00."""
-    return datetime.fromtimestamp(now() if seconds is None else seconds, UTC).isoformat(timespec="milliseconds")
+    """A time (now) as every stored record has it: ISO 8601 in UTC to the millisecond, such as 2026-03-01T00:00:00.000+00:00.
+
+    Files can be older than the year 1 and younger than 9999: they count as of these years.
+    """
+    since = min(max(now() if seconds is None else seconds, _FIRST_SECONDS), _LAST_SECONDS)
+    return datetime.fromtimestamp(since, UTC).isoformat(timespec="milliseconds")

@@ -28,6 +28,7 @@ settings:
 _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MIN_AGE_SECONDS = 3600.0
 """Of garbage: a live attempt may be silent for minutes."""
+_MAX_REASON_CHARACTERS = 1000
 _MAX_WAIT_SECONDS, _MAX_COUNT_CHARACTERS = 366 * 86400.0, 9
 
 
@@ -240,6 +241,8 @@ def _parsed(parse: Callable[[str], T], text: str) -> T:
 def _reason(text: str) -> str:
     if masked(text) != text:
         raise argparse.ArgumentTypeError(f"must hold no credentials, as it is recorded, received {uris.shown(text)}")
+    if len(text) > _MAX_REASON_CHARACTERS:
+        raise argparse.ArgumentTypeError(f"must have {_MAX_REASON_CHARACTERS} characters at most, received {len(text)}")
     return text
 
 

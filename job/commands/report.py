@@ -45,7 +45,7 @@ def make_report(committed: CommittedRun, metrics: Mapping[str, Any], gate: GateR
         gate: its gate.json; None when it was not asked.
     """
     test, history = metrics["test"], metrics["history"]
-    scored = "val" if any("val_loss" in epoch for epoch in history) else "test"
+    scored = "val" if any(epoch.get("val_loss") is not None for epoch in history) else "test"
     page = _element(
         "html",
         _element(
@@ -113,7 +113,7 @@ def _summary(committed: CommittedRun) -> Iterable[tuple[str, str]]:
 def _validation(committed: CommittedRun) -> Iterable[tuple[str, str]]:
     """What the validation split decided; nothing without one."""
     metrics = committed.record["metrics"]
-    if "val_loss" in metrics:
+    if metrics.get("val_loss") is not None:
         yield "validation accuracy", f"{metrics['val_accuracy']:.4f}"
         yield "validation loss", f"{metrics['val_loss']:.4f}"
         yield "validation examples", str(metrics["val_examples"])
@@ -153,7 +153,8 @@ def _origin(committed: CommittedRun) -> Iterable[tuple[str, str]]:
 def _chart(name: str, history: Sequence[Mapping[str, float]], series: Sequence[str]) -> ET.Element:
     """A line for each series over the epochs that have it: the first of the training examples, the second of what was scored."""
     known = [
-        _thin([(index, float(epoch[key])) for index, epoch in enumerate(history) if key in epoch]) for key in series
+        _thin([(index, float(value)) for index, epoch in enumerate(history) if (value := epoch.get(key)) is not None])
+        for key in series
     ]
     values = [value for line in known for _, value in line]
     low, high = min(values, default=0.0), max(values, default=1.0)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from job import clock, strict_yaml
+from job import clock, records, strict_yaml
 from job.commands.cli import CommandLine
 from job.commands.lookup import configured_store, find_committed
 from job.config import REFERENCE_ONLY, SOURCES, Config, to_text
@@ -37,6 +37,7 @@ _KEEP_ALL_RUNS = 2**31 - 1
 _NAMED_AGAIN = ("model.build", "model.args", "data.source", "data.uri", "data.args")
 """Settings that decide which code runs, what it is called with, and which files and buckets are read."""
 _MAX_FLAG_CHARACTERS = 1000
+_JSON_TYPES = {bool: "bool", int: "number", float: "number", str: "text", tuple: "list", list: "list", dict: "object"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +119,29 @@ def _check_named_again(loaded: LoadedConfig, committed: CommittedRun, *, flags: 
 
 def _recorded_settings(committed: CommittedRun) -> Config:
     """What `settings_of` gives, by the rules of every setting."""
+    settings = settings_of(committed)
     try:
-        return Config.model_validate(settings_of(committed))
+        config = Config.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:2])
         raise IntegrityError(
             f"the COMMIT of run {committed.run} holds settings that no run can have: {where}: {first['msg']}"
         ) from error
+    _check_types(settings, config, run=committed.run)
+    return config
+
+
+def _check_types(settings: Mapping[str, Mapping[str, Any]], config: Config, *, run: str) -> None:
+    """Refuse what a flag would be converted from, such as true for 1: a run records numbers as numbers."""
+    known = config.model_dump(mode="json")
+    for section, fields in settings.items():
+        for name, value in fields.items():
+            wanted = known[section].get(name, value)
+            if _JSON_TYPES.get(type(value)) != _JSON_TYPES.get(type(wanted)):
+                raise IntegrityError(
+                    f"the COMMIT of run {run} holds settings that no run can have: {section}.{name} is {records.show(value)}"
+                )
 
 
 def _to_flag(name: str, value: object) -> str:

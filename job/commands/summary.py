@@ -22,8 +22,7 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
         print(f"\nRun {run_id} is committed already; nothing was trained. To train again: {other}")
     print(
         f"  dataset   {one_line(outcome.committed.dataset.name)}\n"
-        f"  test      accuracy {metrics['test_accuracy']:.4f}, loss {metrics['test_loss']:.4f} "
-        f"on {metrics['test_examples']} examples\n"
+        f"  test      {_test_line(metrics)}\n"
         f"{_metrics_line(metrics)}"
         f"{_validation_lines(outcome)}"
         f"{_trained_line(outcome)}"
@@ -34,6 +33,13 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
     )
 
 
+def _test_line(metrics: Mapping[str, Any]) -> str:
+    """Records of other versions may hold the accuracy alone."""
+    loss, num_examples = metrics.get("test_loss"), metrics.get("test_examples")
+    said = f"accuracy {metrics['test_accuracy']:.4f}" + ("" if loss is None else f", loss {loss:.4f}")
+    return said if num_examples is None else f"{said} on {num_examples} examples"
+
+
 def _metrics_line(metrics: Mapping[str, Any]) -> str:
     more = [f"{name} {value:.4f}" for name, value in more_metrics(metrics).items()]
     return f"            {', '.join(more)}\n" if more else ""
@@ -42,7 +48,7 @@ def _metrics_line(metrics: Mapping[str, Any]) -> str:
 def _validation_lines(outcome: Outcome) -> str:
     """What the validation split says and has decided, when there was one."""
     metrics = outcome.committed.record["metrics"]
-    if "val_loss" not in metrics:
+    if metrics.get("val_loss") is None:
         return ""
     return (
         f"  validation accuracy {metrics['val_accuracy']:.4f}, loss {metrics['val_loss']:.4f} "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Strict, model_validator
+from pydantic import Field, Strict, model_validator
 
 from job import clock, contract
 from job.config import Config
@@ -19,9 +19,9 @@ from job.logs import warn
 from job.measures import ACCURACY, is_measure
 from job.registry.comparison import Anchor, key_of
 from job.registry.rules import GateRecord
-from job.runs import read
+from job.runs import read, write
 from job.runs.read import CommittedModel, CommittedRun
-from job.runs.shapes import Count, Id, Name, Shape, Share, Time, to_shape
+from job.runs.shapes import Count, Digest, Id, Name, Shape, Share, Text, Time, to_shape
 from job.store.store import Store
 
 FORMAT = 1
@@ -34,7 +34,7 @@ By = Literal["gate", "promote", "rollback"]
 
 
 class _AnchorFile(Shape):
-    evaluation_digest: str
+    evaluation_digest: Digest
     metric: Name
     value: float
     run: Id | None
@@ -50,23 +50,23 @@ class _MoveFile(Shape):
     """What the record of a move must hold."""
 
     format: Literal[1] = 1
-    model: str
+    model: Name
     version: Count
     from_version: Count | None
     from_run: Id | None
     run: Id
     created: Name
     dataset: Name
-    evaluation_digest: str
-    weights_digest: str
+    evaluation_digest: Digest
+    weights_digest: Digest
     accuracy: Share
     when: Time
-    who: str
-    by: str
-    why: str
+    who: Name
+    by: Name
+    why: Text
     forced: bool
-    anchors: list[_AnchorFile] | None = None
-    best: list[Annotated[tuple[str, Share], Strict(strict=False)]]
+    anchors: Annotated[list[_AnchorFile], Field(max_length=_MAX_ANCHORS)] | None = None
+    best: list[Annotated[tuple[Digest, Share], Strict(strict=False)]]
     gate: Any
 
 
@@ -209,18 +209,9 @@ def move(
 
     Raises:
         ConflictError: the run is being removed.
+        IntegrityError: its record could not be read again, such as for a very long reason; nothing was written.
     """
     version = before.version + 1 if before else 1
-    # 1. This move writes a claim. Then it looks for marks of retention.
-    # 2. Retention writes its mark. Then it looks for claims (`retention.remove_runs`).
-    # 3. So one of the two sees the other, however long either pauses in between.
-    claim = canonical_json({"run": to.run, "model": model, "version": version})
-    store.create(contract.claim_key(to.run, model=model, version=version), claim)
-    marks = store.list_objects(contract.retirements_prefix(to.run))
-    if any(contract.retirement_of_key(entry.key) for entry in marks):
-        raise ConflictError(
-            f"run {to.run} is being removed, or was (retention.keep_runs); it cannot become champion any more"
-        )
     made = Move(
         model=model,
         version=version,
@@ -235,7 +226,17 @@ def move(
         to=to,
         gate=gate,
     )
-    data = made.to_bytes()
+    data = write.readable(made.to_bytes(), lambda data: _parse(data, model=model, version=version))
+    # 1. This move writes a claim. Then it looks for marks of retention.
+    # 2. Retention writes its mark. Then it looks for claims (`retention.remove_runs`).
+    # 3. So one of the two sees the other, however long either pauses in between.
+    claim = canonical_json({"run": to.run, "model": model, "version": version})
+    store.create(contract.claim_key(to.run, model=model, version=version), claim)
+    marks = store.list_objects(contract.retirements_prefix(to.run))
+    if any(contract.retirement_of_key(entry.key) for entry in marks):
+        raise ConflictError(
+            f"run {to.run} is being removed, or was (retention.keep_runs); it cannot become champion any more"
+        )
     return made if store.create(contract.champion_key(model, version=version), data) == data else None
 
 

@@ -7,8 +7,8 @@ wakes later cannot create its COMMIT, so that no COMMIT ever names a deleted obj
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
+from job import clock
 from job.contract import (
     CHECKS_PREFIX,
     MODELS_PREFIX,
@@ -144,6 +144,6 @@ def _of_unfinished(run_id: str, entries: Sequence[Entry], *, before_seconds: flo
     old = tuple(entry for entry in entries if entry.key.startswith(working))
     if run_key(run_id) not in {entry.key for entry in entries}:  # it never began: no attempt can commit it
         return Garbage(place=run_prefix(run_id), reason="log of a start that was refused", entries=old)
-    when = datetime.fromtimestamp(max(entry.modified_seconds for entry in entries), UTC)
-    reason = f"no result, and no sign of life since {when:%Y-%m-%d %H:%M} UTC"
+    when = clock.timestamp(max(entry.modified_seconds for entry in entries))
+    reason = f"no result, and no sign of life since {when[:16].replace('T', ' ')} UTC"
     return Garbage(place=run_prefix(run_id), reason=reason, entries=old, run_to_close=run_id)

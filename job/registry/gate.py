@@ -25,13 +25,16 @@ from job.registry import champion
 from job.registry.champion import Move
 from job.registry.comparison import Anchor, Candidate, Champion, Probabilities
 from job.registry.rules import Decision, GateRecord, decide
-from job.runs import read
+from job.runs import read, write
 from job.runs.read import CommittedModel, CommittedRun, Predictions
 from job.store.store import Store
+from job.texts import one_line
 
 _WRONG_SECONDS = 3600.0
 """Two clocks that differ by more: one is wrong. The times in a copied store differ by less, as far as the copy took no longer."""
 
+_MAX_REASON_CHARACTERS = 500
+"""Of what a model of somebody else is to blame for."""
 _SUM_TOLERANCE = 2e-2
 """How far the probabilities of an example may be from the sum 1: as far as those of a model in bfloat16."""
 
@@ -74,13 +77,13 @@ class Gate:
         recorded = read_gate(self.store, committed.run)
         if recorded is None:
             ours = self._decide_and_move(committed)
-            data = self.store.create(key, canonical_json(ours.to_json()))
+            data = self.store.create(key, _to_bytes(ours, key=key))
             recorded = GateRecord.of(read.parse_object(data, key=key), key=key)
         else:
             ours = self._own_move(committed) or recorded
         if ours.verdict == "promoted" and recorded != ours:
             warn("gate.other_decision", ours=ours.reason, standing=recorded.reason)
-            self.store.put(key, canonical_json(ours.to_json()))  # the decision of the attempt that made the move counts
+            self.store.put(key, _to_bytes(ours, key=key))  # the decision of the attempt that made the move counts
             recorded = ours
         told = ("verdict", "rule", "reason", "model", "version")
         emit(Event.GATE_DECIDED, **{name: getattr(recorded, name) for name in told})
@@ -170,7 +173,7 @@ class Gate:
             return probabilities, ""
         except IntegrityError as error:
             warn("gate.champion_unscored", champion=of.run, reason=str(error))
-            return None, str(error)
+            return None, one_line(error, limit=_MAX_REASON_CHARACTERS)
 
     def _read_anchor(self, anchor: Anchor | None, newest: Move, committed: CommittedRun) -> Probabilities | None:
         """Its predictions, as long as they are in the store; None when the champion is the anchor itself."""
@@ -212,6 +215,12 @@ class Gate:
             compared_with={"version": newest.version, "run": newest.run} if newest else None,
             version=(newest.version + 1 if newest else 1) if decision.verdict == "promoted" else None,
         )
+
+
+def _to_bytes(decision: GateRecord, *, key: str) -> bytes:
+    """As gate.json."""
+    data = canonical_json(decision.to_json())
+    return write.readable(data, lambda data: GateRecord.of(read.parse_object(data, key=key), key=key))
 
 
 def read_gate(store: Store, run_id: str) -> GateRecord | None:

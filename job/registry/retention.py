@@ -46,9 +46,7 @@ def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> 
     # 1. Retention writes a mark into each run. Then it looks for claims on it.
     # 2. A move writes its claim first. Then it looks for marks (`champion.move`).
     # 3. So one of the two sees the other: the move gives up, or the run stays.
-    marks = {run_id: contract.retirement_key(run_id, token=clock.token(8)) for run_id in run_ids}
-    for mark in marks.values():
-        store.create(mark, b"{}")
+    marks = {run_id: mark for run_id in run_ids if (mark := _mark(store, run_id))}
     needed = {run_id for run_id in marks if _may_become_champion(store, run_id)}
     if marks:
         needed |= reachable_runs(store, keep_versions=keep_versions)
@@ -57,6 +55,17 @@ def remove_runs(store: Store, run_ids: Iterable[str], *, keep_versions: int) -> 
             store.delete(mark)
         else:
             _remove_run(store, run_id)
+
+
+def _mark(store: Store, run_id: str) -> str | None:
+    """The key of the mark that was written into a run; None where something foreign stands in its place."""
+    mark = contract.retirement_key(run_id, token=clock.token(8))
+    try:
+        store.create(mark, b"{}")
+    except IntegrityError as error:
+        warn("retention.skipped", run_skipped=run_id, reason=str(error))
+        return None
+    return mark
 
 
 def _may_become_champion(store: Store, run_id: str) -> bool:

@@ -13,7 +13,7 @@ from job.config import PromotionSection
 from job.measures import is_measure
 from job.registry.comparison import Candidate, Champion, beside_champion, beside_constant, key_of, measure_alone
 from job.runs.read import Predictions
-from job.runs.shapes import Count, Id, Name, Shape, Time, to_shape
+from job.runs.shapes import Count, Id, Name, Shape, Text, Time, to_shape
 
 FORMAT = 1
 """Of gate.json."""
@@ -27,7 +27,9 @@ _SMALLEST_BAR = 1e-4
 _BEYOND_DOUBT = 500
 """An anchor is replaced at promotion.significance over this: one that was replaced by luck would refuse its equals for long."""
 _MAX_NAMES = 5
-"""Class names that a reason shows."""
+"""Class names, and names of metrics, that a reason shows."""
+_MAX_METRICS = 20
+_MAX_NAME_CHARACTERS = 60
 
 
 class _GateFile(Shape):
@@ -37,10 +39,10 @@ class _GateFile(Shape):
     run: Id
     model: Name
     decided: Time
-    who: str
+    who: Name
     verdict: Verdict
-    rule: str
-    reason: str
+    rule: Name
+    reason: Text
     numbers: dict[str, Any]
     compared_with: dict[str, Any] | None
     version: Count | None
@@ -140,7 +142,8 @@ def _not_comparable(candidate: Candidate, champion: Champion) -> _Row | None:
         reason = f"same as champion: the weights of version {champion.version} (run {theirs.run})"
         return "same", "same_weights", reason
     if ours.dataset != theirs.dataset:
-        return "refused", "other_dataset", f"trained on {ours.dataset}, the champion on {theirs.dataset}"
+        reason = f"trained on {_show_name(ours.dataset)}, the champion on {_show_name(theirs.dataset)}"
+        return "refused", "other_dataset", reason
     if ours.created < theirs.created:
         reason = f"older than the champion: started {ours.created}, the champion's run {theirs.created}"
         return "refused", "older_run", reason
@@ -159,14 +162,19 @@ def _describe_other_classes(ours: Predictions, champion: Champion) -> str | None
         return None
     first = next(number for number, (one, other) in enumerate(zip(names, theirs, strict=True)) if one != other)
     return (
-        f"its classes{_show(names)} are not the champion's{_show(theirs)}: class {first} is {names[first]!r}, the "
-        f"champion's is {theirs[first]!r}"
+        f"its classes{_show(names)} are not the champion's{_show(theirs)}: class {first} is {_show_name(names[first])!r}, the "
+        f"champion's is {_show_name(theirs[first])!r}"
     )
 
 
 def _show(names: tuple[str, ...] | None) -> str:
-    shown = ", ".join((names or ())[:_MAX_NAMES])
+    shown = ", ".join(map(_show_name, (names or ())[:_MAX_NAMES]))
     return f" ({shown}{', ...' if names and len(names) > _MAX_NAMES else ''})" if shown else ""
+
+
+def _show_name(text: str) -> str:
+    """A name that somebody else may have chosen, on one line."""
+    return text if len(text) <= _MAX_NAME_CHARACTERS else f"{text[:_MAX_NAME_CHARACTERS]}..."
 
 
 def _below_floor(numbers: Mapping[str, Any], rules: PromotionSection) -> _Row | None:
@@ -191,7 +199,8 @@ def _without_metric(
     if key in numbers and not math.isfinite(numbers[key]):
         return "refused", "no_metric", f"promotion.metric is {rules.metric}: the run recorded {numbers[key]}"
     if key not in numbers:
-        recorded = ", ".join(name for name in candidate.recorded if name.startswith("test_"))
+        names = [_show_name(name) for name in candidate.recorded if name.startswith("test_")]
+        recorded = ", ".join([*names[:_MAX_METRICS], *(["..."] if len(names) > _MAX_METRICS else [])])
         reason = (
             f"promotion.metric is {rules.metric}: the run recorded no {key}, only {recorded}; use accuracy, top_K_accuracy, "
             "auc, f1_macro, or a metric of your compiled model"

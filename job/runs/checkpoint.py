@@ -5,7 +5,7 @@ and never imports TensorFlow.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,16 +91,24 @@ def save(store: Store, run_id: str, checkpoint: Checkpoint) -> str:
     return key
 
 
-def load_newest(store: Store, run_id: str, *, result_digest: str, max_bytes: int | None = None) -> Checkpoint | None:
+def load_newest(
+    store: Store,
+    run_id: str,
+    *,
+    result_digest: str,
+    max_bytes: int | None = None,
+    passed_over: Collection[str] = (),
+) -> Checkpoint | None:
     """The newest checkpoint that verifies; None when the run never had one.
 
     Args:
         max_bytes: a longer one is not read.
+        passed_over: keys of those that were found to be bad before.
 
     Raises:
         IntegrityError: there are checkpoints, and all of them are bad.
     """
-    bad: set[str] = set()
+    bad = set(passed_over)
     for _ in range(_MAX_LISTINGS):
         keys = [key for key in _list(store, run_id) if key not in bad]
         if not keys:

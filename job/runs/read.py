@@ -5,7 +5,7 @@ The one place where a stored COMMIT becomes values. Never imports TensorFlow.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ ATTEMPT_FILE, METRICS_FILE, PREDICTIONS_FILE = ATTEMPT_FILES
 MODEL_FOLDER = "model/"
 _MAX_PREDICTIONS_BYTES = 2**31
 _MAX_SAMPLES = 64
+_MAX_NAME_CHARACTERS = 1000
+"""Of a class; datasets let fewer through."""
 _LONG_AGO = "1970-01-01T00:00:00.000+00:00"
 
 
@@ -174,6 +176,15 @@ def _to_run(commit: shapes.Commit, record: Mapping[str, Any]) -> CommittedRun:
         raise IntegrityError(
             f"store: {commit_key(commit.run)} is not the COMMIT of this run: its files are not those of its attempt "
             f"{commit.attempt!r}"
+        )
+    keys = {file.key for file in files}
+    inside = next(
+        (file.key for file in files if any(str(outer) in keys for outer in PurePosixPath(file.key).parents)), None
+    )
+    if inside or len(keys) != len(files):
+        raise IntegrityError(
+            f"store: {commit_key(commit.run)} is not the COMMIT of this run: it names two files in one place"
+            + (f", such as {records.show(inside)}" if inside else "")
         )
     return CommittedRun(
         run=commit.run,
@@ -412,6 +423,9 @@ def _parse_class_names(said: Mapping[str, Any] | None) -> tuple[str, ...] | None
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names must be a list of texts, received {records.show(names)}")
+    longest = max(map(len, names), default=0)
+    if longest > _MAX_NAME_CHARACTERS:
+        raise ValueError(f"class_names must have {_MAX_NAME_CHARACTERS} characters at most, received one of {longest}")
     return tuple(names)
 
 

@@ -17,6 +17,8 @@ from job.measures import is_measure
 from job.records import show
 
 _SHOWN_NAMES, _SHOWN_CHARACTERS = 8, 60
+_MAX_KEY_BYTES, _MAX_FILE_NAME_BYTES = 1024, 255
+"""Of a key in S3, and of a name in a folder."""
 
 
 def _check_id(text: str) -> str:
@@ -30,11 +32,28 @@ def _check_time(text: str) -> str:
     return text
 
 
+def _check_key(text: str) -> str:
+    """Such a name can be given to a file in any folder that is not nested very deep itself."""
+    parts = [len(part.encode()) for part in text.split("/")]
+    if max(parts) > _MAX_FILE_NAME_BYTES or len(text.encode()) > _MAX_KEY_BYTES or "\0" in text:
+        raise ValueError(
+            f"must have {_MAX_KEY_BYTES} bytes at most, {_MAX_FILE_NAME_BYTES} between two slashes, and no NUL"
+        )
+    return text
+
+
 Id = Annotated[str, AfterValidator(_check_id)]
 """Of a run or an attempt: safe as one segment of a key."""
 Time = Annotated[str, AfterValidator(_check_time)]
 """ISO 8601."""
 Name = Annotated[str, Field(max_length=1000)]
+Text = Annotated[str, Field(max_length=10_000)]
+"""A reason."""
+Digest = Annotated[str, Field(max_length=64)]
+"""SHA-256 in hex; in old records also `None`, as text."""
+Key = Annotated[str, AfterValidator(_check_key)]
+Seconds = Annotated[float, Field(ge=-1e12, le=1e12)]
+"""Some 30,000 years: the sum of all that a record holds is finite."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -72,7 +91,7 @@ def _first_fault(error: ValidationError) -> str:
     if missing:
         more = f" and {len(missing) - _SHOWN_NAMES} more" if len(missing) > _SHOWN_NAMES else ""
         return f"it lacks {', '.join(missing[:_SHOWN_NAMES])}{more}"
-    rule = re.sub(r"^(Value error, |Input )| or instance of \w+", "", faults[0]["msg"])
+    rule = re.sub(r"^(Value error, |Input |String |List )| or instance of \w+", "", faults[0]["msg"])
     where = f"its {_place(faults[0]['loc'])} " if faults[0]["loc"] else ""
     return f"{where}{rule}, received {show(faults[0]['input'])}"
 
@@ -91,15 +110,15 @@ class Closed(Shape):
 
 
 class _File(Shape):
-    key: str
+    key: Key
     num_bytes: Count
-    sha256: str
+    sha256: Digest
 
 
 class _Dataset(Shape):
     name: Name
-    digest: str | None = None
-    evaluation_digest: str | None = None
+    digest: Digest | None = None
+    evaluation_digest: Digest | None = None
 
 
 class Metrics(Shape):
@@ -170,7 +189,7 @@ class _Counters(Shape):
 class _Goodput(Shape):
     """Older versions took times from the calendar: a step back made them negative."""
 
-    wall_seconds: float | None = None
+    wall_seconds: Seconds | None = None
 
 
 class Commit(Shape):
@@ -180,10 +199,10 @@ class Commit(Shape):
     run: str
     attempt: Id
     committed: Time | None = None
-    result_digest: str
-    weights_digest: str
-    state_digest: str | None = None
-    state_digest_by_position: str | None = None
+    result_digest: Digest
+    weights_digest: Digest
+    state_digest: Digest | None = None
+    state_digest_by_position: Digest | None = None
     dataset: _Dataset
     metrics: Metrics
     files: list[_File]
@@ -246,27 +265,29 @@ class _Test(Shape):
         return self
 
 
+MaybeNan = Annotated[float, Field(allow_inf_nan=True)]
+
+
 class Epoch(Shape):
     """One epoch of metrics.json, and of a checkpoint, where a number of the validation split may be NaN."""
 
-    model_config = ConfigDict(allow_inf_nan=True)
     epoch: Count
     loss: float
     accuracy: float
     test_loss: float | None = None
     test_accuracy: float | None = None
-    val_loss: float | None = None
-    val_accuracy: float | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
+    val_loss: MaybeNan | None = None
+    val_accuracy: MaybeNan | None = None
+    metrics: dict[str, MaybeNan] = Field(default_factory=dict)
     learning_rate: float | None = None
-    seconds: float
+    seconds: Seconds
     examples_per_second: float
 
 
 class _Spent(Shape):
     ratio: float
-    wall_seconds: float
-    seconds: dict[str, float]
+    wall_seconds: Seconds
+    seconds: dict[Name, Seconds]
 
 
 class MetricsFile(Shape):
@@ -284,11 +305,11 @@ class _Link(Shape):
 
 
 class _Ledger(Shape):
-    first_started_seconds: float
-    saved_seconds: float
-    seconds: dict[str, float]
-    down_seconds: float
-    overlap_seconds: float
+    first_started_seconds: Seconds
+    saved_seconds: Seconds
+    seconds: dict[Name, Seconds]
+    down_seconds: Seconds
+    overlap_seconds: Seconds
     attempts: Count
     interruptions: Count
     chain: list[_Link]
@@ -297,7 +318,7 @@ class _Ledger(Shape):
 
 
 class _Meta(Shape):
-    epoch_seconds: float
+    epoch_seconds: Seconds
     history: list[Epoch]
     ledger: _Ledger
 

@@ -3,7 +3,7 @@
 Owns the order of the writes. Never imports TensorFlow; model files come as bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from job import clock
@@ -29,6 +29,16 @@ from job.store.store import Store
 FORMAT = 1
 
 
+def readable(data: bytes, read: Callable[[bytes], object]) -> bytes:
+    """A record that its own reader takes: what nobody could read again is never written.
+
+    Raises:
+        IntegrityError: from `read`.
+    """
+    read(data)
+    return data
+
+
 def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Create run.json. When it exists, check that its result digest is ours. Returns the digest.
 
@@ -48,7 +58,7 @@ def begin_run(store: Store, run_id: str, *, inputs: Mapping[str, Any], config: M
         "inputs": inputs,
         "config": config,
     }
-    data = store.create(key, canonical_json(content))
+    data = store.create(key, readable(canonical_json(content), lambda data: parse_begun(data, run_id)))
     recorded = parse_begun(data, run_id)
     if not is_result_of(inputs, recorded):
         raise ConflictError(
@@ -109,8 +119,10 @@ def commit(store: Store, run_id: str, *, content: Mapping[str, Any]) -> Committe
 
     Raises:
         ConflictError: the run is committed with another result digest, or was closed.
+        IntegrityError: ours could not be read again; or the one that stands cannot.
     """
-    data = store.create(commit_key(run_id), canonical_json(content))
+    ours = readable(canonical_json(content), lambda data: parse_run(data, run_id))
+    data = store.create(commit_key(run_id), ours)
     recorded = check_same_result(parse_run(data, run_id), result_digest=content["result_digest"])
     if recorded.weights_digest != content["weights_digest"]:
         warn(

@@ -207,13 +207,21 @@ class FolderBackend:
 
     @contextlib.contextmanager
     def _looked_at(self, prefix: str) -> Iterator[int | None]:
-        """The descriptor of a folder; None where there is none, as an object store has no objects there."""
+        """The descriptor of a folder; None where there is none, as an object store has no objects there.
+
+        A link on the way holds nothing, and is named. Only where all runs or all models should be it is refused: nobody trains
+        again beside results that lie elsewhere.
+        """
         with contextlib.ExitStack() as stack:
             folder = None
             try:
                 folder = stack.enter_context(beneath.opened(self._folder, self._parts(prefix)))
             except (FileNotFoundError, NotADirectoryError):
                 check_way(self._folder, name=f"store file:{self._folder}")
+            except beneath.ForeignError as error:
+                if "/" not in error.way:
+                    raise
+                self._pass_over(error.way, error.kind)
             except OSError as error:
                 if error.errno == errno.ELOOP:
                     check_way(self._folder, name=f"store file:{self._folder}")

@@ -3,6 +3,7 @@
 Knows steps, epochs, checkpoints and signals; what a step computes is behind `Steps`. Never imports TensorFlow.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -260,14 +261,14 @@ class Training:
             return {}
         best = best_epoch(self.history, self._settings) if self._best else None
         kept = self.history[best - 1 if best else -1]
-        if (
-            kept.val_loss is None or kept.val_accuracy is None
-        ):  # this attempt evaluates its last epoch: an older one did not
+        loss, accuracy = kept.val_loss, kept.val_accuracy
+        if loss is None or accuracy is None or not math.isfinite(loss) or not math.isfinite(accuracy):
+            # This attempt evaluates its last epoch: an older one did not, or its checkpoint says otherwise.
             raise IntegrityError(
                 "checkpoint: its history lacks the validation scores of the epoch that is kept; start another run"
             )
         num_examples = len(self._validation.labels)
-        return {"val_loss": kept.val_loss, "val_accuracy": kept.val_accuracy, "val_examples": num_examples}
+        return {"val_loss": loss, "val_accuracy": accuracy, "val_examples": num_examples}
 
     def _take_in(self, result: ChunkResult, meter: "_Meter", *, ledger: Ledger, view: View) -> None:
         """Keep count of a finished chunk, show it, and end the epoch when it was its last."""

@@ -44,14 +44,15 @@ class Ended:
 
 def call(*arguments: str) -> Ended:
     """Run `mnist-job` with this command line in this process: the way of `job.__main__`, without its exit."""
-    output, error = io.StringIO(), io.StringIO()
+    bytes_of_output, error = io.BytesIO(), io.StringIO()
+    output = io.TextIOWrapper(bytes_of_output, encoding="utf-8", errors="backslashreplace", write_through=True)
     with _own_logs(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
         try:
             code = job.__main__._obey([*arguments], stop=StopSignal(), status=Status())
         except BaseException as raised:  # noqa: BLE001 - as the program does
             code, reason = job.__main__._describe(raised)
             print(f"mnist-job: error {int(code)}: {reason}", file=sys.stderr)
-    return Ended(code=int(code), output=output.getvalue(), error=error.getvalue())
+    return Ended(code=int(code), output=bytes_of_output.getvalue().decode(errors="replace"), error=error.getvalue())
 
 
 @contextlib.contextmanager

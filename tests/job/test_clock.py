@@ -15,6 +15,8 @@ from tests.conftest import REPOSITORY
 
 def test_timestamp_is_utc_to_the_millisecond() -> None:
     assert clock.timestamp(0.25) == "1970-01-01T00:00:00.250+00:00"
+    assert clock.timestamp(-99_999_999_999) == "0001-01-01T00:00:00.000+00:00"
+    assert clock.timestamp(999_999_999_999) == "9999-12-31T23:59:59.000+00:00"
     assert abs(clock.now() - time.time()) < 5
 
 

@@ -20,6 +20,7 @@ from job import contract
 from job.config import StoreSection
 from job.errors import IntegrityError
 from job.observe.phases import Phases
+from job.registry import champion
 from job.registry.retention import apply_retention
 from job.runs import checkpoint as checkpoints
 from job.runs.goodput import Ledger
@@ -43,6 +44,7 @@ from tests.job.fuzz import (
 _ARCHIVE = Path(__file__).parent / "upgrade" / "store.tar.xz"
 _FIRST, _SECOND = (contract.champion_key("digits", version=version) for version in (1, 2))
 _GATE, _RUN = contract.gate_key(BAD), contract.run_key(BAD)
+_DIGITS = "--promotion.model_name=digits"
 _AS_NEW = "--promotion.model_name=new"
 """A name without a champion: the gate looks at the run's own predictions."""
 _DOCUMENTED = {0, 65, 66, 73, 78}
@@ -104,6 +106,16 @@ def _arrays(**changes: Any) -> Callable[[bytes], bytes]:
     return lambda data: change_arrays(data, changes)
 
 
+def _rename(data: bytes, name: str) -> bytes:
+    """The COMMIT with a first file of its model that is called so; its content is never asked for."""
+    record = json.loads(data)
+    first = next(file for file in record["files"] if file["key"].endswith("/saved_model.pb"))
+    key = first["key"].replace("saved_model.pb", name)
+    record["files"] = [first | {"key": key}, *record["files"]]
+    return json.dumps(record).encode()
+
+
+_ANCHOR = {"evaluation_digest": "e" * 150_000, "metric": "accuracy", "value": 0.5, "run": BAD}
 _WRONG = {"position": 1, "label": 10, "predicted": 0, "probability": 1}
 """A mistake about a class that does not exist."""
 _REFUSED: list[tuple[str, str, Callable[[bytes], bytes], tuple[str, ...], str]] = [
@@ -141,6 +153,15 @@ _REFUSED: list[tuple[str, str, Callable[[bytes], bytes], tuple[str, ...], str]] 
      lambda data: change_head(data, lambda head: head | {"__metadata__": {"predictions": '{"class_names":[{}]}'}}),
      ("promote", BAD, _AS_NEW), "class_names must be a list of texts"),
     ("history", "metrics.json", _with(history=7), ("report", BAD), "its history should be"),
+    ("champion's anchors", _SECOND, _with(anchors=[_ANCHOR] * 19), ("promote", OTHER), "its anchors.0.evaluation_digest should"),
+    ("name of 1,024 characters", COMMIT, lambda data: _rename(data, "/".join(["d" * 243] * 4)), ("verify", "--run", BAD),
+     "its files.0.key must have 1024 bytes at most, 255 between two slashes"),
+    ("name of 256 bytes", COMMIT, lambda data: _rename(data, "ü" * 128), ("verify", "--run", BAD), "255 between two slashes"),
+    ("file in a file", COMMIT, lambda data: _rename(data, "saved_model.pb/x"), ("verify", "--run", BAD),
+     "two files in one place"),
+    ("class names of 5 MB", "predictions.safetensors", lambda data: change_head(
+        data, lambda head: head | {"__metadata__": {"predictions": json.dumps({"class_names": ["x" * 5_000_000] * 10})}}),
+     ("promote", BAD, _AS_NEW), "class_names must have 1000 characters at most, received one of 5000000"),
     ("label of a mistake", "metrics.json", _with(test__wrong=[_WRONG]),
      ("report", BAD), "must name labels below the number of its classes, 10"),
 ]  # fmt: skip
@@ -224,6 +245,80 @@ def test_retention_goes_on_beside_a_bad_champion_and_keeps_what_it_may_name(
 
 
 @pytest.mark.security("S5")
+@pytest.mark.parametrize(
+    "where", ["models/evil/champion", "models/evil/versions", "models/digits/versions", "runs/evil/x", "x"]
+)
+def test_link_in_the_folder_of_one_model_stops_no_command_of_another(where: str, root: Path) -> None:
+    """What it leads to is neither listed nor deleted."""
+    outside = root.parent / "outside" / "7"
+    outside.mkdir(parents=True)
+    (outside / "0000000001.json").write_bytes(b"{}")
+    if (root / where).exists():
+        shutil.rmtree(root / where)
+    (root / where).parent.mkdir(parents=True, exist_ok=True)
+    (root / where).symlink_to(outside.parent)
+    old = ("--older-than=1h",)
+    commands = (("runs",), ("show", HEALTHY), ("fetch", "--to=served", _DIGITS), ("gc", *old), ("gc", "--delete", *old))
+    for command in commands:
+        ended = _call(root, *command)
+        assert (ended.code, "Traceback" in ended.error) == (0, False), ended.error
+        assert ended.error.count("store.passed_over") <= 1
+    apply_retention(_open(root), "digits", keep_runs=1, keep_versions=1)
+    assert (root / contract.commit_key(HEALTHY)).exists()
+    assert (outside / "0000000001.json").exists()
+    assert (root / where).is_symlink()
+
+
+@pytest.mark.security("S5")
+def test_retention_passes_over_a_run_that_cannot_be_marked(root: Path) -> None:
+    for run in (OTHER, "old.refused"):
+        (root / contract.run_prefix(run) / "outside").mkdir()
+    (root / contract.retirements_prefix(OTHER).rstrip("/")).symlink_to(root)
+    before = (root / contract.commit_key(OTHER)).read_bytes()
+    apply_retention(_open(root), "digits", keep_runs=1, keep_versions=1)
+    assert (root / contract.commit_key(OTHER)).read_bytes() == before
+    assert b"abandoned" in (root / contract.commit_key("old.refused")).read_bytes()
+
+
+@pytest.mark.security("S5")
+def test_nothing_is_written_that_could_not_be_read_again(root: Path) -> None:
+    newest = champion.read_newest(_open(root), "digits")
+    assert newest
+    before = sorted(root.rglob("*"))
+    with pytest.raises(IntegrityError, match="its why should have at most 10000 characters"):
+        champion.move(_open(root), "digits", before=newest, to=newest.to, by="promote", who="me", why="x" * 10_001)
+    assert sorted(root.rglob("*")) == before
+    ended = _call(root, "promote", OTHER, "--force", f"--why={'x' * 1_001}")
+    assert (ended.code, "--why" in ended.error) == (64, True), ended.error
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.security("S5")
+def test_numbers_of_a_validation_split_that_are_null_count_as_absent(root: Path) -> None:
+    rewrite(root, COMMIT, _with(metrics__val_loss=None)((root / COMMIT).read_bytes()))
+    key = _file_of(root, "metrics.json")
+    history = json.loads((root / key).read_bytes())["history"]
+    nothing = dict.fromkeys(("test_loss", "test_accuracy", "val_loss", "val_accuracy"))
+    rewrite(root, key, _with(history=[history[0] | nothing, *history[1:]])((root / key).read_bytes()))
+    report = _call(root, "report", BAD)
+    assert (report.code, "Traceback" in report.error) == (0, False), report.error
+    page = Path("report.html").read_text()
+    assert "test_loss 0." in page and "validation" not in page
+
+
+@pytest.mark.security("S5")
+@pytest.mark.parametrize("seconds", [-99_999_999_999, 999_999_999_999])
+def test_run_of_a_year_that_no_calendar_has_stops_no_gc(seconds: int, root: Path) -> None:
+    """Some file systems cut such times."""
+    for path in (root / contract.run_prefix("old.half")).rglob("*"):
+        os.utime(path, (0, seconds))
+    ended = _call(root, "gc", "--older-than=1h")
+    assert (ended.code, "Traceback" in ended.error) == (0, False), ended.error
+    logs = _call(root, "runs")
+    assert logs.code == 0
+
+
+@pytest.mark.security("S5")
 def test_rollback_to_a_named_run_passes_over_a_bad_record(root: Path) -> None:
     _call(root, "promote", OTHER, "--force")
     rewrite(root, _SECOND, b"{}")
@@ -241,6 +336,10 @@ def test_rollback_to_a_named_run_passes_over_a_bad_record(root: Path) -> None:
         _with(meta__history=[{"epoch": 1}]),
         _with(meta=[]),
         _with(step="90"),
+        _with(meta__ledger__seconds={"train": 1e308, "zz": 1e308}),
+        _with(meta__ledger__saved_seconds=1e300),
+        _with(meta__epoch_seconds=float("nan")),
+        lambda data: data.replace(b'"loss": ', b'"loss": Infinity, "was": ', 1),
         _with(format=3),
         lambda _: b"[" * 1000,
         lambda _: b"null",

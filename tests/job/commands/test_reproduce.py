@@ -185,6 +185,8 @@ class TestWhatACommitNames:
             (("inputs", "model", "build"), ["os:system"]),
             (("inputs", "model", "build"), "os.system\x1b[31m"),
             (("inputs", "train"), 3),
+            (("inputs", "train", "epochs"), True),
+            (("inputs", "train", "epochs"), "1"),
             (("inputs", "seed"), {}),
             (("config", "data", "uri"), "s3://key:secret@bucket"),
             (("config", "data", "source"), None),

@@ -98,6 +98,27 @@ class TestRows:
         assert (decision.verdict, decision.rule) == ("same", "same_weights")
         assert decision.reason == "same as champion: the weights of version 7 (run old)"
 
+    @pytest.mark.security("S5")
+    def test_reason_is_short_whatever_others_call_things(self) -> None:
+        long = replace(CHAMPION, class_names=tuple(f"{number}{'x' * 900}" for number in range(10)), probabilities=None)
+        ours = replace(CANDIDATE, predictions=replace(CANDIDATE.predictions, class_names=NAMES))
+        other_data = replace(CHAMPION, model=replace(OLD, dataset="x" * 1000), probabilities=None)
+        many = replace(CANDIDATE, recorded={f"test_{number}{'x' * 500}": 0.5 for number in range(1000)})
+        mine = RULES.model_copy(update={"metric": "mine"})
+        decisions = [
+            decide(ours, long, rules=RULES),
+            decide(ours, replace(long, num_classes=9), rules=RULES),
+            decide(CANDIDATE, other_data, rules=RULES),
+            decide(many, None, rules=mine),
+        ]
+        assert [decision.rule for decision in decisions] == [
+            "other_classes",
+            "other_classes",
+            "other_dataset",
+            "no_metric",
+        ]
+        assert max(len(decision.reason) for decision in decisions) < 2000
+
     def test_another_dataset_is_refused(self) -> None:
         decision = decide(
             CANDIDATE, replace(CHAMPION, model=replace(OLD, dataset="digits"), probabilities=None), rules=RULES

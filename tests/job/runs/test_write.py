@@ -310,3 +310,12 @@ class TestParseObject:
     def test_anything_else_is_refused(self, data: bytes, message: str) -> None:
         with pytest.raises(IntegrityError, match=message):
             parse_object(data, key="some/key")
+
+
+@pytest.mark.security("S5")
+def test_commit_that_nobody_could_read_is_not_written(store: Store) -> None:
+    content: dict[str, Any] = {"run": RUN, "attempt": "a", "result_digest": "r", "weights_digest": "w", "files": []}
+    content |= {"dataset": {"name": "plain"}, "metrics": {"test_accuracy": 0.5}, "more": "x" * 4_000_000}
+    with pytest.raises(IntegrityError, match="at most 4000000 are read"):
+        commit(store, RUN, content=content)
+    assert store.get(commit_key(RUN)) is None

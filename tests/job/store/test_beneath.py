@@ -107,6 +107,21 @@ def test_prefix_that_is_a_link_is_refused(verb: str, folder: Path, outside: Path
             getattr(backend, verb)(prefix, **options)
 
 
+@pytest.mark.security("S5")
+def test_folder_below_that_is_a_link_is_listed_as_empty_and_named_once(
+    folder: Path, outside: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "models" / "evil").mkdir(parents=True)
+    (folder / "models" / "evil" / "champion").symlink_to(outside)
+    backend = FolderBackend(folder)
+    before = content_of(outside)
+    for prefix in ("models/evil/champion/", "models/evil/champion/inner/"):
+        assert (backend.list_objects(prefix), backend.list_folders(prefix)) == ([], [])
+        backend.sweep(prefix, older_than_seconds=1.0)
+    assert content_of(outside) == before
+    assert [record.__dict__["fields"]["key"] for record in caplog.records] == ["models/evil/champion"]
+
+
 def test_links_are_listed_as_nothing_and_named_once(
     store: Store, folder: Path, outside: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

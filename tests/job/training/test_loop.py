@@ -1,6 +1,7 @@
 """The loop around plain numpy steps: when it ends, what it scores, and which checkpoints it takes up."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from job.attempt import restore_newest
 from job.config import CheckpointSection, TrainSection
 from job.errors import IntegrityError
 from job.observe.metrics import Metrics
@@ -112,3 +114,24 @@ def test_checkpoint_whose_best_weights_do_not_fit_is_refused(change: Any, tmp_pa
     again, _ = make_training()
     with pytest.raises(IntegrityError, match="the weights of its best epoch are not those of this model"):
         again.restore(replace(last, arrays=change(dict(last.arrays))))
+
+
+@pytest.mark.security("S5")
+def test_older_checkpoint_is_taken_when_the_newest_is_of_another_model(tmp_path: Path) -> None:
+    training, _ = make_training()
+    last = run(training, tmp_path)
+    store = Store(FolderBackend(tmp_path), uri=f"file:{tmp_path}", deadline_seconds=5.0)
+    odd = dict(last.arrays) | {"000/kernel": np.zeros((1, 1), np.float32)}
+    newest_key = checkpoints.save(store, "r", replace(last, step=last.step + 1, arrays=odd))
+    older = partial(checkpoints.load_newest, store, "r", result_digest="d")
+    newest = older()
+    assert newest and newest.key == newest_key
+    again, steps = make_training()
+    restored = restore_newest(again, newest, older=older)
+    assert restored and restored.key == last.key
+    np.testing.assert_array_equal(steps.state()["000/kernel"], last.arrays["000/kernel"])
+    store.delete(last.key)
+    with pytest.raises(IntegrityError, match="none of its 1 checkpoints is intact"):
+        restore_newest(make_training()[0], newest, older=older)
+    with pytest.raises(IntegrityError, match=f"^{newest_key}: .*; delete it to go on from the one before"):
+        restore_newest(make_training()[0], newest, older=None)
