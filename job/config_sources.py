@@ -26,8 +26,6 @@ from job.uris import shown, without_credentials
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$")
 _SHORT_NAMES = {"lr": "learning_rate", "bs": "global_batch_size", "wd": "weight_decay", "momentum": "optimizer"}
 """What people call a setting -> how it is called here."""
-_MAX_FILE_CHARACTERS = 1_000_000
-"""Of settings; they may hold 10,000 values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,11 +225,12 @@ def _from_file(path: Path) -> dict[str, _Setting]:
 
 def _read_text(path: Path) -> str:
     """All of a file or pipe that ends in time; a device may have no end."""
+    limit = strict_yaml.MAX_CHARACTERS
     with path.open(encoding="utf-8") as file:
-        text = file.read(_MAX_FILE_CHARACTERS + 1)
-    if len(text) > _MAX_FILE_CHARACTERS:
+        text = file.read(limit + 1)
+    if len(text) > limit:
         raise ConfigError(
-            f"--config: {path} must hold at most {_MAX_FILE_CHARACTERS:,} characters, received more; name a file of settings"
+            f"--config: {path} must hold at most {limit:,} characters, received more; name a file of settings"
         )
     return text
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+MAX_CHARACTERS = 1_000_000
+"""Of a file of settings."""
 _MAX_VALUES = 10_000
 """Aliases counted as often as they are used: nine lines of them can stand for a thousand million values."""
 _TOO_MANY = f"it holds more than {_MAX_VALUES:,} values, aliases counted as often as they are used"
@@ -29,13 +31,12 @@ class _Loader(yaml.SafeLoader):
 
     _num_nodes = 0
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         """As in `SafeLoader`."""
         self._num_nodes += 1
         if self._num_nodes > _MAX_VALUES:
-            raise yaml.composer.ComposerError(None, None, _TOO_MANY, self.peek_event().start_mark)
-        node: yaml.Node = super().compose_node(parent, index)
-        return node
+            raise yaml.composer.ComposerError(None, None, _TOO_MANY, self.get_mark())
+        return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """As in `SafeLoader`."""
