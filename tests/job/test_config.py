@@ -302,6 +302,10 @@ REFUSED_FLAGS = [
         "--observe.metrics_address=localhost",
         r"observe\.metrics_address: must be an IPv4 or IPv6 address as numbers, such as",
     ),
+    (
+        "--observe.metrics_address=::ffff:127.0.0.1",
+        r"observe\.metrics_address: must not be an IPv4 address in the form of IPv6; write 127\.0\.0\.1, received",
+    ),
     ("--observe.metrics_port=65536", r"observe\.metrics_port: must be less than or equal to 65535"),
     ("--run.skip_if_unchanged=maybe", r"run\.skip_if_unchanged: must be a valid boolean.*received 'maybe'"),
 ]
