@@ -124,7 +124,7 @@ def test_a_mount_hides_nothing_of_the_chart_or_of_the_system() -> None:
     is_valid = Draft7Validator(_SCHEMA).is_valid
 
     def is_taken(path: str) -> bool:
-        return is_valid({"extraVolumeMounts": [{"name": "v", "mountPath": path}]})
+        return bool(is_valid({"extraVolumeMounts": [{"name": "v", "mountPath": path}]}))
 
     own = ("/tmp", "/tmp/", "//work", "/x/../tmp", "/./data", "/data/.", "/work/..", "/", "//", "tmp", "/x//y", "")
     system = (
