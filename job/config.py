@@ -18,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     field_validator,
     model_validator,
 )
@@ -36,6 +37,9 @@ _DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | r
 
 _ADDRESS_PATTERN = r"^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)?$"
 """What the chart's schema can say of an IP address; an empty text is none there."""
+_MAPPED_PATTERN = r"^[0:]*:[fF]{4}:"
+"""An IPv4 address in the form of IPv6, which Linux binds to no socket that is for IPv6 alone."""
+_ADDRESS_SCHEMA: dict[str, JsonValue] = {"pattern": _ADDRESS_PATTERN, "not": {"pattern": _MAPPED_PATTERN}}
 
 
 def _split_list(value: object) -> object:
@@ -57,9 +61,12 @@ def _check_function(value: str | None) -> str | None:
 
 def _check_address(value: str) -> str:
     try:
-        ipaddress.ip_address(value.replace("%", " "))  # no interface after it, which may hold anything
+        address = ipaddress.ip_address(value.replace("%", " "))  # no interface after it, which may hold anything
     except ValueError as error:
         raise ValueError("must be an IPv4 or IPv6 address as numbers, such as 127.0.0.1 or ::1") from error
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    if mapped:
+        raise ValueError(f"must not be an IPv4 address in the form of IPv6; write {mapped}")
     return value
 
 
@@ -102,7 +109,7 @@ Arguments = Annotated[dict[str, Any], BeforeValidator(_parse_mapping), AfterVali
 LocalPath = Annotated[Path, BeforeValidator(_parse_path)]
 """With the home folder in the place of `~`."""
 Url = Annotated[str, AfterValidator(uris.check_url), Field(json_schema_extra={"pattern": uris.URL_PATTERN})]
-IpAddress = Annotated[str, AfterValidator(_check_address), Field(json_schema_extra={"pattern": _ADDRESS_PATTERN})]
+IpAddress = Annotated[str, AfterValidator(_check_address), Field(json_schema_extra=_ADDRESS_SCHEMA)]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(_split_list)]
 
 

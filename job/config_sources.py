@@ -223,9 +223,21 @@ def _from_file(path: Path) -> dict[str, _Setting]:
     }
 
 
+def _read_text(path: Path) -> str:
+    """All of a file or pipe that ends in time; a device may have no end."""
+    limit = strict_yaml.MAX_CHARACTERS
+    with path.open(encoding="utf-8") as file:
+        text = file.read(limit + 1)
+    if len(text) > limit:
+        raise ConfigError(
+            f"--config: {path} must hold at most {limit:,} characters, received more; name a file of settings"
+        )
+    return text
+
+
 def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = strict_yaml.parse_settings(path.read_text(encoding="utf-8"))
+        content = strict_yaml.parse_settings(_read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {path} cannot be read: {one_line(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that no calendar has

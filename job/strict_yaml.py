@@ -11,8 +11,11 @@ from typing import Any
 
 import yaml
 
+MAX_CHARACTERS = 1_000_000
+"""Of a file of settings."""
 _MAX_VALUES = 10_000
 """Aliases counted as often as they are used: nine lines of them can stand for a thousand million values."""
+_TOO_MANY = f"it holds more than {_MAX_VALUES:,} values, aliases counted as often as they are used"
 _MAX_DEPTH, _MAX_NUMBER_CHARACTERS = 32, 100
 _TOO_DEEP = f"lists and mappings must be at most {_MAX_DEPTH} deep in one another"
 _TAG = "tag:yaml.org,2002:"
@@ -24,7 +27,16 @@ _NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?|\.)[0-9_]*[eE][-+]?[0-9]+")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice: the first one would be dropped without a word."""
+    """Refuses a key that is there twice: the first one would be dropped without a word. Stops at too many values."""
+
+    _num_nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """As in `SafeLoader`."""
+        self._num_nodes += 1
+        if self._num_nodes > _MAX_VALUES:
+            raise yaml.composer.ComposerError(None, None, _TOO_MANY, self.get_mark())
+        return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """As in `SafeLoader`."""
@@ -140,7 +152,7 @@ def _checked(loader: _Loader) -> yaml.Node | None:
     except RecursionError as error:
         raise yaml.YAMLError(_TOO_DEEP) from error
     if root is not None and _count(root, {}) > _MAX_VALUES:
-        raise _refusal(root, f"it holds more than {_MAX_VALUES:,} values, aliases counted as often as they are used")
+        raise _refusal(root, _TOO_MANY)
     return root
 
 

@@ -4,7 +4,9 @@ Derived from COMMIT, metrics.json and gate.json, and made again at any time. The
 script. It is built as a tree of elements, so that no text can become markup.
 """
 
+import errno
 import json
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -90,10 +92,20 @@ def write_report(path: Path, page: bytes) -> None:
         raise NotFoundError(f"--to: {path} is a link to {path.readlink()}, which leads nowhere; choose another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(page)
+        with open(path, "wb", opener=_open_at_once) as file:
+            file.write(page)
     except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise NotFoundError(f"--to: {path} is a pipe that nobody reads; choose another file") from error
         kind = of_errno(error.errno).error or UnavailableError
         raise kind(f"--to: {path} cannot be written: {error.strerror}; choose another file") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe that nobody reads is refused; one that is read slowly is waited for."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _summary(committed: CommittedRun) -> Iterable[tuple[str, str]]:

@@ -121,11 +121,16 @@ def _values_of(name: str, arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _in_yaml(path: Path) -> Iterator[str]:
-    """Values of the field in a file that may be YAML up to some line only."""
+    """Values of the field in a file that may be YAML up to some line only; what is in a pipe is left to its one reader."""
     import yaml
 
+    from job.strict_yaml import MAX_CHARACTERS
+
     try:
-        events = yaml.parse(path.read_text("utf-8", errors="replace"))
+        if not path.is_file():
+            return
+        with path.open(encoding="utf-8", errors="replace") as file:
+            events = yaml.parse(file.read(MAX_CHARACTERS))
         for event, following in itertools.pairwise(events):
             if getattr(event, "value", None) == _FIELD and isinstance(following, yaml.ScalarEvent):
                 yield following.value

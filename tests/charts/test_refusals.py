@@ -44,6 +44,8 @@ _SCHEDULE = {"schedule": "0 3 * * *", "activeDeadlineSeconds": 7200}
             {"monitoring": {"scrape": "podMonitor"}, "observe": {"metrics_address": "127.0.0.1"}},
             r"monitoring\.scrape=podMonitor needs the port that .* a loopback observe\.metrics_address takes away",
         ),
+        ({"observe": {"metrics_address": "::ffff:127.0.0.1"}}, "at '/observe/metrics_address'"),
+        ({"observe": {"metrics_address": "0::FFFF:7f00:1"}}, "at '/observe/metrics_address'"),
     ],
 )
 def test_contradictions_are_refused_with_the_way_out(values: dict[str, Any], message: str) -> None:
@@ -106,11 +108,69 @@ def test_wrong_values_are_refused_by_name(values: dict[str, Any], message: str) 
         {"podAnnotations": {"container.apparmor.security.beta.kubernetes.io/train": "unconfined"}},
         {"clientRole": {"create": True, "subjects": [{"kind": "Group", "name": "system:authenticated"}]}},
         {"clientRole": {"create": True, "subjects": [{"kind": "User", "name": "system:anonymous"}]}},
+        {"clientRole": {"create": True, "subjects": [{"kind": "Group", "name": "system:serviceaccounts"}]}},
+        {"podAnnotations": {"seccomp.security.alpha.kubernetes.io/pod": "unconfined"}},
+        {"podAnnotations": {"container.seccomp.security.alpha.kubernetes.io/train": "unconfined"}},
     ],
 )
 def test_more_rights_cannot_be_asked_for(values: dict[str, Any]) -> None:
     with pytest.raises(RenderError, match="don't meet the specifications of the schema"):
         render(values)
+
+
+@pytest.mark.security("S2")
+def test_a_mount_hides_nothing_of_the_chart_or_of_the_system() -> None:
+    """Nor does another spelling of such a place."""
+    is_valid = Draft7Validator(_SCHEMA).is_valid
+
+    def is_taken(path: str) -> bool:
+        return bool(is_valid({"extraVolumeMounts": [{"name": "v", "mountPath": path}]}))
+
+    own = ("/tmp", "/tmp/", "//work", "/x/../tmp", "/./data", "/data/.", "/work/..", "/", "//", "tmp", "/x//y", "")
+    system = (
+        "/proc",
+        "/proc/self",
+        "/sys",
+        "/sys/fs/cgroup",
+        "/dev",
+        "/dev/termination-log",
+        "/dev/shm/..",
+        "/dev/shm/",
+    )
+    token = ("/var/run/secrets/kubernetes.io/serviceaccount", "/run/secrets/kubernetes.io")
+    assert not [path for path in (*own, *system, *token) if is_taken(path)]
+    fine = ("/etc/own-ca", "/tmp/cache", "/dev/shm", "/x/...", "/x/.y", "/process", "/device", "/var/run/secrets/azure")
+    assert [path for path in fine if is_taken(path)] == list(fine)
+
+
+@pytest.mark.security("S10")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data.args", {"url": "postgresql://user:pw@host/db"}),
+        ("model.args", {"deep": [{"url": "https://user:a/b@host"}]}),
+        ("model.args", {"url": "https://host/x?a=1&X-Amz-Signature=abc"}),
+        ("data.cache_dir", "/x//user:pw@host"),
+        ("store.region", "https://user@host"),
+    ],
+)
+def test_settings_with_credentials_are_refused_before_they_are_in_a_manifest(name: str, value: object) -> None:
+    section, _, field = name.partition(".")
+    values: dict[str, Any] = {"data": {"source": "a:b", "uri": "file:/d"}, "model": {"build": "a:b"}}
+    values[section] = values.get(section, {}) | {field: value}
+    with pytest.raises(RenderError, match=rf"{section}\.{field} must hold no credentials") as refused:
+        render(values)
+    assert "pw@" not in str(refused.value)
+
+
+def test_settings_without_credentials_may_look_a_bit_like_them() -> None:
+    fine = {
+        "image": "//registry.example:5000/a@sha256:abc",
+        "mail": "a@b.c",
+        "url": "https://host/a@b?x=1",
+        "key": "a=b",
+    }
+    assert render({"data": {"source": "a:b", "args": fine}})
 
 
 def _fields_of(kind: str) -> set[str]:

@@ -213,6 +213,7 @@ def test_prometheus_finds_the_pods_of_runs_as_chosen() -> None:
         {"observe": {"metrics_port": 0}},
         {"observe": {"metrics_address": "127.0.0.1"}},
         {"observe": {"metrics_address": "::1"}},
+        {"observe": {"metrics_address": "0:0:0:0:0:0:0:1"}},
         {"monitoring": {"scrape": "none"}},
     ):
         assert annotations(none) == {}

@@ -302,6 +302,10 @@ REFUSED_FLAGS = [
         "--observe.metrics_address=localhost",
         r"observe\.metrics_address: must be an IPv4 or IPv6 address as numbers, such as",
     ),
+    (
+        "--observe.metrics_address=::ffff:127.0.0.1",
+        r"observe\.metrics_address: must not be an IPv4 address in the form of IPv6; write 127\.0\.0\.1, received",
+    ),
     ("--observe.metrics_port=65536", r"observe\.metrics_port: must be less than or equal to 65535"),
     ("--run.skip_if_unchanged=maybe", r"run\.skip_if_unchanged: must be a valid boolean.*received 'maybe'"),
 ]
@@ -388,6 +392,28 @@ class TestRefusals:
         lines += [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]" for number in range(1, 10)]
         with pytest.raises(ConfigError, match="it holds more than 10,000 values"):
             load_config([], config_file=write_yaml(tmp_path, "\n".join(lines)))
+
+    @pytest.mark.security("S5")
+    @pytest.mark.parametrize("place", ["/dev/zero", "a file"])
+    def test_file_without_end_is_refused(self, place: str, tmp_path: Path) -> None:
+        path = Path(place) if place == "/dev/zero" else write_yaml(tmp_path, "#" * 1_000_001)
+        with pytest.raises(
+            ConfigError, match=r"--config: .* must hold at most 1,000,000 characters, received more; name a file"
+        ):
+            load_config([], config_file=path)
+
+    def test_file_of_a_million_values_is_not_read_to_its_end(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"it holds more than 10,000 values, .* at line 1, column "):
+            load_config([], config_file=write_yaml(tmp_path, f"a: [{'x,' * 490_000}]"))
+
+    def test_pipe_is_read(self, tmp_path: Path) -> None:
+        reader, writer = os.pipe()
+        os.write(writer, b"train: {epochs: 3}")
+        os.close(writer)
+        try:
+            assert load_config([], config_file=Path(f"/dev/fd/{reader}")).config.train.epochs == 3
+        finally:
+            os.close(reader)
 
     def test_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"--config: .*absent\.yaml cannot be read: .*No such file"):

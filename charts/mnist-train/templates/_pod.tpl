@@ -196,7 +196,7 @@ template:
 {{- /* Where /metrics is served to other pods; nothing when it is not. */ -}}
 {{- define "mnist-train.metricsPort" -}}
 {{- $address := .Values.observe.metrics_address | default "" -}}
-{{- if not (or (hasPrefix "127." $address) (eq "::1" $address)) -}}
+{{- if not (regexMatch "^127[.]|^[0:]*:0{0,3}1$" $address) -}}
 {{- $default := get (get (.Files.Get "files/defaults.json" | fromJson) "observe") "metrics_port" -}}
 {{- with ternary $default .Values.observe.metrics_port (kindIs "invalid" .Values.observe.metrics_port) -}}
 {{ int . }}

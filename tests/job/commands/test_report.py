@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,7 @@ def test_page_of_twenty_classes_shows_them_all_in_their_order() -> None:
         ("link", NotFoundError),
         ("link/x.html", NotFoundError),
         ("folder", NotFoundError),
+        ("pipe", NotFoundError),
         ("/dev/full", UnavailableError),
     ],
 )
@@ -220,6 +222,7 @@ def test_place_of_a_report_is_made_or_refused_as_every_place(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(error, match=r"^--to: ") if error else contextlib.nullcontext():
         write_report(tmp_path / name, b"page")

@@ -71,9 +71,12 @@ class TestReading:
         assert (loaded.name, loaded.dataset.image_shape, len(loaded.dataset.test_labels)) == ("unknown", (28, 28), 100)
         assert "data.unpinned" in [record.getMessage() for record in caplog.records]
 
-    def test_file_in_two_gzip_members_is_one_file(self, small_idx: Path) -> None:
+    @pytest.mark.parametrize("num_bytes", [65_280, 100])
+    def test_file_in_several_gzip_members_is_one_file(self, num_bytes: int, small_idx: Path) -> None:
+        """As bgzip and `cat` make them, with the empty member and the zeros that some leave at the end."""
         before, raw = load(small_idx).digest, read(small_idx, TEST_IMAGES)
-        write(small_idx, TEST_IMAGES, gzip.compress(raw[:5000]) + gzip.compress(raw[5000:]))
+        members = [gzip.compress(raw[start : start + num_bytes]) for start in range(0, len(raw), num_bytes)]
+        write(small_idx, TEST_IMAGES, b"".join([*members, gzip.compress(b""), bytes(512)]))
         assert load(small_idx).digest == before
 
 
@@ -116,6 +119,10 @@ def raw(name: str, content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 def leave_labels_out(folder: Path) -> None:
     unpack(folder)
     write(folder, TRAIN_LABELS.removesuffix(".gz"), header(320) + bytes(300))
+
+
+def put_before(folder: Path, name: str, data: bytes) -> None:
+    write(folder, name, data + (folder / name).read_bytes())
 
 
 def both(one: Callable[[Path], None], other: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -195,7 +202,29 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "wrong CRC": (
         lambda f: write(f, TEST_LABELS, (f / TEST_LABELS).read_bytes()[:-8] + bytes(8)),
-        rf"^data: {TEST_LABELS} is cut off or corrupt: (CRC check failed|Incorrect length).*; copy it again",
+        rf"^data: {TEST_LABELS} is cut off or corrupt: .*incorrect data check; copy it again",
+    ),
+    "members without content": (
+        lambda f: put_before(f, TRAIN_IMAGES, gzip.compress(b"") * 1001),
+        rf"^data: {TRAIN_IMAGES} is cut off or corrupt: more than 1000 gzip members in 0 bytes of content; copy it again$",
+    ),
+    "members of a byte each": (
+        lambda f: write(f, TRAIN_IMAGES, b"".join(gzip.compress(bytes([b])) for b in read(f, TRAIN_IMAGES)[:1100])),
+        r"more than 1000 gzip members in 1000 bytes of content",
+    ),
+    "name without end in a gzip header": (
+        lambda f: put_before(f, TRAIN_IMAGES, b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 150_000 + b"\0\x03" + bytes(9)),
+        rf"^data: {TRAIN_IMAGES} is cut off or corrupt: more than 131072 bytes in a row without content",
+    ),
+    "blocks without content in a gzip member": (
+        lambda f: put_before(
+            f, TRAIN_IMAGES, gzip.compress(b"")[:10] + b"\0\0\0\xff\xff" * 30_000 + b"\x03" + bytes(9)
+        ),
+        r"more than 131072 bytes in a row without content",
+    ),
+    "zeros between gzip members": (
+        lambda f: put_before(f, TRAIN_IMAGES, gzip.compress(b"") + bytes(1000)),
+        r"Not a gzipped file \(b'\\x00\\x00'\)",
     ),
     "pipe": (
         both(lambda f: (f / TEST_LABELS).unlink(), lambda f: os.mkfifo(f / TEST_LABELS)),

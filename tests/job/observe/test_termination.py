@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from job.__main__ import _describe, _report
 from job.contract import TERMINATION_MESSAGE_MAX_BYTES, ExitCode
-from job.observe.termination import KUBELET_PATH, Status, choose_path
+from job.observe.termination import KUBELET_PATH, Status, choose_path, find_path
 
 FIELDS = ["run", "attempt", "outcome", "code", "reason", "step", "epoch", "accuracy", "promoted", "commit", "seconds"]
 
@@ -157,3 +157,21 @@ def test_a_fault_in_what_is_said_at_the_end_keeps_the_exit_code(capsys: pytest.C
     said = capsys.readouterr().err
     assert "mnist-job: error 66: the bucket does not exist" in said
     assert "RuntimeError: in the log of the end" in said
+
+
+@pytest.mark.security("S5")
+@pytest.mark.parametrize("place", ["/dev/zero", "pipe"])
+def test_settings_without_end_are_not_waited_for(place: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert find_path(["run", f"--config={tmp_path / place}"], {}) == choose_path(None)
+
+
+def test_settings_in_a_pipe_are_left_to_their_one_reader() -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"train: {epochs: 3}")
+        os.close(writer)
+        assert find_path(["run", f"--config=/dev/fd/{reader}"], {}) == choose_path(None)
+        assert os.read(reader, 100) == b"train: {epochs: 3}"
+    finally:
+        os.close(reader)
