@@ -106,7 +106,7 @@ class TestHonestUse:
     ) -> None:
         variables = [{"name": "AWS_PROFILE", "value": "training-1"}, {"name": "API_TOKEN", "value": SECRET}]
         user = {"token": "abc", "exec": {"apiVersion": _PLUGIN, "command": "/no/such", "env": variables}}
-        ended = _run(programs, tmp_path, _kubeconfig(server, user), "status", "training-1")
+        ended = _run(programs, tmp_path, _kubeconfig(server, user), "list", "--context", "training-1")
         assert "training-1" in ended.text
 
 
