@@ -18,7 +18,7 @@ from job import ambient, strict_yaml
 from job.config import Config, default_values, field_names
 from job.contract import ENV_PREFIX
 from job.errors import ConfigError
-from job.masking import masked
+from job.masking import masked, without_secrets
 from job.texts import one_line
 from job.uris import shown, without_credentials
 
@@ -78,8 +78,10 @@ def _build(given: Mapping[str, _Setting]) -> Config:
     except ValidationError as error:
         origins = {name: setting.origin for name, setting in given.items()}
         raise ConfigError("\n".join(_describe_all(error, origins))) from error
+    values = config.model_dump(mode="json")
     for name, setting in given.items():
-        _check_no_credentials(setting, name=name)
+        section, _, field = name.partition(".")
+        _check_no_credentials(values[section][field], setting, name=name)
     return config
 
 
@@ -92,23 +94,27 @@ def _checked(setting: _Setting, *, name: str) -> object:
     return value
 
 
-def _check_no_credentials(setting: _Setting, *, name: str) -> None:
-    """Those that a setting of any kind may hold, arguments of own code too; `uris.py` refuses them in URIs of its own."""
-    for text in _texts_in(setting.value):
-        if masked(text) != text:
-            raise ConfigError(
-                f"{name}: must hold no credentials, as settings are recorded; they come from the environment, received "
-                f"{shown(text)} [{setting.origin}]"
-            )
+def _check_no_credentials(value: object, setting: _Setting, *, name: str) -> None:
+    """Those that a setting of any kind may hold, arguments of own code too; `uris.py` refuses them in URIs of its own.
+
+    What was parsed is judged, each value with its key: the same from flags, variables and files.
+    """
+    without = without_secrets(value)
+    if without != value or any(masked(key) != key for key in _keys_in(value)):
+        received = shown(setting.value) if isinstance(setting.value, str) and without == value else shown(without)
+        raise ConfigError(
+            f"{name}: must hold no credentials, as settings are recorded; they come from the environment, received "
+            f"{received} [{setting.origin}]"
+        )
 
 
-def _texts_in(value: object) -> Iterator[str]:
-    """All texts of a value, those inside of lists and mappings too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for item in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _texts_in(item)
+def _keys_in(value: object) -> Iterator[str]:
+    """All keys of mappings, those inside of lists and mappings too."""
+    if isinstance(value, dict):
+        yield from value
+    if isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _keys_in(item)
 
 
 def _check_text(text: str, *, name: str, origin: str) -> None:

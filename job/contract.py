@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from job.masking import masked
+
 ENV_PREFIX = "MNIST_"
 
 # A DNS-1123 subdomain: what Kubernetes accepts as an object name, and safe as one segment of a store key.
@@ -202,16 +204,19 @@ class Pod:
 
 
 def pod_from_environment(environ: Mapping[str, str]) -> Pod:
-    """Read the pod's facts; their names carry no `MNIST_` prefix, so that they are never taken for config."""
+    """Read the pod's facts, without credentials, as they are recorded and are labels of metrics.
+
+    Their names carry no `MNIST_` prefix, so that they are never taken for config.
+    """
     return Pod(
-        uid=environ.get("POD_UID", ""),
-        name=environ.get("POD_NAME", ""),
-        namespace=environ.get("POD_NAMESPACE", ""),
-        job_name=environ.get("JOB_NAME", ""),
-        release=environ.get("RELEASE", ""),
-        image=environ.get("IMAGE", ""),
-        chart_version=environ.get("CHART_VERSION", ""),
-        revision=environ.get("REVISION", ""),
+        uid=masked(environ.get("POD_UID", "")),
+        name=masked(environ.get("POD_NAME", "")),
+        namespace=masked(environ.get("POD_NAMESPACE", "")),
+        job_name=masked(environ.get("JOB_NAME", "")),
+        release=masked(environ.get("RELEASE", "")),
+        image=masked(environ.get("IMAGE", "")),
+        chart_version=masked(environ.get("CHART_VERSION", "")),
+        revision=masked(environ.get("REVISION", "")),
     )
 
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.masking import remember, remember_passwords_of
+from job.masking import remember, remember_passwords_of, remember_variable
 from job.texts import one_line
 from k8s.errors import UsageError
 
 SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 DEFAULT_KUBECONFIG = "~/.kube/config"
 _SECRET_FIELDS = ("token", "password", "client-key-data", "tokenFile")
-_SECRET_PROVIDER_FIELDS = ("access-token", "id-token", "refresh-token", "client-secret")
 _key_folders: list[str] = []
 """Folders with the keys that a kubeconfig holds: Python's TLS takes them from files only."""
 
@@ -104,14 +103,20 @@ def _place_of(error: Any) -> str:
 
 
 def _remember_secrets(content: Any) -> None:
-    """Mask what a kubeconfig holds of its users and in addresses, before anything is said about it."""
+    """Mask what a kubeconfig holds of its users and in addresses, before anything is said about it.
+
+    Of the variables of a credential plugin those are masked whose names say that they are secret: AWS_PROFILE is none.
+    """
     for cluster in _entries(content, "cluster"):
         remember_passwords_of(*(str(cluster.get(name)) for name in ("server", "proxy-url")))
     for user in _entries(content, "user"):
         provider = (user.get("auth-provider") or {}).get("config") or {}
-        secrets = [user.get(name) for name in _SECRET_FIELDS] + [provider.get(name) for name in _SECRET_PROVIDER_FIELDS]
-        secrets += [variable.get("value") for variable in (user.get("exec") or {}).get("env") or ()]
-        remember(*(text for text in map(str, filter(None, secrets)) if not os.path.isfile(text)))  # noqa: PTH113
+        fields = [(name, user.get(name)) for name in _SECRET_FIELDS] + list(provider.items())
+        fields += [
+            (variable.get("name"), variable.get("value")) for variable in (user.get("exec") or {}).get("env") or ()
+        ]
+        for name, value in fields:
+            remember_variable(str(name), str(value or ""))
 
 
 def _entries(content: Any, kind: str, *, name: str | None = None) -> Iterator[dict[str, Any]]:

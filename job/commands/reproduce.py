@@ -23,6 +23,7 @@ from job.config import REFERENCE_ONLY, SOURCES, Config, to_text
 from job.config_sources import LoadedConfig, parse_flags
 from job.contract import ENV_PREFIX, ExitCode
 from job.errors import ConfigError, ConflictError, IntegrityError
+from job.masking import without_secrets
 from job.runs.identity import is_result_of
 from job.runs.lineage import Lineage, bits_depend_on
 from job.runs.read import CommittedRun, read_commit
@@ -145,9 +146,10 @@ def _check_types(settings: Mapping[str, Mapping[str, Any]], config: Config, *, r
 
 
 def _to_flag(name: str, value: object) -> str:
-    """What the user can type, in a shell too."""
+    """What the user can type, in a shell too; `...` for what is too long, or holds credentials, as older versions let it."""
     text = value if isinstance(value, str) else to_text(value)
-    return f"--{name}={shlex.quote(text) if len(text) <= _MAX_FLAG_CHARACTERS else '...'}"
+    is_shown = len(text) <= _MAX_FLAG_CHARACTERS and without_secrets(value) == value
+    return f"--{name}={shlex.quote(text) if is_shown else '...'}"
 
 
 def reproduce_run(config: Config, committed: CommittedRun, *, to_uri: str | None, settings: Sequence[str]) -> int:

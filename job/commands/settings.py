@@ -6,6 +6,7 @@ from job import contract
 from job.commands.cli import CommandLine
 from job.config import describe_fields, to_text
 from job.config_sources import LoadedConfig
+from job.masking import without_secrets
 
 
 def show(line: CommandLine, loaded: LoadedConfig) -> int:
@@ -17,7 +18,7 @@ def show(line: CommandLine, loaded: LoadedConfig) -> int:
         if current != section:
             section = current
             print(f"{section}:")
-        entry = f"  {field}: {to_text(values[section][field])}"
+        entry = f"  {field}: {to_text(without_secrets(values[section][field], name=field))}"
         print(f"{entry:<44}# {loaded.origins.get(name, 'default')}")
     return contract.ExitCode.OK
 

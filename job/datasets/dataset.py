@@ -19,6 +19,7 @@ from job.datasets.rows import Rows, as_rows
 from job.digests import digest_of_arrays
 from job.errors import ConfigError, IntegrityError
 from job.logs import warn
+from job.masking import masked
 
 Images = NDArray[Any] | Rows
 """uint8 in 0..255 or float32, [N, ...]: read some by their positions, a mask or a slice."""
@@ -133,6 +134,8 @@ def _to_class_names(names: object) -> tuple[str, ...]:
     if len(names) < 2 or len(names) > MAX_CLASSES:
         raise IntegrityError(f"dataset: class_names must hold 2 to {MAX_CLASSES}, received {len(names)}")
     texts = [_to_class_name(name) for name in names]
+    if any(masked(text) != text for text in texts):
+        raise IntegrityError("dataset: class_names must hold no credentials, as they are recorded; leave them out")
     odd = next((text for text in texts if texts.count(text) > 1 or not text.isprintable()), None)
     if odd is not None:
         raise IntegrityError(f"dataset: class_names must be different printable texts, received {odd[:80]!a}")

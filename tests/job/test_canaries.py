@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.canaries import Echo, Ended, Programs, canary, echo, everything_below, leaks_of
 from tests.conftest import QUICK, RunJob
@@ -234,6 +235,9 @@ class TestSettings:
             "store:\n  uri: s3://k:{}@b: x\n",
             "store:\n  uri: s3://k:{0}@b\n  uri: s3://k:{0}@b\n",
             "data:\n  source: a.b:c\n  args: {{u: [postgres://k:{}@b]}}\n",
+            "data:\n  source: a.b:c\n  args: {{headers: {{Authorization: Bearer {}}}}}\n",
+            'data:\n  source: a.b:c\n  args: {{headers: {{Cookie: "sid={}"}}}}\n',
+            "data:\n  source: a.b:c\n  args: {{db: [{{password: {}}}]}}\n",
             "model:\n  build: a.b:c\n  args: {{'http://k:{}@b': 1}}\n",
             "s3://k:{}@b: {{}}\n",
             "store: s3://k:{}@b\n",
@@ -251,6 +255,37 @@ class TestSettings:
         ended = _run(programs, folder, "config", "show", f"--store.region={SECRETS['HF_TOKEN']}")
         assert ended.code == 64
         assert "store.region: must hold no credentials" in ended.text
+
+    @pytest.mark.parametrize(
+        "args", ["{headers: {Authorization: 'ApiKey a1', n: 1}}", "{password: 1234}", "{Cookie: 'sid=a1'}"]
+    )
+    def test_argument_whose_key_says_that_it_is_a_secret(self, programs: Programs, folder: Path, args: str) -> None:
+        (folder / "c.yaml").write_text(f"data:\n  source: a.b:c\n  args: {args}\n")
+        line, environ = ["config", "show", "--data.source=a.b:c"], {"MNIST_DATA__ARGS": args}
+        for ended in (
+            programs.run([*line[:2], "--config=c.yaml"], {}),
+            programs.run([*line, f"--data.args={args}"], {}),
+            programs.run(line, environ),
+        ):
+            assert ended.code == 64
+            assert "data.args: must hold no credentials" in ended.text
+            assert "a1" not in ended.text
+
+    @pytest.mark.parametrize(
+        "args",
+        [
+            "{cookie: chocolate}",
+            "{authorization: none}",
+            "{note: basic resnet50}",
+            "{uri: 'http://h/?page_token_size=10&primary_key=id'}",
+            "{path: /data/eyjafjallajokull, other: /mnt//team@corp/x}",
+            "{api_key_env: OPENAI_API_KEY, api_key: $API_KEY, token_file: /run/secrets/token, pad_token: '[PAD1]'}",
+        ],
+    )
+    def test_honest_argument_is_shown_as_it_is(self, programs: Programs, args: str) -> None:
+        ended = programs.run(["config", "show", "--data.source=a.b:c", f"--data.args={args}"], {})
+        assert ended.code == 0
+        assert yaml.safe_load(ended.text)["data"]["args"] == yaml.safe_load(args)
 
     def test_variables(self, programs: Programs, folder: Path) -> None:
         for name in ("MNIST_STORE__URI", f"MNIST_{_PLACES[0]}"):

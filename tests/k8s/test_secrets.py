@@ -78,7 +78,7 @@ class TestTokens:
                 }
             },
             {"exec": {"apiVersion": _PLUGIN, "command": "sh", "args": ["-c", f'echo "{SECRET}" >&2; exit 1']}},
-            {"exec": {"apiVersion": _PLUGIN, "command": "/no/such", "env": [{"name": "X", "value": SECRET}]}},
+            {"exec": {"apiVersion": _PLUGIN, "command": "/no/such", "env": [{"name": "API_TOKEN", "value": SECRET}]}},
         ],
         ids=["token as a path", "password", "oidc", "gcp", "plugin fails", "no plugin"],
     )
@@ -98,6 +98,16 @@ class TestTokens:
         }
         _run(programs, tmp_path, _kubeconfig(server, user, {"server": "https://127.0.0.1:9"}), "status", "x")
         assert not list((tmp_path / "temporary").iterdir())
+
+
+class TestHonestUse:
+    def test_variable_of_a_plugin_that_names_no_secret_is_not_masked(
+        self, programs: Programs, server: Echo, tmp_path: Path
+    ) -> None:
+        variables = [{"name": "AWS_PROFILE", "value": "training-1"}, {"name": "API_TOKEN", "value": SECRET}]
+        user = {"token": "abc", "exec": {"apiVersion": _PLUGIN, "command": "/no/such", "env": variables}}
+        ended = _run(programs, tmp_path, _kubeconfig(server, user), "list", "--context", "training-1")
+        assert "training-1" in ended.text
 
 
 class TestAddresses:

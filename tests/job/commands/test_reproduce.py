@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from job.commands.cli import parse_command_line
-from job.commands.reproduce import compare, reproduce, settings_of
+from job.commands.reproduce import _to_flag, compare, reproduce, settings_of
 from job.config import Config
 from job.config_sources import load_config
 from job.digests import canonical_json, sha256_hex
@@ -214,3 +214,11 @@ class TestWhatACommitNames:
 def _reproduce(*flags: str) -> int:
     line = parse_command_line(["reproduce", "r", *flags])
     return reproduce(line, load_config(line.settings, config_file=line.options.config))
+
+
+@pytest.mark.security("S10")
+def test_flag_of_a_record_with_credentials_is_not_shown() -> None:
+    """Of a run of an older version: a line that is masked in part has no brackets, and is no command."""
+    value = {"headers": {"Authorization": "Bearer a1", "Cookie": "sid=a1"}, "n": 1}
+    assert _to_flag("data.args", value) == "--data.args=..."
+    assert _to_flag("data.args", {"cookie": "chocolate", "n": 1}) == "--data.args='{cookie: chocolate, n: 1}'"

@@ -179,6 +179,7 @@ class TestRefusals:
                 r"class_names must be different printable texts, received .a.",
             ),
             (lambda d: replace(d, class_names=("a", "\ud800")), r"class_names must be different printable texts"),
+            (lambda d: replace(d, class_names=("s3://me:pw@b", "b")), r"class_names must hold no credentials"),
             (lambda d: replace(d, class_names=NAMES * 101), r"class_names must hold 2 to 1000, received 1010"),
             (lambda d: replace(d, class_names=("a", "b\nc")), r"class_names must be different printable texts"),
             (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from job.config import Config
-from job.contract import Pod
+from job.contract import Pod, pod_from_environment
 from job.errors import ConfigError, IntegrityError
 from job.runs import lineage
 from job.runs.identity import AttemptIdentity
@@ -144,3 +144,13 @@ class TestBits:
         four, two = (bits_depend_on(describe(compile_with=compile_with, threads=number)) for number in (4, 2))
         assert (four != two) is decides
         assert ("intra_op_threads" in four) is decides
+
+
+@pytest.mark.security("S10")
+def test_facts_of_the_pod_hold_no_credentials() -> None:
+    names = ("POD_NAME", "JOB_NAME", "RELEASE", "IMAGE", "CHART_VERSION", "REVISION")
+    pod = pod_from_environment(dict.fromkeys(names, "https://me:pw1@registry/image") | {"POD_UID": "u-1"})
+    assert "pw1" not in str(pod)
+    assert pod.image == "https://***@registry/image"
+    image = "registry:5000/mnist-train:1.2@sha256:0123456789abcdef"
+    assert pod_from_environment({"IMAGE": image}).image == image
