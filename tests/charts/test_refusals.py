@@ -76,6 +76,8 @@ def test_contradictions_are_refused_with_the_way_out(values: dict[str, Any], mes
         ({"persistence": {"size": "big"}}, "at '/persistence/size'"),
         ({"resources": {"claims": []}}, "additional properties 'claims' not allowed"),
         ({"networkPolicy": {"egressCIDRs": ["everywhere"]}}, "at '/networkPolicy/egressCIDRs/0'"),
+        ({"resources": {"limits": {"hugepages-2Mi": "3Mi"}}}, "at '/resources/limits/hugepages-2Mi'"),
+        ({"resources": {"limits": {"hugepages-79053Ki": "1Gi"}}}, "at '/resources/limits'"),
         ({"startingDeadlineSeconds": 5}, "at '/startingDeadlineSeconds'"),  # below 10 it may never start
     ],
 )
