@@ -109,7 +109,7 @@ class Cluster:
     def start(self, index: int, *more: str, prefix: Sequence[str] = (), **environ: str) -> Process:
         """Start one worker."""
         output = self.folder / f"worker-{index}-{len(self.processes)}.log"
-        environment = job_environment({"XDG_CACHE_HOME": str(self.folder / "cache"), "PYTHONPATH": str(REPOSITORY)})
+        environment = _environment(self.folder)
         environment |= {"TF_CONFIG": tf_config(self.addresses, index), **environ}
         command = [*prefix, *job_command(["run", *FLAGS, f"--cluster.workers={self.count}", *self.flags, *more])]
         with open(output, "wb") as out, open(output.with_suffix(".err"), "wb") as err:
@@ -159,7 +159,7 @@ def commit_of_one_process(folder: Path, *flags: str) -> dict[str, Any]:
 def run_alone(folder: Path, *flags: str) -> Process:
     """One process without other workers, to its end; the same run `r`."""
     output = folder / "alone.log"
-    environment = job_environment({"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(REPOSITORY)})
+    environment = _environment(folder)
     with open(output, "wb") as out, open(output.with_suffix(".err"), "wb") as err:
         popen = subprocess.Popen(
             job_command(["run", *FLAGS, *flags]), cwd=folder, env=environment, stdout=out, stderr=err
@@ -167,6 +167,11 @@ def run_alone(folder: Path, *flags: str) -> Process:
     process = Process(index=0, popen=popen, output=output)
     assert process.wait(200) == 0, process.stderr[-2000:]
     return process
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """With modules of the test's own in the folder, which is the working folder."""
+    return job_environment({"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": f"{REPOSITORY}:{folder}"})
 
 
 def read_commit(folder: Path) -> dict[str, Any]:

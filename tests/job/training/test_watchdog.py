@@ -15,10 +15,11 @@ from tests.conftest import QUICK, RunJob
 MODEL = """
 import ctypes, time
 import keras, tensorflow as tf
-import job.training.own_model, job.training.trial, job.training.watchdog
+import job.training.export, job.training.keras_workload, job.training.own_model, job.training.trial, job.training.watchdog
 
 # Calls of Python are refused before training; here they stand for whatever else may hang in a step.
 job.training.own_model.check_graph = job.training.trial.check_graph = lambda *given, **named: None
+job.training.keras_workload.check_graphs = job.training.export.check_graphs = lambda folder: None
 job.training.watchdog.LAST_NET_SECONDS = 5  # an hour
 calls = batches = 0
 
