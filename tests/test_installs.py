@@ -61,6 +61,7 @@ def _run(*command: str, folder: Path, index: Path) -> subprocess.CompletedProces
 
 
 def _pinned_uv() -> str:
+    subprocess.run(["scripts/uv", "--version"], cwd=REPOSITORY, capture_output=True, check=False)  # installs it
     for found in (REPOSITORY / ".venv-tools" / "bin" / "uv", shutil.which("uv")):
         if found and Path(found).is_file():
             return str(found)

@@ -41,8 +41,10 @@ def read_plain_copy(path: Path) -> tuple[Dataset, str] | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        if not path.is_file():  # nor a pipe, which may never say anything
+        if not path.exists():
             return None
+        if not path.is_file():  # such as a pipe, which may never say anything
+            raise ValueError("it is no file")
         records.check_size(path.stat().st_size, name="it", max_bytes=MAX_DATA_BYTES)
         with safe_open(path, framework="numpy") as file:
             meta = records.parse_object(file.metadata()["dataset"], name="what it says of its arrays")

@@ -4,6 +4,7 @@ Not here, because nobody reads what is in them: attempt.json (COMMIT repeats it)
 all). The registry's records are in `registry/champion.py` and `registry/rules.py`.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -298,10 +299,15 @@ class MetricsFile(Shape):
     goodput: _Spent
 
 
+def _check_finite(content: dict[str, Any]) -> dict[str, Any]:
+    json.dumps(content, allow_nan=False)  # ValueError
+    return content
+
+
 class _Link(Shape):
     attempt: str
     from_step: Count
-    computed_on: dict[str, Any]
+    computed_on: Annotated[dict[str, Any], AfterValidator(_check_finite)]
 
 
 class _Ledger(Shape):
