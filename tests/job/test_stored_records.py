@@ -337,6 +337,7 @@ def test_rollback_to_a_named_run_passes_over_a_bad_record(root: Path) -> None:
         _with(meta=[]),
         _with(step="90"),
         _with(meta__ledger__seconds={"train": 1e308, "zz": 1e308}),
+        _with(meta__ledger__chain=[{"attempt": "a", "from_step": 0, "computed_on": {"devices": [float("inf")]}}]),
         _with(meta__ledger__saved_seconds=1e300),
         _with(meta__epoch_seconds=float("nan")),
         lambda data: data.replace(b'"loss": ', b'"loss": Infinity, "was": ', 1),
