@@ -1,6 +1,7 @@
 """Objects, log lines and messages that somebody else wrote: none ends a command, and none touches the line of another run."""
 
 import contextlib
+import copy
 import json
 import random
 import time
@@ -379,7 +380,7 @@ def test_mutated_objects_end_nothing(is_full: bool, part: int, monkeypatch: pyte
             pod["metadata"]["name"]: [f"2026-11-24T03:00:02Z {json.dumps(line)}\n".encode()] for pod in content["pods"]
         }
         for each in odd:
-            _mutate(content, each, chance)
+            _mutate(content, copy.deepcopy(each), chance)  # else one may get into itself
         runs = client.list_runs()
         assert [run.phase for run in runs if run.job == healthy] == ["Succeeded"]
         for text in (runs_to_table(runs), *map(describe, runs), *map(resume_command, runs)):
