@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,15 @@ from job.store.store import Store
 from tests.job.runs.test_checkpoint import META
 
 SCHEDULE = CheckpointSection(interval_seconds=0.01, keep=2, final_save_seconds=0.5)
+
+
+@pytest.fixture(autouse=True)
+def no_writer_outlives_its_test() -> Iterator[None]:
+    """Else one that was given up would go on with the clock of another test."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join(30)
 
 
 class Backend(FolderBackend):
