@@ -190,25 +190,16 @@ def _make_result(
         identity = AttemptIdentity(run=run_id, attempt=lineage.attempt)
         surroundings = replace(surroundings, identity=identity)
         ledger = _open_ledger(store, surroundings, lineage=lineage)
-    with phases("restore"):
-        max_bytes = checkpoints.max_bytes(weight_bytes=prepared.weight_bytes)
-        checkpoint = checkpoints.load_newest(store, run_id, result_digest=result_digest, max_bytes=max_bytes)
-    ledger.are_workers_alike = _agree(config, prepared, lineage, checkpoint, result_digest=result_digest)
-    with phases("build"):
-        training = workload.build()
-    writer = _make_writer(config, surroundings)
-    older = partial(checkpoints.load_newest, store, run_id, result_digest=result_digest, max_bytes=max_bytes)
-    train(
+    training = _train_from_newest(
         config,
-        training,
-        checkpoint,
-        writer,
+        store,
+        workload,
+        prepared,
         surroundings=surroundings,
         ledger=ledger,
+        lineage=lineage,
         result_digest=result_digest,
-        older=older if prepared.device.num_workers == 1 else None,  # several have agreed on this one
     )
-    agreement.compare_weights(prepared.exchange, training)
     state_digests = _digests_of_state(training)
     results = workload.finish(training, phases=phases)
     surroundings.view.set(test_loss=results.scores.loss)
@@ -241,6 +232,42 @@ def _make_result(
         is_new=committed.attempt == identity.attempt,
     )
     return committed, surroundings
+
+
+def _train_from_newest(
+    config: Config,
+    store: Store,
+    workload: Workload,
+    prepared: Prepared,
+    *,
+    surroundings: Surroundings,
+    ledger: Ledger,
+    lineage: Lineage,
+    result_digest: str,
+) -> Training:
+    """Build the model and train it to the last step, from the newest checkpoint where there is one."""
+    phases = surroundings.phases
+    max_bytes = checkpoints.max_bytes(weight_bytes=prepared.weight_bytes)
+    load = partial(
+        checkpoints.load_newest, store, surroundings.identity.run, result_digest=result_digest, max_bytes=max_bytes
+    )
+    with phases("restore"):
+        checkpoint = load()
+    ledger.are_workers_alike = _agree(config, prepared, lineage, checkpoint, result_digest=result_digest)
+    with phases("build"):
+        training = workload.build()
+    train(
+        config,
+        training,
+        checkpoint,
+        _make_writer(config, surroundings),
+        surroundings=surroundings,
+        ledger=ledger,
+        result_digest=result_digest,
+        older=load if prepared.device.num_workers == 1 else None,  # several have agreed on this one
+    )
+    agreement.compare_weights(prepared.exchange, training)
+    return training
 
 
 def _digests_of_state(training: Training) -> dict[str, str]:

@@ -23,7 +23,8 @@ def visible(text: str, *, keep: str = "") -> str:
     Args:
         keep: characters that stay as they are, such as the line breaks between lines of our own.
     """
-    if text.isprintable() and (text.isascii() or not _UNSEEN.search(text)):
+    rest = text.translate(dict.fromkeys(map(ord, keep))) if keep else text
+    if rest.isprintable() and (rest.isascii() or not _UNSEEN.search(rest)):
         return text
     return "".join(
         char if char in keep or (char.isprintable() and not _UNSEEN.match(char)) else _escape(char) for char in text

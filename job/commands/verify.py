@@ -17,11 +17,13 @@ from job.registry import champion, serving
 from job.registry.champion import Move
 from job.runs.read import (
     MODEL_FOLDER,
+    PREDICTIONS_FILE,
     CommittedRun,
     Predictions,
     more_metrics,
+    parse_predictions,
+    predictions_file,
     read_files,
-    read_predictions,
     unpack_model,
 )
 from job.store.store import Store
@@ -91,9 +93,10 @@ def verify_run(store: Store, committed: CommittedRun, *, cluster: ClusterSection
     Raises:
         IntegrityError: an object is missing or altered, or the model predicts something else.
     """
-    recorded = read_predictions(store, committed)
-    _check_scores(committed, recorded)
+    predictions_file(committed)  # refused before anything is read
     files = read_files(store, committed)
+    recorded = parse_predictions(files[PREDICTIONS_FILE])
+    _check_scores(committed, recorded)
     model = {name.removeprefix(MODEL_FOLDER): data for name, data in files.items() if name.startswith(MODEL_FOLDER)}
     images = recorded.sample_images
     with tempfile.TemporaryDirectory(prefix="mnist-verify-") as temporary:

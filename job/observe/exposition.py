@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from job.logs import emit, warn
-from job.observe.port import listen, reason_of, serve_pages
+from job.observe.port import listen, serve_pages
+from job.store.faults import reason_of
 from job.texts import one_line
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ request. Owns nothing of what the pages say. docs/adr/0029 says why no server of
 import asyncio
 import contextlib
 import math
-import os
 import re
 import resource
 import socket
@@ -221,8 +220,3 @@ def _to_reply(status: HTTPStatus, text: bytes | None = None, *, is_head: bool = 
         f"Content-Length: {len(body)}\r\n{more}Connection: close\r\n\r\n"
     )
     return head.encode() + (b"" if is_head else body)
-
-
-def reason_of(error: OSError) -> str:
-    """What the operating system says, without the place that Python adds."""
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)

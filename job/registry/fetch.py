@@ -28,6 +28,7 @@ from job.registry.serving import LAST_FILE
 from job.runs import read
 from job.store import beneath
 from job.store.backend import point
+from job.store.faults import reason_of
 from job.store.folder import fsync_folder, renameat2
 from job.store.store import Store
 
@@ -328,7 +329,7 @@ def _translated(folder: Path) -> Iterator[None]:
             f"--to {folder}: {error}; no links are followed there: remove it, or choose another folder"
         ) from error
     except OSError as error:
-        what = f"--to {folder}: {error.filename or folder}: {os.strerror(error.errno) if error.errno else error}"
+        what = f"--to {folder}: {error.filename or folder}: {reason_of(error)}"
         if error.errno in _NO_ACCESS:
             raise AccessDeniedError(f"{what}; choose a folder that can be written") from error
         if error.errno in _NO_FOLDER:

@@ -3,7 +3,7 @@
 The one place where a stored COMMIT becomes values. Never imports TensorFlow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -166,26 +166,15 @@ def parse_run(data: bytes, run_id: str) -> CommittedRun | ClosedRun:
     if "abandoned" in record:
         closed = shapes.to_shape(shapes.Closed, record, name=what)
         return ClosedRun(run=run_id, closed=closed.abandoned, is_removed="by" in record)
-    return _to_run(shapes.to_shape(shapes.Commit, record, name=what), record)
+    return _to_run(shapes.to_shape(shapes.Commit, record, name=what), record, what=what)
 
 
-def _to_run(commit: shapes.Commit, record: Mapping[str, Any]) -> CommittedRun:
+def _to_run(commit: shapes.Commit, record: Mapping[str, Any], *, what: str) -> CommittedRun:
     prefix = attempt_prefix(commit.run, attempt_id=commit.attempt)
     files = [StoredFile(key=file.key, num_bytes=file.num_bytes, sha256=file.sha256) for file in commit.files]
     if not all(is_below(file.key, prefix) for file in files):
-        raise IntegrityError(
-            f"store: {commit_key(commit.run)} is not the COMMIT of this run: its files are not those of its attempt "
-            f"{commit.attempt!r}"
-        )
-    keys = {file.key for file in files}
-    inside = next(
-        (file.key for file in files if any(str(outer) in keys for outer in PurePosixPath(file.key).parents)), None
-    )
-    if inside or len(keys) != len(files):
-        raise IntegrityError(
-            f"store: {commit_key(commit.run)} is not the COMMIT of this run: it names two files in one place"
-            + (f", such as {records.show(inside)}" if inside else "")
-        )
+        raise IntegrityError(f"{what}: its files are not those of its attempt {commit.attempt!r}")
+    _check_places([file.key for file in files], what=what)
     return CommittedRun(
         run=commit.run,
         attempt=commit.attempt,
@@ -196,6 +185,17 @@ def _to_run(commit: shapes.Commit, record: Mapping[str, Any]) -> CommittedRun:
         files={file.key.removeprefix(prefix): file for file in files},
         record=record,
     )
+
+
+def _check_places(keys: Sequence[str], *, what: str) -> None:
+    """Raises:
+    IntegrityError: two files have one key, or one is a folder of the other.
+    """
+    known = set(keys)
+    inside = next((key for key in keys if any(str(outer) in known for outer in PurePosixPath(key).parents)), None)
+    if inside or len(known) != len(keys):
+        example = f", such as {records.show(inside)}" if inside else ""
+        raise IntegrityError(f"{what}: it names two files in one place{example}")
 
 
 def more_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -331,9 +331,18 @@ def read_predictions(store: Store, run: CommittedRun) -> Predictions:
     Raises:
         IntegrityError: they are missing, altered, or not what such a file holds.
     """
+    return parse_predictions(_read(store, predictions_file(run)))
+
+
+def predictions_file(run: CommittedRun) -> StoredFile:
+    """The object that holds the predictions, which is yet to be read.
+
+    Raises:
+        IntegrityError: the COMMIT names none, or one that is too long to be read.
+    """
     file = _file(run, PREDICTIONS_FILE)
     records.check_size(file.num_bytes, name=f"store: {file.key}", max_bytes=_MAX_PREDICTIONS_BYTES)
-    return parse_predictions(_read(store, file))
+    return file
 
 
 def read_metrics(store: Store, run: CommittedRun) -> dict[str, Any]:

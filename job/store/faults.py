@@ -6,6 +6,7 @@ what may pass by itself: `Store` tries it again until `store.deadline_seconds`, 
 """
 
 import errno
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -198,6 +199,11 @@ _KINDS: Mapping[str, Verdict] = {
 def of_errno(number: int | None) -> Verdict:
     """What the operating system's error is; a number that has no name here does not pass by itself."""
     return ERRNOS.get(number or 0, UNABLE)
+
+
+def reason_of(error: OSError) -> str:
+    """What the operating system says, without the place that Python adds."""
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
 
 
 def of_status(status: int) -> Verdict:

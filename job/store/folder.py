@@ -22,7 +22,7 @@ from job.errors import AccessDeniedError, ConfigError, IntegrityError, NotFoundE
 from job.logs import warn
 from job.store import beneath
 from job.store.backend import AlreadyExists, Entry, check_bytes, point
-from job.store.faults import UNABLE, of_errno
+from job.store.faults import UNABLE, of_errno, reason_of
 
 TEMPORARY_PREFIX = ".tmp-"
 _TEMPORARY = re.compile(r"\.tmp-[0-9]+-[0-9a-f]{16}")
@@ -333,9 +333,8 @@ class FolderBackend:
         except beneath.ForeignError as error:
             raise IntegrityError(f"store file:{self._folder}: {error}; {_advice(error)}") from error
         except OSError as error:
-            cause = os.strerror(error.errno) if error.errno else str(error)
             raise of_errno(error.errno).to_error(
-                where=f"file:{self._folder}: {key or '(root)'}", cause=cause
+                where=f"file:{self._folder}: {key or '(root)'}", cause=reason_of(error)
             ) from error
 
 

@@ -221,8 +221,7 @@ def _why(code: int, *, answer: IO[bytes], words: IO[bytes], limits: Limits) -> s
 
 
 def _text(data: bytes) -> str:
-    text = one_line(data.decode(errors="replace"), limit=_MAX_REASON)
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return one_line(data.decode(errors="replace"), limit=_MAX_REASON)
 
 
 def _read(file: IO[bytes], most: int) -> bytes:
