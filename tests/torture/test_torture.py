@@ -26,7 +26,8 @@ _WRITES = (
     "write_text",
 )
 # What is no object of a store: a message that the kubelet reads, a model unpacked in a temporary folder to look at it, the
-# settings of a run that is made again, the local copy for a server, whose own tests kill it, and a report that was asked for.
+# settings of a run that is made again, the local copy for a server, whose own tests kill it, a report that was asked for, and
+# the copy of a graph that the child of an evaluation loads.
 _NOT_STORED = {
     "observe/termination.py",
     "commands/report.py",
@@ -34,6 +35,7 @@ _NOT_STORED = {
     "datasets/tfds.py",
     "commands/reproduce.py",
     "registry/fetch.py",
+    "training/graphs.py",
 }
 
 # The real program is started in these; the others drive it with a plain workload.

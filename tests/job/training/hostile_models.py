@@ -116,7 +116,9 @@ def _call(function: Any, name: str) -> None:
 
 
 def hostile_graphs(canary: Path) -> dict[str, tuple[str, Callable[[Any], Any]]]:
-    """Name -> the operation that is to be named, and what the graph does beside classifying.
+    """Name -> a pattern of the operation that is to be named, and what the graph does beside classifying.
+
+    It is a pattern where TensorFlow writes two such operations in an order of its own.
 
     Args:
         canary: a file that the graphs write, or read where it is there.
@@ -169,7 +171,7 @@ def hostile_graphs(canary: Path) -> dict[str, tuple[str, Callable[[Any], Any]]]:
         "write": ("WriteFile", lambda x: after(tf.io.write_file(path, "written"), x=x)),
         "read": ("ReadFile", read),
         "find": ("MatchingFiles", lambda x: x + tf.cast(tf.size(tf.io.matching_files(path)), tf.float32)),
-        "lines": ("TensorSliceDataset", read_lines),
+        "lines": ("(TensorSlice|TextLine)Dataset", read_lines),
         "restore": ("RestoreV2", restore),
         "save": ("SaveV2", save),
         "merge": ("MergeV2Checkpoints", merge),

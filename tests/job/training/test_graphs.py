@@ -1,5 +1,6 @@
 """S4: a SavedModel from the store computes and does nothing else; what could do more is refused before it is loaded."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_each_operation_that_does_more_than_compute_is_named_before_it_is_loaded
     canary, wrong = tmp_path / "canary", {}
     for name, (operation, graph) in hostile_graphs(canary).items():
         said = refusal_of(write_model(tmp_path / name, graph))
-        if f"has the operation {operation!r} (node " not in said:
+        if not re.search(rf"has the operation '{operation}' \(node ", said):
             wrong[name] = said
 
     assert wrong == {}
