@@ -179,12 +179,16 @@ def test_the_commands_of_the_notes_name_what_is_made() -> None:
             manifests = render(more, name=name, namespace="1234")
             names = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in manifests}
             labels = [each["metadata"]["labels"].items() for each in manifests]
-            commands = [line.split() for line in notes(more, name=name, namespace="1234").splitlines() if line[:2] == "  "]
+            commands = [
+                line.split() for line in notes(more, name=name, namespace="1234").splitlines() if line[:2] == "  "
+            ]
             assert commands
             for command in commands:
                 text = " ".join(command)
                 assert re.search(r"-n 1234\b", text), text
-                assert {word.removeprefix("--from=") for word in command if re.search(r"^(--from=)?\w+/", word)} <= names, text
+                assert {
+                    word.removeprefix("--from=") for word in command if re.search(r"^(--from=)?\w+/", word)
+                } <= names, text
                 for selector in re.findall(r"-l app.kubernetes.io/instance=(\S+)", text):
                     assert all(("app.kubernetes.io/instance", selector) in each for each in labels), text
                 for job in re.findall(r"job-name=([^ ,]+)|status -n 1234 (\S+)", text):

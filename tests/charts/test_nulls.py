@@ -100,5 +100,10 @@ def test_an_upgrade_from_the_values_of_0_1_0_renders_as_reuse_values_merges_them
     chart = shutil.copytree(CHART, tmp_path / "mnist-train")
     shutil.copy(_OLDEST, chart / "values.yaml")
     assert render({"image": IMAGE}, chart=chart) == render()
-    own = {"schedule": "@daily", "activeDeadlineSeconds": 7200, "networkPolicy": {"enabled": True}, "podLabels": {"a": "b"}}
+    own = {
+        "schedule": "@daily",
+        "activeDeadlineSeconds": 7200,
+        "networkPolicy": {"enabled": True},
+        "podLabels": {"a": "b"},
+    }
     assert render({"image": IMAGE} | own, chart=chart) == render(own)

@@ -87,9 +87,7 @@ def test_two_aliases_share_no_name_no_pod_no_volume_and_no_run(parent: Path) -> 
     claims = [_claim(find(part, "Job")) for part in parts]
     assert claims == [find(part, "PersistentVolumeClaim")["metadata"]["name"] for part in parts]
     for mine in parts:
-        taken = [
-            [selector.items() <= _pod_labels(other).items() for selector in _selectors(mine)] for other in parts
-        ]
+        taken = [[selector.items() <= _pod_labels(other).items() for selector in _selectors(mine)] for other in parts]
         assert [all(each) for each in taken] == [any(each) for each in taken] == [other is mine for other in parts]
         for manifest in mine:
             assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", manifest["metadata"]["name"])
@@ -98,8 +96,11 @@ def test_two_aliases_share_no_name_no_pod_no_volume_and_no_run(parent: Path) -> 
 
 
 def _claim(job: Manifest) -> str:
-    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod_spec(job)["volumes"] if len(volume) == 2
-              and "persistentVolumeClaim" in volume]
+    claims = [
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in pod_spec(job)["volumes"]
+        if len(volume) == 2 and "persistentVolumeClaim" in volume
+    ]
     assert len(claims) == 1
     return str(claims[0])
 
@@ -117,7 +118,7 @@ def test_mnist_k8s_finds_each_part_as_a_release_of_its_own(parent: Path) -> None
 @pytest.mark.security("S1")
 def test_an_alias_that_yaml_reads_as_something_else_stays_a_name(tmp_path: Path) -> None:
     aliases = ["1_000", "null", "on", "08", "1e5", "_", "-x-", "A" * 70]
-    manifests = render({alias: _WITH_ALL for alias in aliases}, chart=make_parent(tmp_path / "parent", *aliases), name="1")
+    manifests = render(dict.fromkeys(aliases, _WITH_ALL), chart=make_parent(tmp_path / "parent", *aliases), name="1")
     names = _names(manifests)
     assert len(set(names)) == len(names) == len(aliases) * len(render(_WITH_ALL))
     for manifest in manifests:
