@@ -24,6 +24,7 @@ def make_files(root: Path, schema: type[Config] = Config) -> dict[str, str]:
     return {
         f"{_CHART}/values.schema.json": make_schema(chart, schema),
         f"{_CHART}/files/defaults.json": make_defaults(schema),
+        f"{_CHART}/files/values.json": make_values(chart),
         f"{_CHART}/files/decides.json": make_deciding(schema),
         f"{_CHART}/files/exit-codes.json": make_exit_codes(),
         f"{_CHART}/README.md": splice(chart / "README.md", "values", make_table(chart)),
@@ -46,6 +47,13 @@ def make_defaults(schema: type[Config]) -> str:
         section, _, field = name.partition(".")
         nested.setdefault(section, {})[field] = default
     return json.dumps(nested, indent=2) + "\n"
+
+
+def make_values(chart: Path) -> str:
+    """What a value is when a user sets it to null, for the templates; runAsUser has a meaning of its own for null."""
+    values = yaml.safe_load((chart / "values.yaml").read_text("utf-8"))
+    del values["runAsUser"]
+    return json.dumps(values, indent=2) + "\n"
 
 
 def make_deciding(schema: type[Config]) -> str:

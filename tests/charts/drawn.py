@@ -36,7 +36,7 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
     """Values that `values.schema.json` accepts: some sections, an image, and of the settings only where the store is."""
     schema = copy.deepcopy(_schema())
     sections = {
-        name: each for name, each in schema["properties"].items() if name not in ("global", "image", *_SETTINGS)
+        name: each for name, each in schema["properties"].items() if name not in ("enabled", "image", *_SETTINGS)
     }
     sections["schedule"] = {"enum": _SCHEDULES}
     sections["timeZone"] = {"enum": _ONLY_THE_SERVER_KNOWS["timeZone"]}

@@ -38,7 +38,7 @@ containers:
       - name: JOB_NAME
         valueFrom: {fieldRef: {apiVersion: v1, fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
       - name: RELEASE
-        value: {{ toJson $root.Release.Name }}
+        value: {{ include "mnist-train.instance" $root | toJson }}
       - name: IMAGE
         value: {{ include "mnist-train.image" $root | toJson }}
       - name: CHART_VERSION
@@ -105,7 +105,7 @@ volumes:
   {{- range $values.extraVolumes }}
   - {{ toJson . }}
   {{- end }}
-{{- with $values.imagePullSecrets }}
+{{- with include "mnist-train.imagePullSecrets" $root | fromJsonArray }}
 imagePullSecrets: {{ toJson . }}
 {{- end }}
 {{- with $values.nodeSelector }}
