@@ -2,7 +2,7 @@
 
 import copy
 import json
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import hypothesis
@@ -77,9 +77,15 @@ def draw(num: int, *, seed: int) -> list[dict[str, Any]]:
     return found
 
 
+def _named(reference: str) -> Schema:
+    """What a reference such as `#/definitions/name` means."""
+    found: Schema = reduce(lambda node, key: node[key], reference.removeprefix("#/").split("/"), _schema())
+    return found
+
+
 def _values_of(schema: Schema) -> st.SearchStrategy[Any]:
     if "$ref" in schema:
-        return st.deferred(lambda: _values_of(_schema()["definitions"][schema["$ref"].rpartition("/")[2]]))
+        return st.deferred(lambda: _values_of(_named(schema["$ref"])))
     if "const" in schema:
         return st.just(schema["const"])
     if "enum" in schema:

@@ -41,9 +41,13 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name | trunc 63 | trimSuffix "-" | toJson }}
 {{- end -}}
 
-{{- define "mnist-train.labels" -}}
+{{- define "mnist-train.ownLabels" -}}
 {{ include "mnist-train.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | toJson }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "mnist-train.labels" -}}
+{{ include "mnist-train.withLabels" (list (include "mnist-train.ownLabels" .) .Values.commonLabels) }}
 {{- end -}}

@@ -130,8 +130,8 @@ runtimeClassName: {{ toJson . }}
 
 {{- /* Labels and annotations of every pod. */ -}}
 {{- define "mnist-train.podMetadata" -}}
-labels: {{ mergeOverwrite (deepCopy .Values.podLabels) (include "mnist-train.selectorLabels" . | fromYaml) | toJson }}
-{{- with .Values.podAnnotations }}
+labels: {{ include "mnist-train.merged" (list .Values.commonLabels .Values.podLabels (include "mnist-train.selectorLabels" . | fromYaml)) }}
+{{- with include "mnist-train.merged" (list .Values.commonAnnotations .Values.podAnnotations) | fromJson }}
 annotations: {{ toJson . }}
 {{- end }}
 {{- end -}}
@@ -216,7 +216,7 @@ prometheus.io/path: /metrics
 
 {{- /* Labels of a Job, for Kueue. */ -}}
 {{- define "mnist-train.jobLabels" -}}
-{{ include "mnist-train.labels" . }}
+{{ include "mnist-train.ownLabels" . }}
 {{- with .Values.queueName }}
 kueue.x-k8s.io/queue-name: {{ toJson . }}
 {{- end }}

@@ -131,6 +131,7 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- end -}}
 {{- include "mnist-train.checkCredentials" . -}}
 {{- include "mnist-train.checkLists" . -}}
+{{- include "mnist-train.checkMetadata" . -}}
 {{- include "mnist-train.checkResources" . -}}
 {{- if include "mnist-train.hasSeveralWorkers" . -}}
 {{- include "mnist-train.checkWorkers" . -}}
