@@ -1,10 +1,13 @@
 """What users add to the chart's objects: labels, annotations, containers, whole objects; where it lands, and what is refused."""
 
+import base64
 import json
+import tomllib
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 from jsonschema import Draft7Validator
 
 from tests.charts.helm import (
@@ -462,3 +465,20 @@ def test_what_the_schema_refuses_of_names_addresses_and_objects() -> None:
         "envFrom": [{"prefix": "MY_", "secretRef": {"name": "a"}}],
     }
     assert _is_valid(fine | {"extraObjects": [_config_map()]})
+
+
+def test_a_catalogue_of_charts_finds_licence_category_changes_and_an_icon_without_a_host() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    head, _, icon = chart["icon"].partition(",")
+    assert (head, base64.b64decode(icon)) == ("data:image/svg+xml;base64", (CHART / "icon.svg").read_bytes())
+    annotations = {name.removeprefix("artifacthub.io/"): text for name, text in chart["annotations"].items()}
+    assert (
+        annotations["license"] == tomllib.loads((CHART.parents[1] / "pyproject.toml").read_text())["project"]["license"]
+    )
+    assert annotations["category"] == "ai-machine-learning"
+    changes = yaml.safe_load(annotations["changes"])
+    assert {each["kind"] for each in changes} <= {"added", "changed", "deprecated", "removed", "fixed", "security"}
+    assert all(each["description"] for each in changes)
+    assert "http" not in json.dumps(
+        {name: chart[name] for name in chart if name != "icon"}
+    )  # there is no public address yet

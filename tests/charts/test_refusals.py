@@ -188,15 +188,8 @@ def test_no_field_of_a_pod_can_be_set_but_those_that_the_chart_names() -> None:
     assert given == {
         *("activeDeadlineSeconds", "affinity", "image", "imagePullSecrets", "nodeSelector", "priorityClassName"),
         *("resources", "runAsUser", "runtimeClassName", "serviceAccount", "terminationGracePeriodSeconds"),
-        *(
-            "tolerations",
-            "topologySpreadConstraints",
-            "dnsConfig",
-            "dnsPolicy",
-            "envFrom",
-            "hostAliases",
-            "initContainers",
-        ),
+        *("tolerations", "topologySpreadConstraints", "dnsConfig", "envFrom", "hostAliases", "initContainers"),
+        "schedulerName",
     }
     assert not is_valid({"runAsUser": 0})
     kinds = set(_SCHEMA["properties"]["extraVolumes"]["items"]["properties"])
