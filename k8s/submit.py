@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import logging
+import re
 import secrets
 import time
 import uuid
@@ -33,6 +34,8 @@ _NAME_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # as Kubernetes' own suffixes: n
 _NAME_CHARACTERS = 10  # 2e14 names, and a name that is taken is found out by its request id
 _MAX_NAME_CHARACTERS = 63
 _NEVER = "0 0 31 2 *"
+_GPUS = re.compile(r"nvidia\.com/(gpu|mig-[^/]+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)")
+"""The limits that are GPUs; the chart knows the same names (`mnist-train.gpus` in templates/_run.tpl)."""
 _GRACE_ABOVE_FINAL_SAVE_SECONDS = 10
 
 _log = logging.getLogger("k8s")
@@ -235,11 +238,12 @@ def _check(job: Object, cronjob: Object) -> None:
             f"checkpoint.final_save_seconds: must be at least {_GRACE_ABOVE_FINAL_SAVE_SECONDS} s less than the release's "
             f"terminationGracePeriodSeconds ({grace}), received {json.dumps(config.checkpoint.final_save_seconds)}"
         )
-    gpus = (container_of(pod_spec).get("resources") or {}).get("limits", {}).get("nvidia.com/gpu")
-    if gpus and config.cluster.expected_gpus != int(gpus):
-        raise UsageError(
-            f"cluster.expected_gpus: must equal the limit nvidia.com/gpu ({gpus}) of the release; leave it out"
-        )
+    limits = (container_of(pod_spec).get("resources") or {}).get("limits", {})
+    for name in filter(_GPUS.fullmatch, limits):
+        if int(limits[name]) not in (0, config.cluster.expected_gpus):
+            raise UsageError(
+                f"cluster.expected_gpus: must equal the limit {name} ({limits[name]}) of the release; leave it out"
+            )
 
 
 def _check_workers(wanted: int, job: Object) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import hypothesis
@@ -23,6 +23,19 @@ _ONLY_THE_SERVER_KNOWS: dict[str, list[str]] = {
     "egressCIDRs": ["0.0.0.0/0", "::/0", "10.1.0.0/16", "192.0.2.7/32", "2001:db8::/32", "64:ff9b::a00:0/104"],
 }
 """What no pattern can say: which time zones there are, and that no bit is set beyond a prefix."""
+_EXTRA_OBJECTS: list[list[dict[str, Any]]] = [
+    [],
+    [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}, "data": {"a.py": "x = '{{ 1 }}'\n"}},
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": {"name": "more"},
+            "spec": {"minAvailable": 1},
+        },
+    ],
+    [{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "more"}}],
+]
 _SCHEDULES = ["", "@daily", "0 3 * * *", "*/5 0-6,22 1,15 JAN-jun MON", "every night"]
 
 
@@ -41,6 +54,7 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
     sections["schedule"] = {"enum": _SCHEDULES}
     sections["timeZone"] = {"enum": _ONLY_THE_SERVER_KNOWS["timeZone"]}
     sections["networkPolicy"]["properties"]["egressCIDRs"]["items"] = {"enum": _ONLY_THE_SERVER_KNOWS["egressCIDRs"]}
+    sections["extraObjects"] = {"enum": _EXTRA_OBJECTS}
     store = st.fixed_dictionaries({"uri": st.sampled_from(["s3://bucket", "gs://bucket/a/b", "az://container/prefix"])})
     optional = {name: _values_of(section) for name, section in sections.items()} | {"store": store}
     drawn = st.fixed_dictionaries({"image": st.just(IMAGE)}, optional=optional).map(_repaired)
@@ -52,12 +66,17 @@ def _repaired(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("schedule"):
         values["activeDeadlineSeconds"] = values.get("activeDeadlineSeconds") or 7200
     volumes = [volume["name"] for volume in values.get("extraVolumes", [])]
-    for mount in values.get("extraVolumeMounts", []):
+    containers = values.get("initContainers", [])
+    for mount in sum((each.get("volumeMounts", []) for each in containers), values.get("extraVolumeMounts", [])):
         mount["name"] = (volumes or ["work"])[0]
     if "terminationGracePeriodSeconds" in values:
         values["terminationGracePeriodSeconds"] += 60
-    if "resources" in values:
-        values["resources"].pop("requests", None)
+    for each in [values, *containers]:
+        each.get("resources", {}).pop("requests", None)
+    if values.get("dnsPolicy") == "None":
+        values.pop("dnsPolicy")
+    if "monitoring" in values:
+        values["monitoring"]["scrape"] = "podMonitor"
     return values
 
 
@@ -77,9 +96,15 @@ def draw(num: int, *, seed: int) -> list[dict[str, Any]]:
     return found
 
 
+def _named(reference: str) -> Schema:
+    """What a reference such as `#/definitions/name` means."""
+    found: Schema = reduce(lambda node, key: node[key], reference.removeprefix("#/").split("/"), _schema())
+    return found
+
+
 def _values_of(schema: Schema) -> st.SearchStrategy[Any]:
     if "$ref" in schema:
-        return st.deferred(lambda: _values_of(_schema()["definitions"][schema["$ref"].rpartition("/")[2]]))
+        return st.deferred(lambda: _values_of(_named(schema["$ref"])))
     if "const" in schema:
         return st.just(schema["const"])
     if "enum" in schema:

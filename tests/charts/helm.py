@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import yaml
 
 from tests.conftest import REPOSITORY, skip_or_fail
@@ -122,6 +123,12 @@ def arguments(manifest: Manifest) -> list[str]:
     """The arguments of the job's container."""
     found: list[str] = pod_spec(manifest)["containers"][0]["args"]
     return found
+
+
+def fields_of(kind: str) -> set[str]:
+    """The fields that Kubernetes itself knows for a part of a pod."""
+    package = Path(str(kubernetes_validate.__file__)).parent / "kubernetes-json-schema" / "v1.37.0-local-strict"
+    return set(json.loads((package / f"{kind.lower()}-v1.json").read_text())["properties"])
 
 
 def run_id(manifests: list[Manifest]) -> str:

@@ -20,11 +20,13 @@ from tests.conftest import REPOSITORY, skip_or_fail
 CHART = REPOSITORY / "charts" / "mnist-train"
 GOLDEN = Path(__file__).parent / "golden"
 _KINDS = (
+    "ConfigMap",
     "CronJob",
     "Job",
     "NetworkPolicy",
     "PersistentVolumeClaim",
     "Pod",
+    "PodDisruptionBudget",
     "Role",
     "RoleBinding",
     "Service",
@@ -113,6 +115,18 @@ def test_lint_is_clean(file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def _assert_confined(container: Manifest) -> None:
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+    assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+    assert re.search(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9_.-]*$", container["image"])
+    assert not {"hostPort", "hostIP"} & {field for port in container.get("ports", []) for field in port}
+
+
 @pytest.mark.security("S7", "S12")
 @every_ci_file
 def test_pods_ask_for_no_rights(file: Path) -> None:
@@ -127,21 +141,14 @@ def test_pods_ask_for_no_rights(file: Path) -> None:
         pod = pod_spec(manifest)
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False
-        assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"} & set(pod)
+        assert not {"hostNetwork", "hostPID", "hostIPC", "ephemeralContainers"} & set(pod)
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["securityContext"].get("runAsUser", 65532) != 0
         assert not [volume for volume in pod["volumes"] if "hostPath" in volume]
-        [container] = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
-        assert {"cpu", "memory"} <= set(container["resources"]["requests"])
-        assert re.search(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[A-Za-z0-9_][A-Za-z0-9_.-]*$", container["image"])
-        assert not {"hostPort", "hostIP"} & {field for port in container.get("ports", []) for field in port}
+        assert len(pod["containers"]) == 1
+        for container in pod["containers"] + pod.get("initContainers", []):
+            _assert_confined(container)
     for manifest in manifests:
         if manifest["kind"] == "ServiceAccount":
             assert manifest["automountServiceAccountToken"] is False

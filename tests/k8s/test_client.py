@@ -75,6 +75,19 @@ def test_what_the_job_would_refuse_is_refused_before_anything_is_sent(
     assert {method for method, _ in cluster.requests} == {"GET"}
 
 
+def test_gpus_of_any_maker_are_what_a_run_of_the_release_expects(client: RunClient, cluster: ApiServer) -> None:
+    for name in ("nvidia.com/gpu", "nvidia.com/mig-1g.5gb", "amd.com/gpu", "gpu.intel.com/i915", "gpu.intel.com/xe"):
+        cronjob = template()
+        cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["resources"] = {
+            "limits": {name: "2"}
+        }
+        cluster.objects["cronjobs"].clear()
+        cluster.add("cronjobs", cronjob)
+        with pytest.raises(UsageError, match=rf"must equal the limit {name} \(2\) of the release; leave it out"):
+            client.submit(["cluster.expected_gpus=1"])
+        assert client.submit(["cluster.expected_gpus=2"]).run
+
+
 @pytest.fixture
 def two_workers(cluster: ApiServer) -> ApiServer:
     """A cluster with a release of two workers."""

@@ -77,9 +77,13 @@ app.kubernetes.io/name: mnist-train
 app.kubernetes.io/instance: {{ include "mnist-train.instance" . | toJson }}
 {{- end -}}
 
-{{- define "mnist-train.labels" -}}
+{{- define "mnist-train.ownLabels" -}}
 {{ include "mnist-train.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | toJson }}
 app.kubernetes.io/managed-by: {{ .Release.Service | toJson }}
 helm.sh/chart: {{ printf "mnist-train-%s" .Chart.Version | replace "+" "_" | toJson }}
+{{- end -}}
+
+{{- define "mnist-train.labels" -}}
+{{ include "mnist-train.withLabels" (list (include "mnist-train.ownLabels" .) .Values.commonLabels) }}
 {{- end -}}

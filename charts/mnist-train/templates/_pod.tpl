@@ -18,11 +18,22 @@ securityContext:
   {{- if not (kindIs "invalid" $values.runAsUser) }}
   runAsUser: {{ toJson $values.runAsUser }}
   runAsGroup: {{ toJson $values.runAsUser }}
+  {{- if not $values.podSecurityContext.fsGroup }}
   fsGroup: {{ toJson $values.runAsUser }}
+  {{- end }}
+  {{- if not $values.podSecurityContext.fsGroupChangePolicy }}
   fsGroupChangePolicy: OnRootMismatch
+  {{- end }}
+  {{- end }}
+  {{- range $name, $value := $values.podSecurityContext }}
+  {{ $name }}: {{ toJson $value }}
   {{- end }}
   seccompProfile:
     type: RuntimeDefault
+{{- with $values.initContainers }}
+initContainers:
+  {{- include "mnist-train.initContainers" $root | nindent 2 }}
+{{- end }}
 containers:
   - name: train
     image: {{ include "mnist-train.image" $root | toJson }}
@@ -53,10 +64,15 @@ containers:
       {{- range $values.extraEnv }}
       - {{ toJson . }}
       {{- end }}
-    {{- with $values.credentials.existingSecret }}
+    {{- if or $values.credentials.existingSecret $values.envFrom }}
     envFrom:
+      {{- with $values.credentials.existingSecret }}
       - secretRef:
           name: {{ toJson . }}
+      {{- end }}
+      {{- range $values.envFrom }}
+      - {{ toJson . }}
+      {{- end }}
     {{- end }}
     {{- $metricsPort := include "mnist-train.metricsPort" $root }}
     {{- if or $metricsPort .isPeer }}
@@ -74,21 +90,11 @@ containers:
     {{- end }}
     resources: {{ toJson $values.resources }}
     securityContext:
-      allowPrivilegeEscalation: false
-      readOnlyRootFilesystem: true
-      capabilities:
-        drop: [ALL]
+      {{- include "mnist-train.securityContext" . | nindent 6 }}
     terminationMessagePath: /dev/termination-log
     terminationMessagePolicy: File
     volumeMounts:
-      - name: tmp
-        mountPath: /tmp
-      - name: work
-        mountPath: /work
-      {{- if include "mnist-train.hasVolume" $root }}
-      - name: data
-        mountPath: /data
-      {{- end }}
+      {{- include "mnist-train.ownMounts" $root | nindent 6 }}
       {{- range $values.extraVolumeMounts }}
       - {{ toJson . }}
       {{- end }}
@@ -126,12 +132,46 @@ priorityClassName: {{ toJson . }}
 {{- with $values.runtimeClassName }}
 runtimeClassName: {{ toJson . }}
 {{- end }}
+{{- range $name := list "schedulerName" "dnsPolicy" "dnsConfig" "hostAliases" }}
+{{- with get $values $name }}
+{{ $name }}: {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Of every container, whoever wrote it. */ -}}
+{{- define "mnist-train.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- /* The folders of the chart, in every container. */ -}}
+{{- define "mnist-train.ownMounts" -}}
+- name: tmp
+  mountPath: /tmp
+- name: work
+  mountPath: /work
+{{- if include "mnist-train.hasVolume" . }}
+- name: data
+  mountPath: /data
+{{- end }}
+{{- end -}}
+
+{{- /* Containers that run before the training, or beside it (restartPolicy: Always); they may do no more than it. */ -}}
+{{- define "mnist-train.initContainers" -}}
+{{- range .Values.initContainers }}
+{{- $mounts := concat (include "mnist-train.ownMounts" $ | fromYamlArray) (.volumeMounts | default list) }}
+{{- $hardened := dict "securityContext" (include "mnist-train.securityContext" $ | fromYaml) "volumeMounts" $mounts }}
+- {{ include "mnist-train.merged" (list . $hardened) }}
+{{- end }}
 {{- end -}}
 
 {{- /* Labels and annotations of every pod. */ -}}
 {{- define "mnist-train.podMetadata" -}}
-labels: {{ mergeOverwrite (deepCopy .Values.podLabels) (include "mnist-train.selectorLabels" . | fromYaml) | toJson }}
-{{- with .Values.podAnnotations }}
+labels: {{ include "mnist-train.merged" (list .Values.commonLabels .Values.podLabels (include "mnist-train.selectorLabels" . | fromYaml)) }}
+{{- with include "mnist-train.merged" (list .Values.commonAnnotations .Values.podAnnotations) | fromJson }}
 annotations: {{ toJson . }}
 {{- end }}
 {{- end -}}
@@ -216,7 +256,7 @@ prometheus.io/path: /metrics
 
 {{- /* Labels of a Job, for Kueue. */ -}}
 {{- define "mnist-train.jobLabels" -}}
-{{ include "mnist-train.labels" . }}
+{{ include "mnist-train.ownLabels" . }}
 {{- with .Values.queueName }}
 kueue.x-k8s.io/queue-name: {{ toJson . }}
 {{- end }}
@@ -228,17 +268,22 @@ kueue.x-k8s.io/queue-name: {{ toJson . }}
 {{ include "mnist-train.base" . }}-{{ printf "%s retry %s" (fromYaml $spec | toJson) (toJson .Values.retry) | sha256sum | trunc 8 }}
 {{- end -}}
 
-{{- /* Lists whose entries the API server tells apart by one field. */ -}}
-{{- define "mnist-train.checkLists" -}}
-{{- range $name, $field := dict "imagePullSecrets" "name" "extraEnv" "name" "extraVolumes" "name" "extraVolumeMounts" "mountPath" -}}
+{{- /* Takes (list NAME FIELD ENTRIES): no two entries have the same in that field. */ -}}
+{{- define "mnist-train.checkUnique" -}}
 {{- $seen := list -}}
-{{- range get $.Values $name -}}
-{{- $key := get . $field -}}
+{{- range index . 2 -}}
+{{- $key := get . (index $ 1) -}}
 {{- if has $key $seen -}}
-{{- fail (printf "%s must not have two entries with the %s %q: leave one of them out" $name $field $key) -}}
+{{- fail (printf "%s must not have two entries with the %s %q: leave one of them out" (first $) (index $ 1) $key) -}}
 {{- end -}}
 {{- $seen = append $seen $key -}}
 {{- end -}}
+{{- end -}}
+
+{{- /* Lists whose entries the API server tells apart by one field. */ -}}
+{{- define "mnist-train.checkLists" -}}
+{{- range $name, $field := dict "imagePullSecrets" "name" "extraEnv" "name" "extraVolumes" "name" "extraVolumeMounts" "mountPath" "hostAliases" "ip" "initContainers" "name" -}}
+{{- include "mnist-train.checkUnique" (list $name $field (get $.Values $name)) -}}
 {{- end -}}
 {{- $seen := list -}}
 {{- range .Values.topologySpreadConstraints -}}
@@ -285,5 +330,41 @@ kueue.x-k8s.io/queue-name: {{ toJson . }}
 {{- fail (printf "resources.requests.%s must %s resources.limits.%s (%v), received %v" $name (ternary "equal" "be at most" $isWhole) $name $limit $request) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+
+{{- /* Volumes, requests and lists of init containers, as for the training itself. */ -}}
+{{- define "mnist-train.checkInitContainers" -}}
+{{- $volumes := list -}}
+{{- range (include "mnist-train.podSpec" (dict "root" . "arguments" list) | fromYaml).volumes -}}
+{{- $volumes = append $volumes .name -}}
+{{- end -}}
+{{- range $index, $container := .Values.initContainers -}}
+{{- $where := printf "initContainers[%d]" $index -}}
+{{- include "mnist-train.checkUnique" (list (printf "%s.env" $where) "name" .env) -}}
+{{- include "mnist-train.checkUnique" (list (printf "%s.volumeMounts" $where) "mountPath" .volumeMounts) -}}
+{{- range .volumeMounts -}}
+{{- if not (has .name $volumes) -}}
+{{- fail (printf "%s.volumeMounts must name a volume of extraVolumes, received %q; there are %s" $where .name (join ", " $volumes)) -}}
+{{- end -}}
+{{- end -}}
+{{- $limits := (.resources | default dict).limits -}}
+{{- range $name, $request := (.resources | default dict).requests -}}
+{{- $limit := get ($limits | default dict) $name | default $request -}}
+{{- if gt (include "mnist-train.quantity" $request | float64) (include "mnist-train.quantity" $limit | float64) -}}
+{{- fail (printf "%s.resources.requests.%s must be at most resources.limits.%s (%v), received %v" $where $name $name $limit $request) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* DNS that the pods could not use. */ -}}
+{{- define "mnist-train.checkDns" -}}
+{{- if and (eq .Values.dnsPolicy "None") (not .Values.dnsConfig.nameservers) -}}
+{{- fail "dnsPolicy=None needs the servers to ask: set dnsConfig.nameservers, or leave dnsPolicy out" -}}
+{{- end -}}
+{{- if and (eq .Values.dnsPolicy "Default") (include "mnist-train.hasSeveralWorkers" .) -}}
+{{- fail "dnsPolicy must not be Default with several workers, which find each other by the names of the cluster's DNS: leave dnsPolicy out" -}}
 {{- end -}}
 {{- end -}}

@@ -76,7 +76,7 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- if and (include "mnist-train.hasVolume" .) (not .Values.data.cache_dir) -}}
 {{- $_ := set $settings.data "cache_dir" "/data/cache" -}}
 {{- end -}}
-{{- with index (.Values.resources.limits | default dict) "nvidia.com/gpu" -}}
+{{- with (include "mnist-train.gpus" . | fromJson).count -}}
 {{- $_ := set $settings.cluster "expected_gpus" (int .) -}}
 {{- end -}}
 {{ toJson $settings }}
@@ -93,6 +93,23 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- end -}}
 {{ kindIs "string" $value | ternary $value (toJson $value) }}
 {{- end -}}
+{{- end -}}
+
+{{- /*
+The limit of a worker that is GPUs, as JSON: name and count, or nothing. A MIG device is one GPU to the process that sees it. mnist-k8s knows
+the same names (k8s/submit.py).
+*/ -}}
+{{- define "mnist-train.gpus" -}}
+{{- $found := dict -}}
+{{- range $name, $count := .Values.resources.limits | default dict -}}
+{{- if and (regexMatch "^(nvidia[.]com/(gpu|mig-[^/]+)|amd[.]com/gpu|gpu[.]intel[.]com/(i915|xe))$" $name) (int $count) -}}
+{{- if $found -}}
+{{- fail (printf "resources.limits must have GPUs of one kind, received %s and %s: leave one of them out" $found.name $name) -}}
+{{- end -}}
+{{- $found = dict "name" $name "count" (int $count) -}}
+{{- end -}}
+{{- end -}}
+{{ toJson $found }}
 {{- end -}}
 
 {{- define "mnist-train.hasVolume" -}}
@@ -124,13 +141,24 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- if and (eq $values.monitoring.scrape "podMonitor") (not (include "mnist-train.metricsPort" .)) -}}
 {{- fail "monitoring.scrape=podMonitor needs the port that observe.metrics_port=0 or a loopback observe.metrics_address takes away: leave one of them out" -}}
 {{- end -}}
-{{- $gpus := index ($values.resources.limits | default dict) "nvidia.com/gpu" -}}
+{{- range $name := list "honorLabels" "relabelings" "metricRelabelings" "podTargetLabels" -}}
+{{- if and (get $values.monitoring $name) (ne $values.monitoring.scrape "podMonitor") -}}
+{{- fail (printf "monitoring.%s needs monitoring.scrape=podMonitor, received %s: set it, or leave monitoring.%s out" $name $values.monitoring.scrape $name) -}}
+{{- end -}}
+{{- end -}}
+{{- $gpus := include "mnist-train.gpus" . | fromJson -}}
 {{- $expected := $values.cluster.expected_gpus -}}
-{{- if and $gpus (not (kindIs "invalid" $expected)) (ne (int $gpus) (int $expected)) -}}
-{{- fail (printf "cluster.expected_gpus (%v) must equal the limit nvidia.com/gpu (%v); leave it out, the chart sets it" $expected $gpus) -}}
+{{- if and $gpus (not (kindIs "invalid" $expected)) (ne (int $gpus.count) (int $expected)) -}}
+{{- fail (printf "cluster.expected_gpus (%v) must equal the limit %s (%v); leave it out, the chart sets it" $expected $gpus.name $gpus.count) -}}
 {{- end -}}
 {{- include "mnist-train.checkCredentials" . -}}
 {{- include "mnist-train.checkLists" . -}}
+{{- include "mnist-train.checkMetadata" . -}}
+{{- include "mnist-train.checkDns" . -}}
+{{- if .Values.initContainers -}}
+{{- include "mnist-train.checkInitContainers" . -}}
+{{- end -}}
+{{- include "mnist-train.checkExtraObjects" . -}}
 {{- include "mnist-train.checkResources" . -}}
 {{- if include "mnist-train.hasSeveralWorkers" . -}}
 {{- include "mnist-train.checkWorkers" . -}}

@@ -12,7 +12,7 @@ Several workers: pods that train one run together. docs/adr/0012-workers-in-kube
 
 {{- /* Of the whole run, as far as the values say it: wanted_replicas in job/runs/identity.py. */ -}}
 {{- define "mnist-train.replicas" -}}
-{{- $gpus := index (.Values.resources.limits | default dict) "nvidia.com/gpu" | default .Values.cluster.expected_gpus | int -}}
+{{- $gpus := (include "mnist-train.gpus" . | fromJson).count | default .Values.cluster.expected_gpus | int -}}
 {{- $cpus := include "mnist-train.setting" (list . "cluster" "cpu_replicas") | int -}}
 {{ mul (include "mnist-train.workers" . | int) (default $cpus $gpus) }}
 {{- end -}}
