@@ -28,6 +28,7 @@ def make_files(root: Path, schema: type[Config] = Config) -> dict[str, str]:
         f"{_CHART}/values.schema.json": make_schema(chart, schema),
         f"{_CHART}/files/defaults.json": make_defaults(schema),
         f"{_CHART}/files/decides.json": make_deciding(schema),
+        f"{_CHART}/files/values.json": make_values(chart),
         f"{_CHART}/files/bounds.json": make_bounds(schema),
         f"{_CHART}/files/exit-codes.json": make_exit_codes(),
         f"{_CHART}/README.md": splice(chart / "README.md", "values", make_table(chart)),
@@ -50,6 +51,11 @@ def make_defaults(schema: type[Config]) -> str:
         section, _, field = name.partition(".")
         nested.setdefault(section, {})[field] = default
     return json.dumps(nested, indent=2) + "\n"
+
+
+def make_values(chart: Path) -> str:
+    """The defaults of the values, for the templates, which see only what was made of them and of the user's."""
+    return json.dumps(yaml.safe_load((chart / "values.yaml").read_text("utf-8")), indent=2) + "\n"
 
 
 def make_bounds(schema: type[Config]) -> str:

@@ -133,6 +133,8 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- include "mnist-train.checkCredentials" . -}}
 {{- include "mnist-train.checkNumbers" . -}}
 {{- include "mnist-train.checkData" . -}}
+{{- include "mnist-train.checkIgnored" . -}}
+{{- include "mnist-train.checkVolume" . -}}
 {{- include "mnist-train.checkLists" . -}}
 {{- include "mnist-train.checkResources" . -}}
 {{- if include "mnist-train.hasSeveralWorkers" . -}}
