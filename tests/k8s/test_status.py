@@ -294,7 +294,7 @@ def test_accuracy_of_a_running_run_is_that_of_the_split_that_it_scores() -> None
 
 def test_a_run_that_waits_for_the_volume_of_another_is_told_what_to_do() -> None:
     """As Kubernetes 1.37's scheduler says it of ReadWriteOncePod, and its attach controller of ReadWriteOnce."""
-    said = "0/1 nodes are available: 1 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already "
+    said = "1 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already "
     condition = {
         "type": "PodScheduled",
         "status": "False",
