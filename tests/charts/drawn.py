@@ -62,7 +62,9 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _repaired(values: dict[str, Any]) -> dict[str, Any]:
-    """What the chart would refuse nearly each time: a schedule without a deadline, a volume that is none, and a short grace."""
+    """What the chart would refuse nearly each time: a schedule without a deadline, a volume that is none, a short grace, and what
+    nothing would read.
+    """
     if values.get("schedule"):
         values["activeDeadlineSeconds"] = values.get("activeDeadlineSeconds") or 7200
     volumes = [volume["name"] for volume in values.get("extraVolumes", [])]
@@ -75,9 +77,33 @@ def _repaired(values: dict[str, Any]) -> dict[str, Any]:
         each.get("resources", {}).pop("requests", None)
     if values.get("dnsPolicy") == "None":
         values.pop("dnsPolicy")
+    _leave_out_what_is_ignored(values)
+    return values
+
+
+def _leave_out_what_is_ignored(values: dict[str, Any]) -> None:
+    """As `mnist-train.checkIgnored` asks for it."""
+    for name in ("retry",) if values.get("schedule") else ("timeZone", "concurrencyPolicy", "startingDeadlineSeconds"):
+        values.pop(name, None)
+    claim = values.get("persistence", {})
+    if claim.get("existingClaim") or (values.get("store") and not claim.get("cache")):
+        for name in ("size", "storageClassName", "accessModes", "labels", "annotations"):
+            claim.pop(name, None)
+    switches = (
+        ("serviceAccount", "create", True),
+        ("networkPolicy", "enabled", False),
+        ("clientRole", "create", False),
+    )
+    of_switch = {
+        "serviceAccount": ["annotations"],
+        "networkPolicy": ["egressCIDRs", "egressPorts"],
+        "clientRole": ["subjects"],
+    }
+    for section, switch, default in switches:
+        for name in of_switch[section] if not values.get(section, {}).get(switch, default) else []:
+            values.get(section, {}).pop(name, None)
     if "monitoring" in values:
         values["monitoring"]["scrape"] = "podMonitor"
-    return values
 
 
 def draw(num: int, *, seed: int) -> list[dict[str, Any]]:

@@ -28,13 +28,16 @@ _CRAFTED = (
 _MULTILINE = ("a\nb", "a\n---\nkind: ClusterRole\n", "\n", "\ta", "a\r\nb", "a\n  privileged: true", "'\n\"\n")
 _REFUSED = ("a\x00b", "\x1b[31m", "\x7f", "a\x85b", "a\u2028b", "\ufeffa")
 _SETTINGS = (
-    "data.source", "data.uri", "data.dataset", "data.cache_dir", "model.build", "store.uri", "store.endpoint", "store.region",
-    "observe.pushgateway_url", "observe.termination_log",
+    "data.uri", "data.cache_dir", "store.uri", "store.endpoint", "store.region", "observe.pushgateway_url",
+    "observe.termination_log",
 )  # fmt: skip
 _FORMS = {
     "store.uri": "s3://bucket/{}",
     "store.endpoint": "http://host/{}",
     "observe.pushgateway_url": "http://host/{}",
+    "data.uri": "/d/{}",
+    "data.cache_dir": "/c/{}",
+    "observe.termination_log": "/t/{}",
 }
 """Settings that take no other text; and of that not all."""
 _HASH = re.compile(r"-[0-9a-f]{8}(?![0-9a-f])")
@@ -121,6 +124,7 @@ def test_text_that_yaml_would_change_is_refused(name: str, text: str) -> None:
         "image.repository", "image.tag", "image.digest", "clusterName", "fullnameOverride", "timeZone",
         "credentials.existingSecret", "serviceAccount.name", "queueName", "priorityClassName", "runtimeClassName",
         "persistence.existingClaim", "persistence.size", "persistence.storageClassName", "run.suffix", "promotion.model_name",
+        "run.id", "data.source", "data.dataset", "model.build",
     ],
 )  # fmt: skip
 def test_names_take_names_only(path: str) -> None:

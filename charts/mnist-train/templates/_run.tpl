@@ -54,7 +54,8 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- if and (kindIs "string" $value) (kindIs "float64" $default) (regexMatch "^[-+.0-9eE]+$" (toString $value)) -}}
 {{- $value = float64 $value -}}
 {{- end -}}
-{{- if not (or (kindIs "invalid" $value) (eq (toJson $value) (toJson $default))) -}}
+{{- $isNone := or (kindIs "invalid" $value) (and (kindIs "invalid" $default) (eq (toJson $value) `""`)) -}}
+{{- if not (or $isNone (eq (toJson $value) (toJson $default))) -}}
 {{- $text := kindIs "string" $value | ternary $value (toJson $value) -}}
 {{- $arguments = append $arguments (printf "--%s.%s=%s" $section $field ($text | toString | replace "$" "$$")) -}}
 {{- end -}}
@@ -152,6 +153,10 @@ the same names (k8s/submit.py).
 {{- fail (printf "cluster.expected_gpus (%v) must equal the limit %s (%v); leave it out, the chart sets it" $expected $gpus.name $gpus.count) -}}
 {{- end -}}
 {{- include "mnist-train.checkCredentials" . -}}
+{{- include "mnist-train.checkNumbers" . -}}
+{{- include "mnist-train.checkData" . -}}
+{{- include "mnist-train.checkIgnored" . -}}
+{{- include "mnist-train.checkVolume" . -}}
 {{- include "mnist-train.checkLists" . -}}
 {{- include "mnist-train.checkMetadata" . -}}
 {{- include "mnist-train.checkDns" . -}}
