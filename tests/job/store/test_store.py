@@ -343,7 +343,7 @@ class TestUri:
     def test_uri_that_obstore_cannot_read_is_refused(self) -> None:
         env = {"AZURE_STORAGE_ACCOUNT_KEY": "canary"}
         with pytest.raises(
-            ConfigError, match=r"^store az://container/prefix: .*; set AZURE_STORAGE_ACCOUNT_NAME$"
+            ConfigError, match=r"^store az://container/prefix: .*; name the storage account in store\.account_name$"
         ) as refused:
             open_store(StoreSection(uri="az://container/prefix"), environ=env)
         assert "canary" not in str(refused.value)
