@@ -130,7 +130,11 @@ runtimeClassName: {{ toJson . }}
 
 {{- /* Labels and annotations of every pod. */ -}}
 {{- define "mnist-train.podMetadata" -}}
-labels: {{ mergeOverwrite (deepCopy .Values.podLabels) (include "mnist-train.selectorLabels" . | fromYaml) | toJson }}
+{{- $labels := dict -}}
+{{- if get (.Values.serviceAccount.annotations | default dict) "azure.workload.identity/client-id" -}}
+{{- $_ := set $labels "azure.workload.identity/use" "true" -}} {{- /* AKS gives a token to pods with this label only */ -}}
+{{- end }}
+labels: {{ mergeOverwrite $labels (.Values.podLabels | default dict) (include "mnist-train.selectorLabels" . | fromYaml) | toJson }}
 {{- with .Values.podAnnotations }}
 annotations: {{ toJson . }}
 {{- end }}
