@@ -78,7 +78,7 @@ class CloudBackend:
     def put(self, key: str, data: bytes) -> None:
         """Write an object, replacing an older one."""
         with self._translated():
-            obstore.put(self._store, key, data)
+            obstore.put(self._store, key, data, use_multipart=False)
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Read an object; `FileNotFoundError` when absent."""
@@ -128,8 +128,8 @@ class CloudBackend:
         with self._translated():
             try:
                 obstore.delete(self._store, key)
-            except FileNotFoundError:
-                if self._scheme == "s3":  # it says nothing of absent keys: this is no answer of a store
+            except FileNotFoundError as error:
+                if self._scheme == "s3" or of_request(error)[0] is NO_BUCKET:  # S3 says nothing of absent keys: this is no store
                     raise
 
     def check_key(self, key: str) -> None:
