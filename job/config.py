@@ -394,6 +394,9 @@ class StoreSection(Section):
     )
     endpoint: Url | None = Field(None, description="URL of an S3-compatible server; absent = the provider's own")
     region: str | None = Field(None, description="region of the bucket, as the provider names it")
+    account_name: str | None = Field(
+        None, pattern="^[a-z0-9]{3,24}$", description="storage account of az://; default: AZURE_STORAGE_ACCOUNT_NAME"
+    )
     path_style: bool | None = Field(
         None, description="bucket in the path, not the host name; default: with an endpoint"
     )

@@ -114,7 +114,11 @@ def job_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a job process: this one without settings and credentials of whoever runs the tests."""
     dropped = ("MNIST_", "AWS_", "GOOGLE_", "AZURE_", "POD_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return clean | {"CUDA_VISIBLE_DEVICES": ""} | dict(extra or {})
+    return clean | {"CUDA_VISIBLE_DEVICES": ""} | NO_METADATA_SERVER | dict(extra or {})
+
+
+NO_METADATA_SERVER = {"GCE_METADATA_HOST": "none of Google's", "GCE_METADATA_IP": "none of Google's"}
+"""No test asks for credentials of the machine it runs on."""
 
 
 def job_command(arguments: Sequence[str]) -> list[str]:

@@ -33,6 +33,7 @@ SAMPLES = {
     "checkpoint.interval_seconds": ("0.5", "2", "3"),
     "checkpoint.final_save_seconds": ("1", "2.5", "3"),
     "store.uri": ("file:./a", "s3://bucket/prefix", "gs://bucket"),
+    "store.account_name": ("account1", "account2", "account3"),
     "store.endpoint": ("http://a", "https://b:9000", "http://c/"),
     "promotion.model_name": ("a", "b.c", "d-e"),
     "promotion.max_accuracy_drop": ("0.1", "0", "1"),

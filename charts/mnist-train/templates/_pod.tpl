@@ -170,7 +170,11 @@ capabilities:
 
 {{- /* Labels and annotations of every pod. */ -}}
 {{- define "mnist-train.podMetadata" -}}
-labels: {{ include "mnist-train.merged" (list .Values.commonLabels .Values.podLabels (include "mnist-train.selectorLabels" . | fromYaml)) }}
+{{- $cloud := dict -}}
+{{- if get .Values.serviceAccount.annotations "azure.workload.identity/client-id" -}}
+{{- $_ := set $cloud "azure.workload.identity/use" "true" -}} {{- /* AKS gives a token to pods with this label only */ -}}
+{{- end }}
+labels: {{ include "mnist-train.merged" (list $cloud .Values.commonLabels .Values.podLabels (include "mnist-train.selectorLabels" . | fromYaml)) }}
 {{- with include "mnist-train.merged" (list .Values.commonAnnotations .Values.podAnnotations) | fromJson }}
 annotations: {{ toJson . }}
 {{- end }}
