@@ -20,7 +20,7 @@ _SETTINGS = ("run", "data", "model", "train", "cluster", "checkpoint", "store", 
 
 _ONLY_THE_SERVER_KNOWS: dict[str, list[str]] = {
     "timeZone": ["Etc/UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires"],
-    "egressCIDRs": ["0.0.0.0/0", "::/0", "10.1.0.0/16", "192.0.2.7/32", "2001:db8::/32", "64:ff9b::a00:0/104"],
+    "cidr": ["0.0.0.0/0", "::/0", "10.1.0.0/16", "192.0.2.7/32", "2001:db8::/32", "64:ff9b::a00:0/104"],
 }
 """What no pattern can say: which time zones there are, and that no bit is set beyond a prefix."""
 _SCHEDULES = ["", "@daily", "0 3 * * *", "*/5 0-6,22 1,15 JAN-jun MON", "every night"]
@@ -40,7 +40,6 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
     }
     sections["schedule"] = {"enum": _SCHEDULES}
     sections["timeZone"] = {"enum": _ONLY_THE_SERVER_KNOWS["timeZone"]}
-    sections["networkPolicy"]["properties"]["egressCIDRs"]["items"] = {"enum": _ONLY_THE_SERVER_KNOWS["egressCIDRs"]}
     store = st.fixed_dictionaries({"uri": st.sampled_from(["s3://bucket", "gs://bucket/a/b", "az://container/prefix"])})
     optional = {name: _values_of(section) for name, section in sections.items()} | {"store": store}
     drawn = st.fixed_dictionaries({"image": st.just(IMAGE)}, optional=optional).map(_repaired)
@@ -48,12 +47,20 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _repaired(values: dict[str, Any]) -> dict[str, Any]:
-    """What the chart would refuse nearly each time: a schedule without a deadline, a volume that is none, and a short grace."""
+    """What the chart would refuse nearly each time: a schedule without a deadline, a volume that is none, a short grace,
+    a queue that is also held, and a part of a policy that is off."""
     if values.get("schedule"):
         values["activeDeadlineSeconds"] = values.get("activeDeadlineSeconds") or 7200
     volumes = [volume["name"] for volume in values.get("extraVolumes", [])]
     for mount in values.get("extraVolumeMounts", []):
         mount["name"] = (volumes or ["work"])[0]
+    policy = values.get("networkPolicy", {})
+    if policy.get("extraEgress") or policy.get("ingressFrom"):
+        policy["enabled"] = True
+    if not values.get("queueName"):
+        values.pop("queuePriorityClass", None)
+    elif not values.get("schedule"):
+        values.pop("suspend", None)
     if "terminationGracePeriodSeconds" in values:
         values["terminationGracePeriodSeconds"] += 60
     if "resources" in values:
@@ -79,7 +86,10 @@ def draw(num: int, *, seed: int) -> list[dict[str, Any]]:
 
 def _values_of(schema: Schema) -> st.SearchStrategy[Any]:
     if "$ref" in schema:
-        return st.deferred(lambda: _values_of(_schema()["definitions"][schema["$ref"].rpartition("/")[2]]))
+        name = schema["$ref"].rpartition("/")[2]
+        if name in _ONLY_THE_SERVER_KNOWS:
+            return st.sampled_from(_ONLY_THE_SERVER_KNOWS[name])
+        return st.deferred(lambda: _values_of(_schema()["definitions"][name]))
     if "const" in schema:
         return st.just(schema["const"])
     if "enum" in schema:

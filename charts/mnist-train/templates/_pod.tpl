@@ -214,18 +214,31 @@ prometheus.io/path: /metrics
 {{- end -}}
 {{- end -}}
 
-{{- /* Labels of a Job, for Kueue. */ -}}
+{{- /* Labels of a Job. */ -}}
 {{- define "mnist-train.jobLabels" -}}
 {{ include "mnist-train.labels" . }}
-{{- with .Values.queueName }}
-kueue.x-k8s.io/queue-name: {{ toJson . }}
+{{- with include "mnist-train.queueLabels" . }}
+{{ . }}
 {{- end }}
 {{- end -}}
 
-{{- /* The Job's name follows its whole spec, which cannot be changed in place: other memory is another Job of the same run. */ -}}
+{{- /* What Kueue reads; nothing without a queue. Why they are part of the Job's name: docs/adr/0037-kueue-and-networkpolicy.md. */ -}}
+{{- define "mnist-train.queueLabels" -}}
+{{- with .Values.queueName -}}
+kueue.x-k8s.io/queue-name: {{ toJson . }}
+{{- with $.Values.queuePriorityClass }}
+kueue.x-k8s.io/priority-class: {{ toJson . }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{- /*
+The Job's name follows its whole spec and its queue, which cannot be changed in place: other memory is another Job of the same run.
+*/ -}}
 {{- define "mnist-train.jobName" -}}
 {{- $spec := include "mnist-train.jobSpec" (dict "root" . "runId" (include "mnist-train.runId" .)) -}}
-{{ include "mnist-train.base" . }}-{{ printf "%s retry %s" (fromYaml $spec | toJson) (toJson .Values.retry) | sha256sum | trunc 8 }}
+{{- $queue := include "mnist-train.queueLabels" . -}}
+{{ include "mnist-train.base" . }}-{{ printf "%s retry %s%s" (fromYaml $spec | toJson) (toJson .Values.retry) $queue | sha256sum | trunc 8 }}
 {{- end -}}
 
 {{- /* Lists whose entries the API server tells apart by one field. */ -}}

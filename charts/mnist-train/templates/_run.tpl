@@ -130,6 +130,8 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- fail (printf "cluster.expected_gpus (%v) must equal the limit nvidia.com/gpu (%v); leave it out, the chart sets it" $expected $gpus) -}}
 {{- end -}}
 {{- include "mnist-train.checkCredentials" . -}}
+{{- include "mnist-train.checkQueue" . -}}
+{{- include "mnist-train.checkNetworkPolicy" . -}}
 {{- include "mnist-train.checkLists" . -}}
 {{- include "mnist-train.checkResources" . -}}
 {{- if include "mnist-train.hasSeveralWorkers" . -}}
@@ -148,6 +150,36 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- fail (printf "%s.%s must hold no credentials, as settings are recorded: give them as variables from a Secret (credentials.existingSecret, extraEnv)" $section $field) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A schedule's suspend stops the CronJob, and no Job: there Kueue has no say. */ -}}
+{{- define "mnist-train.checkQueue" -}}
+{{- $values := .Values -}}
+{{- if and $values.queueName $values.suspend (not $values.schedule) -}}
+{{- fail (printf "suspend must not be true with queueName, received %q: Kueue suspends and starts the Job itself, and would undo it; leave suspend out, and hold the run with spec.active=false of its Workload" $values.queueName) -}}
+{{- end -}}
+{{- if and $values.queuePriorityClass (not $values.queueName) -}}
+{{- fail (printf "queuePriorityClass needs queueName, received only %q: name the LocalQueue too, or leave it out (priorityClassName is that of pods)" $values.queuePriorityClass) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* An empty list in a NetworkPolicy allows everything; and what no policy uses protects nothing. */ -}}
+{{- define "mnist-train.checkNetworkPolicy" -}}
+{{- $policy := .Values.networkPolicy | default dict -}}
+{{- if $policy.enabled -}}
+{{- range $name := list "egressCIDRs" "egressPorts" "dnsPorts" -}}
+{{- if not (get $policy $name) -}}
+{{- fail (printf "networkPolicy.%s must have at least one entry, received null, which would allow all of them: leave it out for the default, or name what is to be reached" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- else if $policy.extraEgress -}}
+{{- fail "networkPolicy.extraEgress needs networkPolicy.enabled=true, or nothing is closed: set it, or leave extraEgress out" -}}
+{{- else if and $policy.ingressFrom (not (include "mnist-train.hasSeveralWorkers" .)) -}}
+{{- fail "networkPolicy.ingressFrom needs networkPolicy.enabled=true, or nothing is closed: set it, or leave ingressFrom out" -}}
+{{- end -}}
+{{- if and $policy.ingressFrom (not (include "mnist-train.metricsPort" .)) -}}
+{{- fail "networkPolicy.ingressFrom needs the port that observe.metrics_port=0 or a loopback observe.metrics_address takes away: leave one of them out" -}}
 {{- end -}}
 {{- end -}}
 
