@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft7Validator
 
 from k8s.submit import build_job
-from tests.charts.helm import CHART, RenderError, find, render, run_id
+from tests.charts.helm import CHART, RenderError, find, pod_spec, render, run_id
 
 _SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 _QUEUE = {"queueName": "team-queue", "queuePriorityClass": "training"}
@@ -55,6 +55,29 @@ def test_several_workers_are_admitted_all_at_once() -> None:
     assert not {"kueue.x-k8s.io/job-min-parallelism", "kueue.x-k8s.io/elastic-job"} & set(
         job["metadata"]["annotations"]
     )
+
+
+def test_the_node_selector_belongs_to_kueue_and_that_of_the_values_is_an_affinity() -> None:
+    """Both would write the field, and a server-side apply would be refused."""
+    selector = {"kubernetes.io/os": "linux", "pool": "a"}
+    wanted = [{"key": key, "operator": "In", "values": [value]} for key, value in selector.items()]
+    zone = {"matchExpressions": [{"key": "zone", "operator": "Exists"}], "matchFields": []}
+    named = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}
+
+    def placed(values: dict[str, Any]) -> dict[str, Any]:
+        pods = [pod_spec(find(render({"nodeSelector": selector} | values), kind)) for kind in ("Job", "CronJob", "Pod")]
+        found = [{name: pod.get(name) for name in ("nodeSelector", "affinity")} for pod in pods]
+        assert found == found[:1] * 3
+        return found[0]
+
+    def required(*terms: dict[str, Any]) -> dict[str, Any]:
+        return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}}}
+
+    assert placed({}) == {"nodeSelector": selector, "affinity": None}
+    assert placed(_QUEUE) == {"nodeSelector": None, "affinity": required({"matchExpressions": wanted})}
+    both = placed(_QUEUE | {"affinity": required(zone, named, {}) | {"podAntiAffinity": {}}})["affinity"]
+    all_of_zone = {"matchExpressions": [*zone["matchExpressions"], *wanted], "matchFields": []}
+    assert both == required(all_of_zone, named | {"matchExpressions": wanted}, {}) | {"podAntiAffinity": {}}
 
 
 @pytest.mark.parametrize(

@@ -108,13 +108,13 @@ volumes:
 {{- with $values.imagePullSecrets }}
 imagePullSecrets: {{ toJson . }}
 {{- end }}
-{{- with $values.nodeSelector }}
-nodeSelector: {{ toJson . }}
+{{- if and $values.nodeSelector (not $values.queueName) }}
+nodeSelector: {{ toJson $values.nodeSelector }}
 {{- end }}
 {{- with $values.tolerations }}
 tolerations: {{ toJson . }}
 {{- end }}
-{{- with $values.affinity }}
+{{- with include "mnist-train.affinity" $root | fromJson }}
 affinity: {{ toJson . }}
 {{- end }}
 {{- with $values.topologySpreadConstraints }}
@@ -126,6 +126,30 @@ priorityClassName: {{ toJson . }}
 {{- with $values.runtimeClassName }}
 runtimeClassName: {{ toJson . }}
 {{- end }}
+{{- end -}}
+
+{{- /*
+The affinity of the values. With a queue it takes in nodeSelector: Kueue writes that field of an admitted Job itself, and a server-side
+apply of both would be a conflict. A term without conditions matches no node, and stays as it is.
+*/ -}}
+{{- define "mnist-train.affinity" -}}
+{{- $affinity := deepCopy (.Values.affinity | default dict) -}}
+{{- if and .Values.queueName .Values.nodeSelector -}}
+{{- $wanted := list -}}
+{{- range $key, $value := .Values.nodeSelector -}}
+{{- $wanted = append $wanted (dict "key" $key "operator" "In" "values" (list $value)) -}}
+{{- end -}}
+{{- $nodes := get $affinity "nodeAffinity" | default dict -}}
+{{- $terms := list -}}
+{{- range (get $nodes "requiredDuringSchedulingIgnoredDuringExecution" | default dict).nodeSelectorTerms -}}
+{{- $all := dict "matchExpressions" (concat (.matchExpressions | default list) $wanted) -}}
+{{- $terms = append $terms (ternary (merge $all .) . (not (not (or .matchExpressions .matchFields)))) -}}
+{{- end -}}
+{{- $terms = $terms | default (list (dict "matchExpressions" $wanted)) -}}
+{{- $_ := set $nodes "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms) -}}
+{{- $_ := set $affinity "nodeAffinity" $nodes -}}
+{{- end -}}
+{{ toJson $affinity }}
 {{- end -}}
 
 {{- /* Labels and annotations of every pod. */ -}}
