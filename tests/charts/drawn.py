@@ -20,7 +20,7 @@ _SETTINGS = ("run", "data", "model", "train", "cluster", "checkpoint", "store", 
 
 _ONLY_THE_SERVER_KNOWS: dict[str, list[str]] = {
     "timeZone": ["Etc/UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires"],
-    "egressCIDRs": ["0.0.0.0/0", "::/0", "10.1.0.0/16", "192.0.2.7/32", "2001:db8::/32", "64:ff9b::a00:0/104"],
+    "cidr": ["0.0.0.0/0", "::/0", "10.1.0.0/16", "192.0.2.7/32", "2001:db8::/32", "64:ff9b::a00:0/104"],
 }
 """What no pattern can say: which time zones there are, and that no bit is set beyond a prefix."""
 _EXTRA_OBJECTS: list[list[dict[str, Any]]] = [
@@ -53,7 +53,6 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
     }
     sections["schedule"] = {"enum": _SCHEDULES}
     sections["timeZone"] = {"enum": _ONLY_THE_SERVER_KNOWS["timeZone"]}
-    sections["networkPolicy"]["properties"]["egressCIDRs"]["items"] = {"enum": _ONLY_THE_SERVER_KNOWS["egressCIDRs"]}
     sections["extraObjects"] = {"enum": _EXTRA_OBJECTS}
     store = st.fixed_dictionaries({"uri": st.sampled_from(["s3://bucket", "gs://bucket/a/b", "az://container/prefix"])})
     optional = {name: _values_of(section) for name, section in sections.items()} | {"store": store}
@@ -62,8 +61,8 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _repaired(values: dict[str, Any]) -> dict[str, Any]:
-    """What the chart would refuse nearly each time: a schedule without a deadline, a volume that is none, a short grace, and what
-    nothing would read.
+    """What the chart would refuse nearly each time: a schedule without a deadline, a volume that is none, a short grace, a queue
+    that is also held, and what nothing would read.
     """
     if values.get("schedule"):
         values["activeDeadlineSeconds"] = values.get("activeDeadlineSeconds") or 7200
@@ -71,6 +70,13 @@ def _repaired(values: dict[str, Any]) -> dict[str, Any]:
     containers = values.get("initContainers", [])
     for mount in sum((each.get("volumeMounts", []) for each in containers), values.get("extraVolumeMounts", [])):
         mount["name"] = (volumes or ["work"])[0]
+    policy = values.get("networkPolicy", {})
+    if policy.get("extraEgress") or policy.get("ingressFrom"):
+        policy["enabled"] = True
+    if not values.get("queueName"):
+        values.pop("queuePriorityClass", None)
+    elif not values.get("schedule"):
+        values.pop("suspend", None)
     if "terminationGracePeriodSeconds" in values:
         values["terminationGracePeriodSeconds"] += 60
     for each in [values, *containers]:
@@ -130,6 +136,9 @@ def _named(reference: str) -> Schema:
 
 def _values_of(schema: Schema) -> st.SearchStrategy[Any]:
     if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        if name in _ONLY_THE_SERVER_KNOWS:
+            return st.sampled_from(_ONLY_THE_SERVER_KNOWS[name])
         return st.deferred(lambda: _values_of(_named(schema["$ref"])))
     if "const" in schema:
         return st.just(schema["const"])
