@@ -16,7 +16,7 @@ from job import clock, contract
 from job.config import Config
 from job.contract import Event
 from job.digests import canonical_json, sha256_hex
-from job.errors import IntegrityError, JobError, PeerLostError
+from job.errors import IntegrityError, JobError, PeerLostError, RetiredError
 from job.logs import emit, warn
 from job.observe.phases import Phases
 from job.observe.stored_logs import StoredLog
@@ -94,6 +94,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
     """Train, evaluate, export, commit and decide about the champion. A later attempt skips what the store already has.
 
     Raises:
+        RetiredError: the run had its result, which retention removed: nothing is left to do.
         JobError: its class gives the exit code; before COMMIT readers see no result of this run.
         StopRequested: SIGTERM, SIGINT or SIGHUP.
     """
@@ -103,7 +104,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
         store.check_keys(_longest_keys(config, surroundings.identity))
         store.list_objects(contract.run_prefix(run_id))  # a missing bucket or a wrong key is known at once
         workers = surroundings.workers
-        if workers.are_several and read.read_commit(store, run_id) is not None:
+        if workers.are_several and read.is_over(store, run_id):
             workers = ALONE  # nothing is left to train: no other worker is needed
     surroundings.stored_log.attach(store)
     prepared = _prepare(config, store, surroundings=surroundings, workload=workload, workers=workers)
@@ -116,17 +117,13 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
         if unchanged:
             prepared.exchange(is_over=True)
             return unchanged
-    with phases("store"):
-        digest = write.begin_run(store, run_id, inputs=prepared.inputs, config=config.model_dump(mode="json"))
-        committed = read.read_commit(store, run_id)
-        if committed is not None:
-            read.check_same_result(committed, result_digest=digest)
-    if committed is not None:
-        prepared.exchange(is_over=True)
-    else:
-        committed, surroundings = _make_result(
-            config, store, surroundings=surroundings, workload=workload, prepared=prepared, result_digest=digest
+    try:
+        committed, surroundings = _find_or_make_result(
+            config, store, surroundings=surroundings, workload=workload, prepared=prepared
         )
+    except RetiredError:
+        _dismiss(prepared)
+        raise
     return finish(config, store, committed, surroundings=surroundings, workload=workload)
 
 
@@ -156,7 +153,7 @@ def _prepare(
     phases, run_id = surroundings.phases, surroundings.identity.run
 
     def look() -> None:
-        if read.read_commit(store, run_id) is not None:
+        if read.is_over(store, run_id):
             raise NothingToTrainError
 
     def prepare(workers: Workers) -> Prepared:
@@ -170,6 +167,27 @@ def _prepare(
         return prepare(workers)
     except NothingToTrainError:
         return prepare(ALONE)
+
+
+def _find_or_make_result(
+    config: Config, store: Store, *, surroundings: Surroundings, workload: Workload, prepared: Prepared
+) -> tuple[CommittedRun, Surroundings]:
+    """The run's COMMIT, which this attempt makes where there is none; and the surroundings with the attempt's own id.
+
+    Raises:
+        RetiredError: the settings are those of the run, and retention has removed its result.
+    """
+    run_id = surroundings.identity.run
+    with surroundings.phases("store"):
+        digest = write.begin_run(store, run_id, inputs=prepared.inputs, config=config.model_dump(mode="json"))
+        committed = read.read_commit(store, run_id)
+    if committed is None:
+        return _make_result(
+            config, store, surroundings=surroundings, workload=workload, prepared=prepared, result_digest=digest
+        )
+    read.check_same_result(committed, result_digest=digest)
+    prepared.exchange(is_over=True)
+    return committed, surroundings
 
 
 def _make_result(
@@ -307,7 +325,7 @@ def _agree(
 
 
 def _dismiss(prepared: Prepared) -> None:
-    """Tell the other workers that the run is committed: they end. The result stands, whatever has become of them."""
+    """Tell the other workers that nothing is left to train: they end. The store stays as it is, whatever has become of them."""
     try:
         prepared.exchange(is_over=True)
     except PeerLostError as error:
@@ -376,6 +394,7 @@ def finish(
     """What follows a COMMIT, by this attempt or another: gate, serving layout, cleaning up.
 
     Raises:
+        RetiredError: retention has removed the run meanwhile, or has begun to.
         JobError: the store failed while gate or layout were at work, or holds something damaged. The result stands.
     """
     view, gate = surroundings.view, None
