@@ -26,6 +26,7 @@ from job.registry.champion import Move
 from job.registry.gate import Gate
 from job.registry.retention import apply_retention
 from job.registry.rules import GateRecord
+from job.registry.unchanged import is_unchanged
 from job.runs import checkpoint as checkpoints
 from job.runs import read, write
 from job.runs.checkpoint import Checkpoint
@@ -55,7 +56,7 @@ class Outcome:
         committed: the run's result, made by this attempt or another; the champion's run when the attempt was skipped.
         is_new: False when another attempt had committed the run before.
         model_location: URI of the SavedModel.
-        is_skipped: True when the champion came from the same inputs and image.
+        is_skipped: True when the champion came from the same inputs, image and code.
         gate: what gate.json says; None when promotion is not enabled, and when nothing had to be decided.
     """
 
@@ -369,17 +370,19 @@ def _to_commit(
 
 
 def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings, prepared: Prepared) -> Outcome | None:
-    """The champion, when another run has made it from the same inputs with the same image."""
+    """The champion, when another run has made it from the same inputs with the same code: all that is known of both is equal."""
+
+    def is_same_result(run: CommittedRun) -> bool:
+        inputs = prepared.inputs
+        if config.train.compile == "auto":  # another CPU limit may have chosen another way to the same model
+            inputs = with_recorded_compile(inputs, run.record)
+        return is_result_of(inputs, run.record)
 
     def look_at(newest: Move) -> Outcome | None:
         if newest.run == surroundings.identity.run:
             return None
         committed = champion.commit_of(store, newest)
-        is_same_image = committed.record.get("lineage", {}).get("image") == surroundings.pod.image
-        inputs = prepared.inputs
-        if config.train.compile == "auto":  # another CPU limit may have chosen another way to the same model
-            inputs = with_recorded_compile(inputs, committed.record)
-        if not is_same_image or not is_result_of(inputs, committed.record):
+        if not is_unchanged(store, committed, pod=surroundings.pod, is_result_of=is_same_result):
             return None
         serving.finish_layout(store, newest)
         surroundings.view.champion_is(newest.to.accuracy)
