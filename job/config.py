@@ -156,7 +156,9 @@ class RunSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] | Literal["random"] = Field(
         1337, description="seed of weights, order and dropout; random = derived from the run id, and recorded"
     )
-    skip_if_unchanged: bool = Field(False, description="do nothing when the champion came from the same inputs")
+    skip_if_unchanged: bool = Field(
+        False, description="do nothing when the champion came from the same inputs and code"
+    )
 
     @field_validator("id")
     @classmethod

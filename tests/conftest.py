@@ -121,9 +121,9 @@ NO_METADATA_SERVER = {"GCE_METADATA_HOST": "none of Google's", "GCE_METADATA_IP"
 """No test asks for credentials of the machine it runs on."""
 
 
-def job_command(arguments: Sequence[str]) -> list[str]:
+def job_command(arguments: Sequence[str], *, module: str = "job") -> list[str]:
     """How a job process is started."""
-    return [sys.executable, "-m", "job", *arguments]
+    return [sys.executable, "-m", module, *arguments]
 
 
 @pytest.fixture
@@ -132,7 +132,13 @@ def run_job(tmp_path: Path) -> RunJob:
     return run_job_in(tmp_path)
 
 
-def run_job_in(folder: Path) -> RunJob:
+@pytest.fixture
+def run_plain(tmp_path: Path) -> RunJob:
+    """The same with a numpy model in the place of the Keras one (`tests/torture/plain.py`): no TensorFlow."""
+    return run_job_in(tmp_path, module="tests.torture.plain")
+
+
+def run_job_in(folder: Path, *, module: str = "job") -> RunJob:
     """The same, below a folder."""
 
     def run(
@@ -140,7 +146,7 @@ def run_job_in(folder: Path) -> RunJob:
     ) -> Finished:
         environment = job_environment({"XDG_CACHE_HOME": str(folder / "cache"), **(env or {})})
         done = subprocess.run(
-            [*prefix, *job_command(arguments)],
+            [*prefix, *job_command(arguments, module=module)],
             cwd=folder,
             env=environment | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])},
             capture_output=True,
