@@ -54,10 +54,8 @@ def make_defaults(schema: type[Config]) -> str:
 
 
 def make_values(chart: Path) -> str:
-    """What a value is when a user sets it to null, for the templates; runAsUser has a meaning of its own for null."""
-    values = yaml.safe_load((chart / "values.yaml").read_text("utf-8"))
-    del values["runAsUser"]
-    return json.dumps(values, indent=2) + "\n"
+    """The defaults of the values, for the templates, which see only what was made of them and of the user's."""
+    return json.dumps(yaml.safe_load((chart / "values.yaml").read_text("utf-8")), indent=2) + "\n"
 
 
 def make_bounds(schema: type[Config]) -> str:

@@ -148,7 +148,7 @@ def _values_of_names(name: str) -> dict[str, Any]:
         "queueName": name,
         "priorityClassName": name,
         "runtimeClassName": name,
-        "nodeSelector": {name: name},
+        "nodeSelector": {name: name, "kubernetes.io/os": None},
         "tolerations": [{"key": name, "operator": "Equal", "value": name}],
         "podLabels": {name: name},
         "podAnnotations": {name: name},

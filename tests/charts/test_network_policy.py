@@ -44,7 +44,7 @@ def test_every_rule_of_the_example_names_where_and_on_which_port() -> None:
 
 
 @pytest.mark.security("S2")
-@pytest.mark.parametrize("name", ["egressCIDRs", "egressPorts", "dnsPorts"])
+@pytest.mark.parametrize("name", ["egressCIDRs", "egressPorts"])
 def test_an_empty_list_is_refused_in_each_spelling(name: str) -> None:
     """In a NetworkPolicy it would allow everything."""
     assert not _is_valid(**{name: []})
@@ -58,7 +58,7 @@ def test_an_empty_list_is_refused_in_each_spelling(name: str) -> None:
 def test_without_a_policy_and_with_no_more_places_null_is_harmless() -> None:
     off = render_text({}, flags=("--set", "networkPolicy=null"))
     assert "NetworkPolicy" not in off
-    assert _spec({}, extraEgress=None, ingressFrom=None) == _spec({})
+    assert _spec({}, extraEgress=None, ingressFrom=None, dnsPorts=None) == _spec({})
 
 
 def test_pods_and_a_metadata_server_may_be_reached_and_one_prometheus_may_come() -> None:

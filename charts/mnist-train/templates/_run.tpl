@@ -196,7 +196,7 @@ the same names (k8s/submit.py).
 {{- define "mnist-train.checkNetworkPolicy" -}}
 {{- $policy := .Values.networkPolicy | default dict -}}
 {{- if $policy.enabled -}}
-{{- range $name := list "egressCIDRs" "egressPorts" "dnsPorts" -}}
+{{- range $name := list "egressCIDRs" "egressPorts" -}}
 {{- if not (get $policy $name) -}}
 {{- fail (printf "networkPolicy.%s must have at least one entry, received null, which would allow all of them: leave it out for the default, or name what is to be reached" $name) -}}
 {{- end -}}
