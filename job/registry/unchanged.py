@@ -3,7 +3,6 @@
 A skip has to be safe: what is not known of either side counts as changed.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 
 from job import contract
@@ -15,7 +14,8 @@ from job.runs.lineage import compare_code
 from job.runs.read import CommittedRun
 from job.store.store import Store
 
-_MAX_LOOKS = 10
+_MAX_LOOKS = 100
+"""Records that are read, each by a request: of other models and of retired runs too."""
 
 
 def is_unchanged(
@@ -54,15 +54,15 @@ def _was_made_again(
         and champion.model_of(run) == champion.model_of(of_champion)
         and compare_code(pod, run.record.get("lineage", {})).is_same
         and is_result_of(run)
-        for run in itertools.islice(_newest_runs(store), _MAX_LOOKS)
+        for run in _newest_runs(store)
     )
 
 
 def _newest_runs(store: Store) -> Iterator[CommittedRun]:
-    """Committed runs, the one first that was committed last; what cannot be read is left out."""
+    """Committed runs among the newest records, the one first that was committed last; what cannot be read is left out."""
     entries = store.list_objects(contract.RUNS_PREFIX)
     commits = [(entry.modified_seconds, run) for entry in entries if (run := _run_of_commit(entry.key))]
-    for _, run_id in sorted(commits, reverse=True):
+    for _, run_id in sorted(commits, reverse=True)[:_MAX_LOOKS]:
         try:
             recorded = read.read_run(store, run_id)
         except IntegrityError:
