@@ -14,7 +14,17 @@ import pytest
 import yaml
 
 from job.contract import ExitCode
-from tests.charts.helm import Manifest, RenderError, arguments, find, job_spec, pod_spec, render, render_text
+from tests.charts.helm import (
+    Manifest,
+    RenderError,
+    arguments,
+    find,
+    is_binding,
+    job_spec,
+    pod_spec,
+    render,
+    render_text,
+)
 from tests.conftest import REPOSITORY, skip_or_fail
 
 CHART = REPOSITORY / "charts" / "mnist-train"
@@ -161,7 +171,7 @@ def test_job_and_cronjob_describe_one_pod(file: Path) -> None:
             container[field] = [each for each in container[field] if each["name"] not in of_peers]
         return pod
 
-    manifests = [each for each in render(files=(file,)) if "-bind-" not in each["metadata"]["name"]]
+    manifests = [each for each in render(files=(file,)) if not is_binding(each)]
     described = [without_arguments(manifest) for manifest in _with_pods(manifests)]
     assert all(pod == described[0] for pod in described)
     jobs = [manifest for manifest in manifests if manifest["kind"] == "Job"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.charts.helm import Manifest, RenderError, find, pod_spec, render, render_text
+from tests.charts.helm import Manifest, RenderError, find, is_binding, pod_spec, render, render_text
 from tests.conftest import REPOSITORY
 
 _NIGHTLY: dict[str, Any] = {"schedule": "0 3 * * *", "activeDeadlineSeconds": 60}
@@ -22,7 +22,7 @@ _PLACES: dict[str, Any] = {
 
 
 def _binding(manifests: list[Manifest]) -> list[Manifest]:
-    return [each for each in manifests if each["kind"] == "Job" and "-bind-" in each["metadata"]["name"]]
+    return [each for each in manifests if is_binding(each)]
 
 
 @pytest.mark.parametrize("values", [_NIGHTLY, {**_NIGHTLY, "suspend": True}, {"suspend": True}])
