@@ -59,6 +59,7 @@ _CLIENT = f"{_E2E}test_client.py::test_two_runs_one_evicted_and_followed_one_can
 _NIGHTS = f"{_E2E}test_retraining.py::test_every_night_is_judged_and_the_champion_can_be_taken_back"
 _TRIGGER = "test_a_triggered_run_with_a_bad_setting_of_its_own_is_refused_and_one_that_fails_says_why"
 _NAMESPACE = f"{_E2E}cluster.py::made_namespace"
+_APPLIED = "test_two_jobs_that_nothing_pruned_commit_one_run_once"
 
 # The first words of a command, and the test in a cluster that does the same.
 IN_A_CLUSTER = {
@@ -67,8 +68,11 @@ IN_A_CLUSTER = {
     "helm upgrade": _UPGRADE,
     "helm uninstall": _UPGRADE,
     "helm rollback": _UPGRADE,
+    "helm template": f"{_E2E}test_waiting.py::{_APPLIED}",
+    "kubectl apply": f"{_E2E}test_waiting.py::{_APPLIED}",
     "kubectl create job": f"{_E2E}test_release.py::test_a_schedule_can_be_started_by_hand",
     "kubectl create -f": _NAMESPACE,
+    "kubectl create namespace": _NAMESPACE,
     "kubectl debug": f"{_E2E}test_security.py::test_a_pod_has_no_rights_no_token_no_shell_and_a_root_that_nobody_writes",
     "kubectl delete pod": _DELETED,
     "kubectl delete jobs": _NAMESPACE,

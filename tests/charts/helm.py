@@ -101,10 +101,15 @@ def _to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def find(manifests: list[Manifest], kind: str) -> Manifest:
-    """The one manifest of that kind."""
-    found = [manifest for manifest in manifests if manifest["kind"] == kind]
+    """The one manifest of that kind; of Jobs the one of the run."""
+    found = [manifest for manifest in manifests if manifest["kind"] == kind and not is_binding(manifest)]
     assert len(found) == 1, f"{len(found)} of kind {kind}"
     return found[0]
+
+
+def is_binding(manifest: Manifest) -> bool:
+    """Whether it is the Job that only mounts the PVC."""
+    return manifest["kind"] == "Job" and "-bind-" in manifest["metadata"]["name"]
 
 
 def job_spec(manifest: Manifest) -> Manifest:

@@ -14,7 +14,17 @@ import pytest
 import yaml
 
 from job.contract import ExitCode
-from tests.charts.helm import Manifest, RenderError, arguments, find, job_spec, pod_spec, render, render_text
+from tests.charts.helm import (
+    Manifest,
+    RenderError,
+    arguments,
+    find,
+    is_binding,
+    job_spec,
+    pod_spec,
+    render,
+    render_text,
+)
 from tests.conftest import REPOSITORY, skip_or_fail
 
 CHART = REPOSITORY / "charts" / "mnist-train"
@@ -156,25 +166,26 @@ def test_pods_ask_for_no_rights(file: Path) -> None:
 
 @every_ci_file
 def test_job_and_cronjob_describe_one_pod(file: Path) -> None:
-    """They differ in the run's id, which a schedule takes from the Job's name; the test in what it does, and it has no peers."""
+    """They differ in the run's id, which a schedule takes from the Job's name; the test differs in more, and has no peers."""
     of_peers = ("workers", "WORKER_INDEX", "TF_CONFIG")
 
     def without_arguments(manifest: Manifest) -> dict[str, Any]:
         pod: dict[str, Any] = json.loads(json.dumps(pod_spec(manifest)))
         [container] = pod["containers"]
-        del container["args"]
+        del container["args"], container["resources"]
         pod.pop("subdomain", None)
         for field in ("env", "ports"):
             container[field] = [each for each in container[field] if each["name"] not in of_peers]
         return pod
 
-    manifests = render(files=(file,))
+    manifests = [each for each in render(files=(file,)) if not is_binding(each)]
     described = [without_arguments(manifest) for manifest in _with_pods(manifests)]
     assert all(pod == described[0] for pod in described)
     jobs = [manifest for manifest in manifests if manifest["kind"] == "Job"]
     for job in jobs:
         cron = find(manifests, "CronJob")
         assert arguments(job)[2:] == arguments(cron)[2:]
+        assert pod_spec(job)["containers"][0]["resources"] == pod_spec(cron)["containers"][0]["resources"]
         without_pod = [{**job_spec(each), "template": None, "suspend": None} for each in (job, cron)]
         assert without_pod[0] == without_pod[1]
         assert [pod_spec(each)["containers"][0]["env"] for each in (job, cron)] == [

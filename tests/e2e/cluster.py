@@ -61,15 +61,16 @@ class Namespace:
     def helm(self, *arguments: str, stdin: str | None = None, timeout: float = 300) -> str:
         return run_command("helm", "--namespace", self.name, *arguments, stdin=stdin, timeout=timeout)
 
-    def install(self, release: str, *values: Object) -> str:
+    def install(self, release: str, *values: Object, flags: tuple[str, ...] = ()) -> str:
         """Install or upgrade a release; returns the name of its Job, or nothing for a schedule."""
         merged = self.values
         for more in values:
             merged = _merge(merged, more)
         if merged.get("store", {}).get("uri") and not merged.get("persistence", {}).get("cache"):
             merged.pop("persistence", None)  # of a PVC that such a release has not
-        self.helm("upgrade", "--install", release, str(CHART), "-f", "-", stdin=json.dumps(merged))
-        jobs = [job["metadata"]["name"] for job in self.get("job", "-l", f"app.kubernetes.io/instance={release}")]
+        self.helm("upgrade", "--install", release, str(CHART), "-f", "-", *flags, stdin=json.dumps(merged))
+        runs = f"app.kubernetes.io/instance={release},app.kubernetes.io/name=mnist-train"
+        jobs = [job["metadata"]["name"] for job in self.get("job", "-l", runs)]
         manifest = self.helm("get", "manifest", release)
         return next((name for name in jobs if f'name: "{name}"\n' in manifest), "")
 

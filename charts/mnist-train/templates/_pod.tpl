@@ -1,6 +1,6 @@
 {{/*
-The one description of a pod: Job, CronJob and the test all use it. Takes (dict "root" $ "arguments" LIST "isPeer" BOOL);
-a peer is one of several workers of a run.
+The one description of a pod: Job, CronJob and the test all use it. Takes (dict "root" $ "arguments" LIST "isPeer" BOOL "resources" DICT);
+a peer is one of several workers of a run. Without resources it has those of a run.
 */}}
 {{- define "mnist-train.podSpec" -}}
 {{- $root := .root -}}
@@ -88,7 +88,7 @@ containers:
         protocol: TCP
       {{- end }}
     {{- end }}
-    resources: {{ toJson $values.resources }}
+    resources: {{ default $values.resources .resources | toJson }}
     securityContext:
       {{- include "mnist-train.securityContext" . | nindent 6 }}
     terminationMessagePath: /dev/termination-log
@@ -298,6 +298,29 @@ kueue.x-k8s.io/queue-name: {{ toJson . }}
 kueue.x-k8s.io/priority-class: {{ toJson . }}
 {{- end }}
 {{- end -}}
+{{- end -}}
+
+{{- /*
+Whether the PVC would stay without a pod: a schedule waits for its time, a suspended run for its user. A queued run is left to the
+queue, where a second Job would only take its room.
+*/ -}}
+{{- define "mnist-train.needsBinding" -}}
+{{- $makesClaim := and (include "mnist-train.hasVolume" .) (not .Values.persistence.existingClaim) -}}
+{{- if and $makesClaim .Values.persistence.bind (or .Values.schedule .Values.suspend) (ne (toJson .Values.enabled) "false") -}}true{{- end -}}
+{{- end -}}
+
+{{- /*
+The pod of a run with another command: the same requests and places, so that the volume lands where runs fit. Beside a pod of the
+release, if there is one: a volume may be on one node only, and elsewhere this pod would hold its devices until that one ends.
+*/ -}}
+{{- define "mnist-train.bindPod" -}}
+{{- $pod := include "mnist-train.podSpec" (dict "root" . "arguments" (list "-c" "")) | fromYaml -}}
+{{- $container := index $pod.containers 0 -}}
+{{- $bind := merge (dict "name" "bind" "command" (list "python")) (omit $container "name" "env" "envFrom" "ports") -}}
+{{- $selector := dict "matchLabels" (include "mnist-train.selectorLabels" . | fromYaml) -}}
+{{- $beside := list (dict "topologyKey" "kubernetes.io/hostname" "labelSelector" $selector) -}}
+{{- $affinity := merge (default dict $pod.affinity) (dict "podAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" $beside)) -}}
+{{ merge (dict "containers" (list $bind) "affinity" $affinity) (omit $pod "containers" "initContainers" "affinity") | toJson }}
 {{- end -}}
 
 {{- /*
