@@ -1,5 +1,6 @@
 """A value set to null is its default, or is refused by one line; and the values of an older chart still render."""
 
+import json
 import random
 import re
 import shutil
@@ -70,6 +71,13 @@ def _without_names(manifests: list[Manifest], alias: str) -> list[str]:
     """The id of the run, and all that is rendered but for the names; a Job's name follows all others."""
     texts = [re.sub(r"-[0-9a-f]{8}'", "'", repr(manifest).replace(f"train-{alias}", "train")) for manifest in manifests]
     return [run_id(manifests).removeprefix(f"ml.train-{alias}"), *sorted(texts)]
+
+
+def test_each_null_of_a_setting_is_its_default_all_at_once() -> None:
+    defaults = json.loads((CHART / "files" / "defaults.json").read_text())
+    assert render({section: dict.fromkeys(fields) for section, fields in defaults.items()}) == render()
+    again = {"train": {"epochs": None}, "store": {"uri": None}, "cluster": {"workers": 2, "cpu_replicas": None}}
+    assert render(again) == render({"cluster": {"workers": 2}})
 
 
 def test_a_null_of_the_users_own_keys_leaves_them_out() -> None:

@@ -4,6 +4,13 @@ brings the values of an older chart, which had fewer. files/values.json is made 
 */}}
 {{- define "mnist-train.fillIn" -}}
 {{- include "mnist-train.fill" (list .Values (.Files.Get "files/values.json" | fromJson)) -}}
+{{- range $section, $_ := .Files.Get "files/defaults.json" | fromJson -}}
+{{- range $field, $value := get $.Values $section -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := unset (get $.Values $section) $field -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Takes (list VALUES DEFAULTS). Of the maps whose keys users choose, an entry that is gone was removed on purpose. */ -}}
@@ -12,7 +19,8 @@ brings the values of an older chart, which had fewer. files/values.json is made 
 {{- $free := list "podLabels" "podAnnotations" "requests" "limits" "nodeSelector" -}}
 {{- range $name, $default := index . 1 -}}
 {{- $value := get $values $name -}}
-{{- if or (not (hasKey $values $name)) (kindIs "invalid" $value) -}}
+{{- if eq $name "runAsUser" -}}{{- /* null has a meaning there */ -}}
+{{- else if or (not (hasKey $values $name)) (kindIs "invalid" $value) -}}
 {{- $_ := set $values $name $default -}}
 {{- else if and (kindIs "map" $default) (not (has $name $free)) -}}
 {{- include "mnist-train.fill" (list $value $default) -}}
