@@ -19,7 +19,7 @@ brings the values of an older chart, which had fewer. files/values.json is made 
 {{- $free := list "podLabels" "podAnnotations" "requests" "limits" "nodeSelector" -}}
 {{- range $name, $default := index . 1 -}}
 {{- $value := get $values $name -}}
-{{- if eq $name "runAsUser" -}}{{- /* null has a meaning there */ -}}
+{{- if has $name (list "runAsUser" "egressCIDRs" "egressPorts") -}}{{- /* null has a meaning there, or is refused */ -}}
 {{- else if or (not (hasKey $values $name)) (kindIs "invalid" $value) -}}
 {{- $_ := set $values $name $default -}}
 {{- else if and (kindIs "map" $default) (not (has $name $free)) -}}
