@@ -40,6 +40,8 @@ def make_schema(chart: Path, schema: type[Config]) -> str:
     values = json.loads((chart / "values.schema.base.json").read_text("utf-8"))
     settings = schema.model_json_schema()
     sections = {name: _inline(settings["properties"][name], settings["$defs"]) for name in settings["properties"]}
+    for section in sections.values():
+        section["properties"] = {name: _or_null(field) for name, field in section["properties"].items()}
     values["properties"] = sections | values["properties"]
     return json.dumps(values, indent=2) + "\n"
 
@@ -113,6 +115,16 @@ def describe_values(chart: Path) -> list[tuple[str, str, str]]:
         elif parent:
             rows.append((f"{parent}.{key}", json.dumps(values[parent][key]), comment))
     return rows
+
+
+def _or_null(field: dict[str, Any]) -> dict[str, Any]:
+    """A field that may also be null, which is its default."""
+    if "anyOf" in field:
+        null = {"type": "null"}
+        return field if null in field["anyOf"] else field | {"anyOf": [*field["anyOf"], null]}
+    kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
+    choices = {"enum": [*field["enum"], None]} if "enum" in field else {}
+    return field | {"type": [*kinds, "null"]} | choices
 
 
 def _inline(node: Any, definitions: dict[str, Any]) -> Any:

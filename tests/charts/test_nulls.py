@@ -1,5 +1,6 @@
 """A value set to null is its default, or is refused by one line; and the values of an older chart still render."""
 
+import json
 import random
 import re
 import shutil
@@ -16,6 +17,7 @@ _DEFAULTS: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
 _FREE = ("podLabels", "podAnnotations", "nodeSelector", "requests", "limits")
 """Maps whose keys users choose: an entry that is null is left out."""
 _OWN_MEANING = ("runAsUser",)
+_REFUSED = ("networkPolicy.egressCIDRs", "networkPolicy.egressPorts")  # where there is a policy: it would allow all
 _REQUIRED = ("image", "image.repository")
 _OLDEST = Path(__file__).parent / "values-0.1.0.yaml"
 
@@ -28,7 +30,7 @@ def _paths(values: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tupl
             yield from _paths(value, (*above, name))
 
 
-_PATHS = [path for path in _paths(_DEFAULTS) if ".".join(path) not in (*_OWN_MEANING, *_REQUIRED)]
+_PATHS = [path for path in _paths(_DEFAULTS) if ".".join(path) not in (*_OWN_MEANING, *_REFUSED, *_REQUIRED)]
 _TO_DEFAULT = [path for path in _PATHS if len(path) < 2 or path[-2] not in _FREE]
 _LEFT_OUT = [path for path in _PATHS if path not in _TO_DEFAULT]
 
@@ -53,23 +55,34 @@ def test_all_nulls_at_once_are_the_defaults() -> None:
 
 
 def test_each_null_is_the_default_alone_and_in_pairs(tmp_path: Path, is_full: bool) -> None:
-    """In one render of a parent chart that has this chart under an alias for each."""
+    """Twenty in one render: a parent chart that has this chart under as many aliases."""
     source = random.Random(20261126)
     pairs = [tuple(source.sample(_TO_DEFAULT, 2)) for _ in range(200 if is_full else 10)]
-    cases = {f"a{index}": each for index, each in enumerate([(), *((path,) for path in _TO_DEFAULT), *pairs])}
-    parent = make_parent(tmp_path / "parent", *cases)
-    found: dict[str, list[Manifest]] = {alias: [] for alias in cases}
-    for manifest in render({alias: _with_nulls(*paths) for alias, paths in cases.items()}, chart=parent):
-        found[manifest["metadata"]["labels"]["app.kubernetes.io/instance"].removeprefix("train-")].append(manifest)
-    expected = _without_names(found["a0"], "a0")
-    assert expected
-    assert [cases[alias] for alias in cases if _without_names(found[alias], alias) != expected] == []
+    aliases = [f"a{index}" for index in range(20)]
+    parent = make_parent(tmp_path / "parent", *aliases)
+    expected: list[str] = []
+    cases = [(), *((path,) for path in _TO_DEFAULT), *pairs]
+    for start in range(0, len(cases), len(aliases)):
+        given = dict(zip(aliases, cases[start:], strict=False))
+        values = {alias: _with_nulls(*given[alias]) if alias in given else {"enabled": False} for alias in aliases}
+        found: dict[str, list[Manifest]] = {alias: [] for alias in given}
+        for manifest in render(values, chart=parent):
+            found[manifest["metadata"]["labels"]["app.kubernetes.io/instance"].removeprefix("train-")].append(manifest)
+        expected = expected or _without_names(found["a0"], "a0")
+        assert [given[alias] for alias in given if _without_names(found[alias], alias) != expected] == []
 
 
 def _without_names(manifests: list[Manifest], alias: str) -> list[str]:
     """The id of the run, and all that is rendered but for the names; a Job's name follows all others."""
     texts = [re.sub(r"-[0-9a-f]{8}'", "'", repr(manifest).replace(f"train-{alias}", "train")) for manifest in manifests]
     return [run_id(manifests).removeprefix(f"ml.train-{alias}"), *sorted(texts)]
+
+
+def test_each_null_of_a_setting_is_its_default_all_at_once() -> None:
+    defaults = json.loads((CHART / "files" / "defaults.json").read_text())
+    assert render({section: dict.fromkeys(fields) for section, fields in defaults.items()}) == render()
+    again = {"train": {"epochs": None}, "store": {"uri": None}, "cluster": {"workers": 2, "cpu_replicas": None}}
+    assert render(again) == render({"cluster": {"workers": 2}})
 
 
 def test_a_null_of_the_users_own_keys_leaves_them_out() -> None:

@@ -4,6 +4,13 @@ brings the values of an older chart, which had fewer. files/values.json is made 
 */}}
 {{- define "mnist-train.fillIn" -}}
 {{- include "mnist-train.fill" (list .Values (.Files.Get "files/values.json" | fromJson)) -}}
+{{- range $section, $_ := .Files.Get "files/defaults.json" | fromJson -}}
+{{- range $field, $value := get $.Values $section -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := unset (get $.Values $section) $field -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /*
