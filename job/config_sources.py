@@ -208,7 +208,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
         elif is_pod_of_chart:
             raise ConfigError(
                 f"{variable}: must not be set in a pod of the chart, whose values give the settings and name the run; set {name} "
-                "in the values, and take the variable out of the Secret of credentials.existingSecret, or out of the image"
+                "in the values, and take the variable out of the Secret, ConfigMap or image that sets it"
             )
         elif name in given:
             raise ConfigError(f"{name}: {given[name].origin} and {variable} are the same setting; keep one of the two")

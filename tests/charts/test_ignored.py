@@ -11,7 +11,7 @@ _S3 = {"store": {"uri": "s3://b"}}
 _IGNORED: list[tuple[dict[str, Any], str]] = [
     (
         _SCHEDULE | {"retry": 1},
-        r"retry must not be set with a schedule, .*, received 1: leave it out, and start a run with",
+        r"retry must not be set with a schedule, .*, received 1: set retry=0, and start a run with",
     ),
     (_SCHEDULE | {"run": {"suffix": "b"}}, r"run\.suffix must not be set with a schedule, .*: leave it out"),
     ({"run": {"id": "a", "suffix": "b"}}, r"run\.suffix must not be set with run\.id, .*: leave one of them out"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from generators import pod_types
 
 from tests.charts.drawn import draw
 from tests.charts.helm import Manifest, RenderError, pod_spec, render, render_text
@@ -150,3 +151,13 @@ def test_the_api_server_accepts_whatever_the_chart_renders(ns: Namespace, num: i
     accepted, refused = _dry_run(ns, manifests)
     assert refused == []
     assert len(accepted) == len(manifests) > 2 * num
+
+
+def test_the_types_of_pods_are_those_of_this_api_server() -> None:
+    """The chart's schema is compared with `pod-types.json`, which was made of a cluster of the version that it names."""
+    version = json.loads(run_command("kubectl", "version", "-o", "json"))["serverVersion"]["gitVersion"]
+    kept = pod_types.FILE.read_text("utf-8")
+    if json.loads(kept)["version"] != version:
+        pytest.skip(f"the types are those of {json.loads(kept)['version']}, this cluster is {version}")
+    openapi = json.loads(run_command("kubectl", "get", "--raw", "/openapi/v3/api/v1"))
+    assert pod_types.to_text(version, pod_types.extract(openapi)) == kept

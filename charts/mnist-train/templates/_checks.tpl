@@ -41,7 +41,7 @@ Allowed on purpose: image.tag beside image.digest (release tools write both), hi
 {{- $usesStores := or (contains "://" ($values.store.uri | default "")) (contains "://" ($values.data.uri | default "")) -}}
 {{- $ofClaim := list "persistence.size" "persistence.storageClassName" "persistence.accessModes" "persistence.labels" "persistence.annotations" -}}
 {{- $rows := list
-  (list $hasSchedule (list "retry") "must not be set with a schedule, which has no Job of its own to start again" "leave it out, and start a run with kubectl create job --from=cronjob/NAME or mnist-k8s submit")
+  (list $hasSchedule (list "retry") "must not be set with a schedule, which has no Job of its own to start again" "set retry=0, and start a run with kubectl create job --from=cronjob/NAME or mnist-k8s submit")
   (list $hasSchedule (list "run.suffix") "must not be set with a schedule, whose runs are called after their Jobs" "leave it out")
   (list (not (empty $values.run.id)) (list "run.suffix") "must not be set with run.id, which is the whole name" "leave one of them out")
   (list (not $hasSchedule) (list "timeZone" "concurrencyPolicy" "startingDeadlineSeconds") "needs a schedule" "set schedule, or leave it out")
