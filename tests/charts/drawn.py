@@ -75,7 +75,7 @@ def _repaired(values: dict[str, Any]) -> dict[str, Any]:
         each.get("resources", {}).pop("requests", None)
     if values.get("dnsPolicy") == "None":
         values.pop("dnsPolicy")
-    if "monitoring" in values:
+    if {"honorLabels", "relabelings", "metricRelabelings", "podTargetLabels"} & set(values.get("monitoring", {})):
         values["monitoring"]["scrape"] = "podMonitor"
     return values
 
