@@ -183,7 +183,7 @@ TABLE = (
         why="`data.cache_dir` says where prepared data is",
     ),
     Ambient(
-        names="TFDS_CACHE_DIR NO_GCE_CHECK GCS_* CLOUDSDK_CONFIG GCE_METADATA_HOST",
+        names="TFDS_CACHE_DIR NO_GCE_CHECK GCS_* CLOUDSDK_CONFIG",
         read_by="tensorflow-datasets, TensorFlow",
         treatment="no effect",
         why="only for community data sets and `gs://` paths opened by TensorFlow, which this program does not do",
@@ -240,6 +240,12 @@ TABLE = (
         why="the bucket of the URI is said explicitly",
     ),
     Ambient(
+        names="GCE_METADATA_HOST GCE_METADATA_ROOT GCE_METADATA_IP",
+        read_by="obstore, this program",
+        treatment="no effect",
+        why="on results: who is asked for a token of `gs://` where no variable holds credentials; else Google's own server",
+    ),
+    Ambient(
         names="AZURE_ENDPOINT AZURE_STORAGE_ENDPOINT",
         read_by="obstore",
         treatment="refused",
@@ -255,7 +261,7 @@ TABLE = (
         names="AZURE_STORAGE_ACCOUNT_NAME AZURE_STORAGE_USE_EMULATOR AZURITE_BLOB_STORAGE_URL",
         read_by="obstore",
         treatment="recorded",
-        why="the account of `az://` has no other place; the emulator is refused beside `store.endpoint`",
+        why="the account of `az://` without `store.account_name`; the emulator is refused beside `store.endpoint`",
     ),
     Ambient(
         names="XDG_CACHE_HOME HOME TMPDIR",

@@ -30,7 +30,7 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
         store.list_objects(contract.run_prefix(run_id))  # a missing bucket or a wrong key is known at once
 
     def look() -> None:
-        if read.read_commit(store, run_id) is not None:
+        if read.is_over(store, run_id):
             raise NothingToTrainError
 
     try:

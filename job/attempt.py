@@ -16,7 +16,7 @@ from job import clock, contract
 from job.config import Config
 from job.contract import Event
 from job.digests import canonical_json, sha256_hex
-from job.errors import IntegrityError, JobError, PeerLostError
+from job.errors import IntegrityError, JobError, PeerLostError, RetiredError
 from job.logs import emit, warn
 from job.observe.phases import Phases
 from job.observe.stored_logs import StoredLog
@@ -26,6 +26,7 @@ from job.registry.champion import Move
 from job.registry.gate import Gate
 from job.registry.retention import apply_retention
 from job.registry.rules import GateRecord
+from job.registry.unchanged import is_unchanged
 from job.runs import checkpoint as checkpoints
 from job.runs import read, write
 from job.runs.checkpoint import Checkpoint
@@ -55,7 +56,7 @@ class Outcome:
         committed: the run's result, made by this attempt or another; the champion's run when the attempt was skipped.
         is_new: False when another attempt had committed the run before.
         model_location: URI of the SavedModel.
-        is_skipped: True when the champion came from the same inputs and image.
+        is_skipped: True when the champion came from the same inputs, image and code.
         gate: what gate.json says; None when promotion is not enabled, and when nothing had to be decided.
     """
 
@@ -94,6 +95,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
     """Train, evaluate, export, commit and decide about the champion. A later attempt skips what the store already has.
 
     Raises:
+        RetiredError: the run had its result, which retention removed: nothing is left to do.
         JobError: its class gives the exit code; before COMMIT readers see no result of this run.
         StopRequested: SIGTERM, SIGINT or SIGHUP.
     """
@@ -103,7 +105,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
         store.check_keys(_longest_keys(config, surroundings.identity))
         store.list_objects(contract.run_prefix(run_id))  # a missing bucket or a wrong key is known at once
         workers = surroundings.workers
-        if workers.are_several and read.read_commit(store, run_id) is not None:
+        if workers.are_several and read.is_over(store, run_id):
             workers = ALONE  # nothing is left to train: no other worker is needed
     surroundings.stored_log.attach(store)
     prepared = _prepare(config, store, surroundings=surroundings, workload=workload, workers=workers)
@@ -116,17 +118,13 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
         if unchanged:
             prepared.exchange(is_over=True)
             return unchanged
-    with phases("store"):
-        digest = write.begin_run(store, run_id, inputs=prepared.inputs, config=config.model_dump(mode="json"))
-        committed = read.read_commit(store, run_id)
-        if committed is not None:
-            read.check_same_result(committed, result_digest=digest)
-    if committed is not None:
-        prepared.exchange(is_over=True)
-    else:
-        committed, surroundings = _make_result(
-            config, store, surroundings=surroundings, workload=workload, prepared=prepared, result_digest=digest
+    try:
+        committed, surroundings = _find_or_make_result(
+            config, store, surroundings=surroundings, workload=workload, prepared=prepared
         )
+    except RetiredError:
+        _dismiss(prepared)
+        raise
     return finish(config, store, committed, surroundings=surroundings, workload=workload)
 
 
@@ -156,7 +154,7 @@ def _prepare(
     phases, run_id = surroundings.phases, surroundings.identity.run
 
     def look() -> None:
-        if read.read_commit(store, run_id) is not None:
+        if read.is_over(store, run_id):
             raise NothingToTrainError
 
     def prepare(workers: Workers) -> Prepared:
@@ -170,6 +168,27 @@ def _prepare(
         return prepare(workers)
     except NothingToTrainError:
         return prepare(ALONE)
+
+
+def _find_or_make_result(
+    config: Config, store: Store, *, surroundings: Surroundings, workload: Workload, prepared: Prepared
+) -> tuple[CommittedRun, Surroundings]:
+    """The run's COMMIT, which this attempt makes where there is none; and the surroundings with the attempt's own id.
+
+    Raises:
+        RetiredError: the settings are those of the run, and retention has removed its result.
+    """
+    run_id = surroundings.identity.run
+    with surroundings.phases("store"):
+        digest = write.begin_run(store, run_id, inputs=prepared.inputs, config=config.model_dump(mode="json"))
+        committed = read.read_commit(store, run_id)
+    if committed is None:
+        return _make_result(
+            config, store, surroundings=surroundings, workload=workload, prepared=prepared, result_digest=digest
+        )
+    read.check_same_result(committed, result_digest=digest)
+    prepared.exchange(is_over=True)
+    return committed, surroundings
 
 
 def _make_result(
@@ -307,7 +326,7 @@ def _agree(
 
 
 def _dismiss(prepared: Prepared) -> None:
-    """Tell the other workers that the run is committed: they end. The result stands, whatever has become of them."""
+    """Tell the other workers that nothing is left to train: they end. The store stays as it is, whatever has become of them."""
     try:
         prepared.exchange(is_over=True)
     except PeerLostError as error:
@@ -351,17 +370,19 @@ def _to_commit(
 
 
 def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings, prepared: Prepared) -> Outcome | None:
-    """The champion, when another run has made it from the same inputs with the same image."""
+    """The champion, when another run has made it from the same inputs with the same code: all that is known of both is equal."""
+
+    def is_same_result(run: CommittedRun) -> bool:
+        inputs = prepared.inputs
+        if config.train.compile == "auto":  # another CPU limit may have chosen another way to the same model
+            inputs = with_recorded_compile(inputs, run.record)
+        return is_result_of(inputs, run.record)
 
     def look_at(newest: Move) -> Outcome | None:
         if newest.run == surroundings.identity.run:
             return None
         committed = champion.commit_of(store, newest)
-        is_same_image = committed.record.get("lineage", {}).get("image") == surroundings.pod.image
-        inputs = prepared.inputs
-        if config.train.compile == "auto":  # another CPU limit may have chosen another way to the same model
-            inputs = with_recorded_compile(inputs, committed.record)
-        if not is_same_image or not is_result_of(inputs, committed.record):
+        if not is_unchanged(store, committed, pod=surroundings.pod, is_result_of=is_same_result):
             return None
         serving.finish_layout(store, newest)
         surroundings.view.champion_is(newest.to.accuracy)
@@ -376,6 +397,7 @@ def finish(
     """What follows a COMMIT, by this attempt or another: gate, serving layout, cleaning up.
 
     Raises:
+        RetiredError: retention has removed the run meanwhile, or has begun to.
         JobError: the store failed while gate or layout were at work, or holds something damaged. The result stands.
     """
     view, gate = surroundings.view, None

@@ -24,22 +24,34 @@ from pydantic import (
 )
 
 from job import strict_yaml, uris
-from job.contract import RUN_ID_MAX_CHARACTERS, is_run_id
+from job.contract import RUN_ID_MAX_CHARACTERS, RUN_ID_PATTERN, is_run_id
 
 TFDS_DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist/digits")
 SOURCES = {"tfds": "job.datasets.tfds", "idx": "job.datasets.idx", "digits": "job.datasets.digits"}
 """The built-in sources of data, each with its module, which `datasets/load.py` imports when it is chosen."""
 MAX_DATA_BYTES = 4 * 2**30
 """Of memory that the examples of a file may take, unless the user says otherwise; EMNIST takes 1 GB."""
-_FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:(?!__\w*__$)[A-Za-z_]\w*")
-"""No name such as `__import__`, which every module has and nobody wrote."""
-_DATASET_PATTERN = re.compile(r"[a-z0-9]+([-_./:][a-z0-9]+)*", re.IGNORECASE | re.ASCII)
+_FUNCTION_PATTERN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+_NO_FUNCTION_PATTERN = r":__\w*__$"
+"""A name such as `__import__`, which every module has and nobody wrote."""
+_DATASET_PATTERN = r"[A-Za-z0-9]+([-_./:][A-Za-z0-9]+)*"
 
 _ADDRESS_PATTERN = r"^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)?$"
 """What the chart's schema can say of an IP address; an empty text is none there."""
 _MAPPED_PATTERN = r"^[0:]*:[fF]{4}:"
 """An IPv4 address in the form of IPv6, which Linux binds to no socket that is for IPv6 alone."""
 _ADDRESS_SCHEMA: dict[str, JsonValue] = {"pattern": _ADDRESS_PATTERN, "not": {"pattern": _MAPPED_PATTERN}}
+
+_ANY_LETTER = "[\\w\u00aa-\u1fff\u3040-\ud7ff]"
+"""Of a name. Helm reads the schema with Go, where `\\w` is ASCII alone."""
+_FUNCTION_IN_SCHEMA = _FUNCTION_PATTERN.replace(r"\w", _ANY_LETTER)
+_FUNCTION_SCHEMA: dict[str, JsonValue] = {
+    "pattern": f"^{_FUNCTION_IN_SCHEMA}$",
+    "not": {"pattern": _NO_FUNCTION_PATTERN},
+}
+_SOURCE_SCHEMA = _FUNCTION_SCHEMA | {"pattern": f"^({'|'.join(SOURCES)}|{_FUNCTION_IN_SCHEMA})$"}
+_NO_DOTS: JsonValue = {"pattern": uris.DOTS_PATTERN}
+_RUN_ID_SCHEMA: dict[str, JsonValue] = {"pattern": f"^$|{RUN_ID_PATTERN}", "maxLength": RUN_ID_MAX_CHARACTERS}
 
 
 def _split_list(value: object) -> object:
@@ -53,8 +65,12 @@ def _split_list(value: object) -> object:
     return [part.strip() for part in items.split(",")] if items else []
 
 
-def _check_function(value: str | None) -> str | None:
-    if isinstance(value, str) and not _FUNCTION_PATTERN.fullmatch(value):
+def _is_function(text: str) -> bool:
+    return bool(re.fullmatch(_FUNCTION_PATTERN, text)) and not re.search(_NO_FUNCTION_PATTERN, text)
+
+
+def _check_function(value: str) -> str:
+    if not _is_function(value):
         raise ValueError("must be package.module:function")
     return value
 
@@ -105,9 +121,20 @@ Names = Annotated[
     tuple[Annotated[str, Field(pattern=r"^(top_[1-9][0-9]{0,2}_accuracy|auc|f1_macro)$")], ...],
     BeforeValidator(_split_list),
 ]
-Arguments = Annotated[dict[str, Any], BeforeValidator(_parse_mapping), AfterValidator(_check_json)]
-LocalPath = Annotated[Path, BeforeValidator(_parse_path)]
+Arguments = Annotated[
+    dict[str, Any],
+    BeforeValidator(_parse_mapping),
+    AfterValidator(_check_json),
+    Field(json_schema_extra={"propertyNames": {"pattern": f"^[A-Za-z_\u00aa-\u1fff\u3040-\ud7ff]{_ANY_LETTER}*$"}}),
+]
+Function = Annotated[str, AfterValidator(_check_function), Field(json_schema_extra=_FUNCTION_SCHEMA)]
+LocalPath = Annotated[Path, BeforeValidator(_parse_path), Field(json_schema_extra={"pattern": uris.PATH_PATTERN})]
 """With the home folder in the place of `~`."""
+Place = Annotated[
+    str,
+    AfterValidator(uris.check_place),
+    Field(json_schema_extra={"pattern": uris.PLACE_PATTERN, "not": _NO_DOTS}),
+]
 Url = Annotated[str, AfterValidator(uris.check_url), Field(json_schema_extra={"pattern": uris.URL_PATTERN})]
 IpAddress = Annotated[str, AfterValidator(_check_address), Field(json_schema_extra=_ADDRESS_SCHEMA)]
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], BeforeValidator(_split_list)]
@@ -122,12 +149,16 @@ class Section(BaseModel):
 class RunSection(Section):
     """What the run is called and what makes it repeatable."""
 
-    id: str | None = Field(None, description="name of the run; generated from what decides the result when absent")
+    id: Annotated[str, Field(json_schema_extra=_RUN_ID_SCHEMA)] | None = Field(
+        None, description="name of the run; generated from what decides the result when absent"
+    )
     suffix: str = Field("", max_length=63, pattern=r"^[A-Za-z0-9._-]*$", description="another value repeats a run")
     seed: Annotated[int, Field(ge=0, lt=2**32)] | Literal["random"] = Field(
         1337, description="seed of weights, order and dropout; random = derived from the run id, and recorded"
     )
-    skip_if_unchanged: bool = Field(False, description="do nothing when the champion came from the same inputs")
+    skip_if_unchanged: bool = Field(
+        False, description="do nothing when the champion came from the same inputs and code"
+    )
 
     @field_validator("id")
     @classmethod
@@ -143,11 +174,20 @@ class RunSection(Section):
 class DataSection(Section):
     """Where the examples come from."""
 
-    source: str = Field("tfds", description=f"{', '.join(SOURCES)}, or package.module:function for your own data")
-    uri: Annotated[str, AfterValidator(uris.check_place)] | None = Field(
+    source: str = Field(
+        "tfds",
+        description=f"{', '.join(SOURCES)}, or package.module:function for your own data",
+        json_schema_extra=_SOURCE_SCHEMA,
+    )
+    uri: Place | None = Field(
         None, description="idx: folder or store URI with the four IDX files; tfds: folder with its downloads"
     )
-    dataset: str = Field("mnist", max_length=100, description="mnist, fashion_mnist, kmnist or emnist/digits")
+    dataset: str = Field(
+        "mnist",
+        max_length=100,
+        description="mnist, fashion_mnist, kmnist or emnist/digits",
+        json_schema_extra={"pattern": f"^{_DATASET_PATTERN}$"},
+    )
     train_examples: PositiveInt | None = Field(None, description="use only this many training examples")
     test_examples: PositiveInt | None = Field(None, description="use only this many test examples")
     validation_fraction: float = Field(
@@ -160,14 +200,14 @@ class DataSection(Section):
     @field_validator("source")
     @classmethod
     def _check_source(cls, value: str) -> str:
-        if value not in SOURCES and not _FUNCTION_PATTERN.fullmatch(value):
+        if value not in SOURCES and not _is_function(value):
             raise ValueError(f"must be {', '.join(SOURCES)} or package.module:function")
         return value
 
     @field_validator("dataset")
     @classmethod
     def _check_dataset(cls, value: str) -> str:
-        if not _DATASET_PATTERN.fullmatch(value):
+        if not re.fullmatch(_DATASET_PATTERN, value):
             raise ValueError("must be letters and digits, joined by single '-', '_', '.', '/' or ':'")
         return value
 
@@ -211,7 +251,7 @@ REFERENCE_ONLY = ("hidden_units", "activation", "dropout")
 class ModelSection(Section):
     """What is trained."""
 
-    build: Annotated[str | None, BeforeValidator(_check_function)] = Field(
+    build: Function | None = Field(
         None, description="package.module:function that returns your own Keras model; absent = the reference model"
     )
     hidden_units: Widths = Field((512, 512), max_length=64, description="width of each hidden layer")
@@ -352,10 +392,13 @@ class StoreSection(Section):
     uri: Annotated[str, AfterValidator(uris.check_store_uri)] = Field(
         "file:./out",
         description="file:, s3://, gs:// or az:// with an optional prefix",
-        json_schema_extra={"pattern": uris.STORE_PATTERN},
+        json_schema_extra={"pattern": uris.STORE_PATTERN, "not": _NO_DOTS},
     )
     endpoint: Url | None = Field(None, description="URL of an S3-compatible server; absent = the provider's own")
     region: str | None = Field(None, description="region of the bucket, as the provider names it")
+    account_name: str | None = Field(
+        None, pattern="^[a-z0-9]{3,24}$", description="storage account of az://; default: AZURE_STORAGE_ACCOUNT_NAME"
+    )
     path_style: bool | None = Field(
         None, description="bucket in the path, not the host name; default: with an endpoint"
     )

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from job import ambient, strict_yaml
 from job.config import Config, default_values, field_names
-from job.contract import ENV_PREFIX
+from job.contract import ENV_PREFIX, pod_from_environment
 from job.errors import ConfigError
 from job.masking import masked, without_secrets
 from job.texts import one_line
@@ -193,14 +193,23 @@ def parse_flags(flags: Sequence[str]) -> dict[str, str]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
-    """Our variables, in upper or lower case; what starts like one and is none is refused."""
+    """Our variables, in upper or lower case; what starts like one and is none is refused.
+
+    The chart makes the run's id of its values. A variable would change the result under the same id, so its pods take none.
+    """
     known = {ENV_PREFIX + name.upper().replace(".", "__"): name for name in field_names()}
+    is_pod_of_chart = bool(pod_from_environment(environ).chart_version)
     given: dict[str, _Setting] = {}
     for variable, text in environ.items():
         upper = variable.upper()
         name = known.get(upper)
         if name is None:
             _check_variable(variable)
+        elif is_pod_of_chart:
+            raise ConfigError(
+                f"{variable}: must not be set in a pod of the chart, whose values give the settings and name the run; set {name} "
+                "in the values, and take the variable out of the Secret of credentials.existingSecret, or out of the image"
+            )
         elif name in given:
             raise ConfigError(f"{name}: {given[name].origin} and {variable} are the same setting; keep one of the two")
         else:

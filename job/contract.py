@@ -47,8 +47,8 @@ class ExitCode(enum.IntEnum):
     OK = (
         0,
         "Completed",
-        "committed and verified, promoted or not; or committed before with the same result digest; or skipped because the "
-        "champion came from the same inputs and image",
+        "committed and verified, promoted or not; or committed before with the same result digest, even if retention has "
+        "removed the result since; or skipped because the champion came from the same inputs, image and code",
         "nothing to do",
         "",
     )
@@ -98,8 +98,8 @@ class ExitCode(enum.IntEnum):
     CONFLICT = (
         73,
         "Conflict",
-        "the run exists with another result digest, or was closed: given up (`gc`), or removed by retention; the champion "
-        "moved during a `rollback`; a folder of `fetch` has a higher number than the champion's",
+        "the run exists with another result digest, or was given up (`gc`); a command needs the result of a run that retention "
+        "has removed; the champion moved during a `rollback`; a folder of `fetch` has a higher number than the champion's",
         "no",
         "submit a new run: this id belongs to other settings",
     )

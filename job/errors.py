@@ -53,6 +53,10 @@ class ConflictError(JobError):
     code = ExitCode.CONFLICT
 
 
+class RetiredError(ConflictError):
+    """The run was committed, and retention has removed it or has begun to. A start of it ends with 0."""
+
+
 class GateRefusedError(JobError):
     """The run is committed, and the gate does not let it become the champion."""
 

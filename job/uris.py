@@ -29,9 +29,17 @@ _MAX_NAME_BYTES, _MAX_PATH_BYTES = 255, 4095
 """Of one folder or file, and of a whole path: more fits no file system."""
 
 _UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff"
-STORE_PATTERN = rf"^(file:[^{_UNPRINTABLE}]+|(s3|gs|az)://[A-Za-z0-9$][A-Za-z0-9._-]*(/[^/?#%\\{_UNPRINTABLE}]+)*/?)?$"
+_IN_BUCKET = rf"(s3|gs|az)://[A-Za-z0-9$][A-Za-z0-9._-]*(/[^/?#%\\{_UNPRINTABLE}]+)*/?"
+_FIRST_NAME = rf"([^/:\\{_UNPRINTABLE}]+|[^A-Za-z/\\{_UNPRINTABLE}][^/\\{_UNPRINTABLE}]*)"
+_IN_FOLDER = rf"({_FIRST_NAME}(/[^\\{_UNPRINTABLE}]*)?|/[^\\{_UNPRINTABLE}]*)"
+DOTS_PATTERN = r"^[a-z0-9]+://.*/\.\.?(/|$)"
+STORE_PATTERN = rf"^(file:[^{_UNPRINTABLE}]+|{_IN_BUCKET})?$"
+PATH_PATTERN = rf"^((file:)?{_IN_FOLDER})?$"
+PLACE_PATTERN = rf"^((file:)?{_IN_FOLDER}|{_IN_BUCKET})$"
 URL_PATTERN = rf"^(https?://[^/@?#\\\s{_UNPRINTABLE}]+(/[^?#\\\s{_UNPRINTABLE}]*)?)?$"
-"""What the chart's schema can say of these rules; an empty text is none there, and an empty store URI is its own volume."""
+"""What the chart's schema can say of these rules: an empty text is none there, and an empty store URI is its own volume.
+
+DOTS_PATTERN is what no URI of a store may match."""
 
 
 def has_scheme(text: str) -> bool:

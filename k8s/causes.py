@@ -141,6 +141,8 @@ def _explain_unscheduled(condition: Object) -> Cause:
         action = f"make the PersistentVolumeClaim {claim[1]}, or correct persistence.existingClaim"
     elif "unbound immediate PersistentVolumeClaims" in said:
         action = "no volume can be made: set persistence.storageClassName, or use object storage (store.uri)"
+    elif "ReadWriteOncePod access mode already in-use" in said:
+        action = f"wait: the pod starts when the run that uses the volume has ended; {_FOR_SEVERAL_RUNS}"
     elif short:
         action = f"lower resources.requests ({', '.join(dict.fromkeys(short))}) of the release, or add nodes"
     elif "untolerated taint" in said:
@@ -152,9 +154,14 @@ def _explain_unscheduled(condition: Object) -> Cause:
     return Cause(reason=reason or "Unschedulable", message=f"no node takes the pod: {said}", action=action)
 
 
+_FOR_SEVERAL_RUNS = "for runs beside each other set store.uri, or persistence.accessModes={ReadWriteMany}"
+
+
 def _explain_setup(event: Object) -> Cause:
     reason, said = _word(event.get("reason", "")), one_line(event.get("message", ""))
     action = "make what it names in this namespace" if "not found" in said else "kubectl describe pod; look at the node"
+    if said.startswith("Multi-Attach error"):
+        action = f"wait: the pod starts when the run on the other node has ended; {_FOR_SEVERAL_RUNS}"
     return Cause(reason=reason, message=said, action=action)
 
 

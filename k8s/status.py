@@ -161,10 +161,8 @@ def _suspended(job: Object, workers: list[Worker]) -> tuple[Phase, Cause]:
         return "Stopping", Cause(reason="Suspended", message=text)
     queue = (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
     if queue:
-        action = "nothing: it starts when there is room (kubectl get workloads)"
-        return "Suspended", Cause(
-            reason="Queued", message=f"Kueue's queue {one_line(queue)} has no room yet", action=action
-        )
+        action = "nothing: it starts when there is such a queue with room (kubectl describe workloads)"
+        return "Suspended", Cause(reason="Queued", message=f"waits in Kueue's queue {one_line(queue)}", action=action)
     action = "helm upgrade --set suspend=false; or cancel and resume it"
     return "Suspended", Cause(reason="Suspended", message="spec.suspend is true", action=action)
 

@@ -114,12 +114,16 @@ def job_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a job process: this one without settings and credentials of whoever runs the tests."""
     dropped = ("MNIST_", "AWS_", "GOOGLE_", "AZURE_", "POD_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return clean | {"CUDA_VISIBLE_DEVICES": ""} | dict(extra or {})
+    return clean | {"CUDA_VISIBLE_DEVICES": ""} | NO_METADATA_SERVER | dict(extra or {})
 
 
-def job_command(arguments: Sequence[str]) -> list[str]:
+NO_METADATA_SERVER = {"GCE_METADATA_HOST": "none of Google's", "GCE_METADATA_IP": "none of Google's"}
+"""No test asks for credentials of the machine it runs on."""
+
+
+def job_command(arguments: Sequence[str], *, module: str = "job") -> list[str]:
     """How a job process is started."""
-    return [sys.executable, "-m", "job", *arguments]
+    return [sys.executable, "-m", module, *arguments]
 
 
 @pytest.fixture
@@ -128,7 +132,13 @@ def run_job(tmp_path: Path) -> RunJob:
     return run_job_in(tmp_path)
 
 
-def run_job_in(folder: Path) -> RunJob:
+@pytest.fixture
+def run_plain(tmp_path: Path) -> RunJob:
+    """The same with a numpy model in the place of the Keras one (`tests/torture/plain.py`): no TensorFlow."""
+    return run_job_in(tmp_path, module="tests.torture.plain")
+
+
+def run_job_in(folder: Path, *, module: str = "job") -> RunJob:
     """The same, below a folder."""
 
     def run(
@@ -136,7 +146,7 @@ def run_job_in(folder: Path) -> RunJob:
     ) -> Finished:
         environment = job_environment({"XDG_CACHE_HOME": str(folder / "cache"), **(env or {})})
         done = subprocess.run(
-            [*prefix, *job_command(arguments)],
+            [*prefix, *job_command(arguments, module=module)],
             cwd=folder,
             env=environment | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), environment.get("PYTHONPATH", "")])},
             capture_output=True,

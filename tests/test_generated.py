@@ -60,14 +60,15 @@ def test_every_setting_is_in_schema_and_defaults() -> None:
 def test_every_value_is_described_and_every_description_has_a_value() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert set(schema["properties"]) == set(values) | {"global"}
+    assert set(schema["properties"]) == set(values)
     rows = chart_files.describe_values(CHART)
     assert {name.partition(".")[0] for name, _, _ in rows} == set(values)
-    assert all(comment for _, _, comment in rows)
+    texts = [comment for _, _, comment in rows]
+    assert [comment for comment in texts if not comment or texts.count(comment) > 1] == []  # of a neighbour
 
 
 def test_values_are_short_enough_to_be_read() -> None:
-    assert len((CHART / "values.yaml").read_text().splitlines()) <= 180
+    assert len((CHART / "values.yaml").read_text().splitlines()) <= 240
 
 
 @pytest.mark.parametrize("code", ExitCode)

@@ -168,10 +168,13 @@ def _make_parser() -> _Parser:
 def _add_run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """Those that look at the runs of a store, or move its champion among them."""
     runs = _add(commands, "runs", "table of the runs in the store: accuracy, gate, who is champion")
+    runs.add_argument("--all", action="store_true", help="also those that retention removed")
     runs.add_argument("--last", type=_count, metavar="N", help="only the newest")
     _add_output(runs)
     show = _add(
-        commands, "show", "everything that is known about a committed run, as JSON: COMMIT, gate, when it was champion"
+        commands,
+        "show",
+        "everything that is known about a run that was committed, as JSON: COMMIT, gate, when it was champion",
     )
     show.add_argument("run", metavar="RUN", help="the run to show")
 

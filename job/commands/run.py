@@ -14,7 +14,7 @@ from job.commands.summary import print_summary
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.contract import Event
-from job.errors import ConfigError, GateRefusedError
+from job.errors import ConfigError, GateRefusedError, RetiredError
 from job.measures import is_measure
 from job.observe import exposition
 from job.observe.metrics import Metrics
@@ -29,6 +29,7 @@ from job.runs.lineage import make_attempt_id
 from job.runs.read import read_metrics
 from job.signals import StopSignal
 from job.store.open import open_store
+from job.texts import one_line
 from job.training.keras_workload import KerasWorkload
 from job.training.workers import Workers, workers_from_environment
 
@@ -92,7 +93,11 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         assist(config, surroundings, KerasWorkload(os.environ))
         status.end(outcome="assisted", code=contract.ExitCode.OK)
         return contract.ExitCode.OK
-    outcome = run(config, surroundings, KerasWorkload(os.environ))
+    try:
+        outcome = run(config, surroundings, KerasWorkload(os.environ))
+    except RetiredError as error:  # it was committed: no failure, and the model is not made again under the same id
+        stop.ignore()
+        return _end_retired(str(error), status=status, log_format=log_format)
     stop.ignore()  # a committed run must not be reported as interrupted
     if config.observe.report and not outcome.is_skipped:
         report |= _make_report(config, outcome)
@@ -171,6 +176,16 @@ def _end_well(config: Config, outcome: Outcome, *, status: Status, log_format: s
     if log_format == "text":
         with after_commit("summary.failed"):
             print_summary(outcome, config=config, seconds=status.seconds)
+    return contract.ExitCode.OK
+
+
+def _end_retired(reason: str, *, status: Status, log_format: str) -> int:
+    """Say that the run had its result, and that retention removed it; returns exit code 0."""
+    logs.warn("run.retired", reason=reason)
+    with after_commit("end.failed"):
+        status.end(outcome="retired", code=contract.ExitCode.OK, reason=reason)
+    if log_format == "text":
+        print(f"\nNothing is left to do: {one_line(reason)}")
     return contract.ExitCode.OK
 
 

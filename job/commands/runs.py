@@ -27,7 +27,8 @@ def list_runs(line: CommandLine, loaded: LoadedConfig) -> int:
     moves = moves_by_run(store)
     names = [name for name in store.list_folders(contract.RUNS_PREFIX) if contract.is_run_id(name)]
     found = (_look_at(store, run_id, moves.get(run_id, [])) for run_id in names)
-    rows = [{name: value(row) for name, value in _COLUMNS.items()} for row in found if row]
+    chosen = (row for row in found if row and (line.options.all or row.state != "retired"))
+    rows = [{name: value(row) for name, value in _COLUMNS.items()} for row in chosen]
     rows.sort(key=lambda row: str(row["committed"] or "~"))
     rows = rows[-line.options.last :] if line.options.last else rows
     if line.options.output == "json":
@@ -76,12 +77,12 @@ def _seconds(record: Mapping[str, Any]) -> float | None:
 
 
 def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row | None:
-    """One run; None when retention removed it, and for a foreign folder."""
+    """One run; None for a foreign folder."""
     state, recorded, gate = "unfinished", None, None
     try:
         recorded = read.read_run(store, run_id)
         if recorded is not None:
-            state = "abandoned" if isinstance(recorded, ClosedRun) else "committed"
+            state = _state_of(recorded)
             gate = read_gate(store, run_id)
         elif read.get_record(store, contract.run_key(run_id)) is None:
             if not any(contract.run_of_key(entry.key) for entry in store.list_objects(contract.run_prefix(run_id))):
@@ -90,11 +91,15 @@ def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row 
     except IntegrityError as error:
         state = "damaged"
         logs.warn("commit.damaged", run_of_commit=run_id, reason=str(error))
-    if state == "abandoned" and isinstance(recorded, ClosedRun) and recorded.is_removed:
-        return None
     record = recorded.record if isinstance(recorded, CommittedRun) else {}
     served = [made for made, is_now in moves if is_now]
     return _Row(run=run_id, state=state, record=record, gate=gate, served=served)
+
+
+def _state_of(recorded: CommittedRun | ClosedRun) -> str:
+    if isinstance(recorded, CommittedRun):
+        return "committed"
+    return "retired" if recorded.is_removed else "abandoned"
 
 
 def _to_cell(name: str, value: object) -> str:
@@ -104,10 +109,27 @@ def _to_cell(name: str, value: object) -> str:
 
 
 def show(line: CommandLine, loaded: LoadedConfig) -> int:
-    """Everything that is known about a committed run, as JSON."""
+    """Everything that is known about a committed run, as JSON; of a retired one, what retention has left."""
     store = configured_store(loaded)
-    committed = find_committed(store, line.options.run)
-    champions = [
+    recorded = read.read_run(store, checked_run_id(line.options.run))
+    if isinstance(recorded, ClosedRun) and recorded.is_removed:
+        known = {
+            **read.read_begun(store, recorded.run),
+            "run": recorded.run,
+            "state": "retired",
+            "retired": recorded.closed,
+        }
+    else:
+        committed = find_committed(store, line.options.run)
+        known = {**committed.record, "gate": read_gate_json(store, committed.run)}
+    known["champion"] = _describe_moves(store, line.options.run)
+    print(json.dumps(known, indent=2, sort_keys=True))
+    return contract.ExitCode.OK
+
+
+def _describe_moves(store: Store, run_id: str) -> list[dict[str, Any]]:
+    """Every time that the run became champion, newest first."""
+    return [
         {
             "model": made.model,
             "version": made.version,
@@ -118,11 +140,8 @@ def show(line: CommandLine, loaded: LoadedConfig) -> int:
             "why": made.why,
             "forced": made.forced,
         }
-        for made, is_champion in moves_by_run(store).get(committed.run, [])
+        for made, is_champion in moves_by_run(store).get(run_id, [])
     ]
-    known = {**committed.record, "gate": read_gate_json(store, committed.run), "champion": champions}
-    print(json.dumps(known, indent=2, sort_keys=True))
-    return contract.ExitCode.OK
 
 
 def moves_by_run(store: Store) -> dict[str, list[tuple[Move, bool]]]:

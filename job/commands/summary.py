@@ -14,7 +14,9 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
     metrics, run_id = outcome.committed.record["metrics"], outcome.committed.run
     store = "".join(f" {quoted(f'--store.{name}={value}')}" for name, value in _store_settings(config).items())
     if outcome.is_skipped:
-        print(f"\nNothing has changed: champion {run_id} came from the same inputs and image; nothing was trained")
+        print(
+            f"\nNothing has changed: champion {run_id} came from the same inputs, image and code; nothing was trained"
+        )
     elif outcome.is_new:
         print(f"\nCommitted run {run_id} after {seconds:.1f} s")
     else:

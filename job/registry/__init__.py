@@ -8,5 +8,6 @@ champion.py  moves: numbered create-only records; the newest says who is champio
 serving.py   TensorFlow Serving's layout; the file that makes a version loadable is written last
 fetch.py     the champion in a local folder, by one rename
 retention.py what is kept after a committed run
+unchanged.py whether the champion is what would be trained again
 garbage.py   what `gc` finds and deletes
 """

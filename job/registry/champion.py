@@ -14,7 +14,7 @@ from pydantic import Field, Strict, model_validator
 from job import clock, contract
 from job.config import Config
 from job.digests import canonical_json
-from job.errors import ConflictError, IntegrityError, NotFoundError
+from job.errors import ConflictError, IntegrityError, NotFoundError, RetiredError
 from job.logs import warn
 from job.measures import ACCURACY, is_measure
 from job.registry.comparison import Anchor, key_of
@@ -208,7 +208,7 @@ def move(
     """Make `to` the champion after `before`; None when another writer moved first: read and decide again.
 
     Raises:
-        ConflictError: the run is being removed.
+        RetiredError: the run is being removed.
         IntegrityError: its record could not be read again, such as for a very long reason; nothing was written.
     """
     version = before.version + 1 if before else 1
@@ -234,7 +234,7 @@ def move(
     store.create(contract.claim_key(to.run, model=model, version=version), claim)
     marks = store.list_objects(contract.retirements_prefix(to.run))
     if any(contract.retirement_of_key(entry.key) for entry in marks):
-        raise ConflictError(
+        raise RetiredError(
             f"run {to.run} is being removed, or was (retention.keep_runs); it cannot become champion any more"
         )
     return made if store.create(contract.champion_key(model, version=version), data) == data else None

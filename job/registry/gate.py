@@ -71,7 +71,7 @@ class Gate:
 
         Raises:
             IntegrityError: the champion, or what it names, is damaged.
-            ConflictError: the run is being removed.
+            RetiredError: the run is being removed, or was.
         """
         key = gate_key(committed.run)
         recorded = read_gate(self.store, committed.run)
@@ -109,7 +109,7 @@ class Gate:
             try:
                 ours = self.assess(committed, newest)
             except IntegrityError:
-                read.read_commit(self.store, to.run)  # raises ConflictError when retention has removed this run
+                read.read_commit(self.store, to.run)  # raises RetiredError when retention has removed this run
                 if champion.read_newest(self.store, self.model) == newest:
                     raise
                 continue  # the champion that was read was removed since: there is a newer one

@@ -1,17 +1,20 @@
 """Facts about an attempt, attempt.json: its id, where it comes from, and what could make its bits differ from another's."""
 
+import functools
 import importlib.resources
+import json
 import platform
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
 from job import __version__, ambient, clock
 from job.config import Config
 from job.contract import Pod, is_run_id
+from job.digests import canonical_json, sha256_hex
 from job.errors import ConfigError, IntegrityError
 from job.plugins import describe_sources
 from job.runs.identity import AttemptIdentity, own_functions
@@ -20,6 +23,9 @@ FORMAT = 1
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "obstore", "safetensors", "tensorflow-datasets")
 _BITS = ("packages", "machine", "instruction_sets", "onednn_max_cpu_isa", "devices", "threads", "compile")
 _PACKAGES_OF_BITS = ("tensorflow", "tensorflow-cpu", "keras")
+_THIS_PROJECT = "mnist-train"
+_LISTS_OF_SYSTEM = ("/etc/os-release", "/var/lib/dpkg/status", "/lib/apk/db/installed", "/var/lib/rpm/rpmdb.sqlite")
+"""Where a Linux system says which packages it has."""
 _INSTRUCTION_SETS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
 
 
@@ -57,6 +63,7 @@ class Lineage:
         devices: one for each replica.
         workers: processes that share the devices in equal parts.
         code: of each function of the user's own, see `plugins.describe_sources`.
+        software: SHA-256 of what has run, by part: see `describe_software`.
         environment: variables that libraries read and that may change bits, speed or the way, see `ambient.TABLE`.
     """
 
@@ -78,6 +85,7 @@ class Lineage:
     compile: str
     workers: int
     code: Sequence[Mapping[str, Any]]
+    software: Mapping[str, str]
     environment: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +102,7 @@ class Lineage:
         missing = [name for name in _BITS if name not in record]
         if missing:
             raise IntegrityError(f"the record of attempt {record.get('attempt')!r} lacks {', '.join(missing)}")
-        empty: dict[str, Any] = {"pod": {}, "workers": 1, "code": [], "environment": {}}
+        empty: dict[str, Any] = {"pod": {}, "workers": 1, "code": [], "software": {}, "environment": {}}
         return cls(**{field.name: record.get(field.name, empty.get(field.name, "")) for field in fields(cls)})
 
 
@@ -107,7 +115,7 @@ def describe_attempt(
         attempt=identity.attempt,
         started=clock.timestamp(),
         pod={"name": pod.name, "job": pod.job_name, "release": pod.release},
-        revision=pod.revision or checked_out_revision(_source_folder()),
+        revision=_revision(pod),
         image=pod.image,
         chart_version=pod.chart_version,
         version=__version__,
@@ -121,8 +129,90 @@ def describe_attempt(
         compile=device.compile_with,
         workers=device.num_workers,
         code=[describe_sources(name) for name in own_functions(config).values()],
+        software=describe_software(),
         environment=ambient.recorded(environ),
     )
+
+
+def describe_software() -> dict[str, str]:
+    """SHA-256 of the program's files, of what is installed beside it, and of the system's list of packages; empty: not known.
+
+    The id of the pod's image would say it all, and no pod is told it: the downward API has no field of the status for it.
+    """
+    return {"program": _digest_of_program(), "packages": _digest_of_packages(), "system": _digest_of_system()}
+
+
+@functools.cache
+def _digest_of_program() -> str:
+    folder = Path(str(importlib.resources.files("job")))
+    files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    digests = {path.relative_to(folder).as_posix(): sha256_hex(path.read_bytes()) for path in files}
+    return sha256_hex(canonical_json(digests)) if digests else ""
+
+
+@functools.cache
+def _digest_of_packages() -> str:
+    """Of the RECORD of each installed package: it has the package's version, and the SHA-256 of each of its files."""
+    found = sorted(map(_digest_of_record, distributions()))
+    return sha256_hex(canonical_json(found)) if found and all(found) else ""
+
+
+def _digest_of_record(package: Distribution) -> str:
+    """Empty where other code may run under the same RECORD, or none is there: a package that is edited where it lies."""
+    record, origin = package.read_text("RECORD"), json.loads(package.read_text("direct_url.json") or "{}")
+    is_editable = bool(origin.get("dir_info", {}).get("editable")) and package.name != _THIS_PROJECT
+    return sha256_hex(record.encode()) if record and not is_editable else ""
+
+
+@functools.cache
+def _digest_of_system() -> str:
+    lists = {name: sha256_hex(Path(name).read_bytes()) for name in _LISTS_OF_SYSTEM if Path(name).is_file()}
+    return sha256_hex(canonical_json(lists)) if lists else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeComparison:
+    """Whether this attempt runs the code that made a result.
+
+    Attributes:
+        changed: what differs, for the log; empty when nothing does.
+        unknown: what cannot be compared, because one of the two does not say it.
+    """
+
+    changed: str
+    unknown: str
+
+    @property
+    def is_same(self) -> bool:
+        """Whether all is known, and equal."""
+        return not self.changed and not self.unknown
+
+
+def compare_code(pod: Pod, recorded: Mapping[str, Any]) -> CodeComparison:
+    """Compare what runs here with the `lineage` of a COMMIT.
+
+    An image that is named by its digest is the same to the last library; under a tag it may be another one every night.
+    """
+    facts = {
+        "image": pod.image,
+        "revision": _revision(pod),
+        "version": __version__,
+        "python": platform.python_version(),
+    }
+    ours, theirs = describe_software(), recorded.get("software", {})
+    asked = [name for name in ours if name != "system" or "@sha256:" not in pod.image]
+    unknown = [name for name in asked if not ours[name] or not theirs.get(name)]
+    changed = [
+        f"{name} was {recorded.get(name, '')!r}, is {now!r}"
+        for name, now in facts.items()
+        if recorded.get(name, "") != now
+    ]
+    changed += [f"other {name}" for name in asked if name not in unknown and ours[name] != theirs[name]]
+    return CodeComparison(changed="; ".join(changed), unknown=", ".join(unknown))
+
+
+def _revision(pod: Pod) -> str:
+    return pod.revision or checked_out_revision(_source_folder())
 
 
 def bits_depend_on(lineage: Lineage) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from job import records
 from job.contract import ATTEMPT_FILES, attempt_of_key, attempt_prefix, attempts_prefix, commit_key, run_key, run_prefix
 from job.digests import sha256_hex
-from job.errors import ConflictError, IntegrityError
+from job.errors import ConflictError, IntegrityError, RetiredError
 from job.runs import shapes
 from job.runs.identity import compile_of
 from job.store.store import Store
@@ -105,7 +105,7 @@ class ClosedRun:
 
     Attributes:
         closed: when it was closed, ISO 8601 in UTC.
-        is_removed: retention removed it; else `gc` closed it.
+        is_removed: it was committed, and retention removed it; else `gc` closed it, and it never had a result.
     """
 
     run: str
@@ -135,12 +135,25 @@ def read_commit(store: Store, run_id: str) -> CommittedRun | None:
 
     Raises:
         IntegrityError: its COMMIT is there and cannot be read.
-        ConflictError: the run was closed, and can have no result any more.
+        RetiredError: it had a result, which retention removed.
+        ConflictError: `gc` closed the run, and it can have no result any more.
     """
     recorded = read_run(store, run_id)
     if isinstance(recorded, ClosedRun):
         raise _closed_error(recorded)
     return recorded
+
+
+def is_over(store: Store, run_id: str) -> bool:
+    """Whether nothing is left to train: the run has a result, or had one that retention removed.
+
+    Raises:
+        IntegrityError, ConflictError: as from `read_commit`.
+    """
+    try:
+        return read_commit(store, run_id) is not None
+    except RetiredError:
+        return True
 
 
 def read_run(store: Store, run_id: str) -> CommittedRun | ClosedRun | None:
@@ -213,7 +226,8 @@ def check_same_result(recorded: CommittedRun | ClosedRun, *, result_digest: str)
     """Return the recorded run when its result digest is that of this attempt.
 
     Raises:
-        ConflictError: it has another result digest, or was closed.
+        RetiredError, ConflictError: it was closed.
+        ConflictError: it has another result digest.
     """
     if isinstance(recorded, ClosedRun):
         raise _closed_error(recorded)
@@ -226,10 +240,11 @@ def check_same_result(recorded: CommittedRun | ClosedRun, *, result_digest: str)
 
 
 def _closed_error(closed: ClosedRun) -> ConflictError:
-    what = "removed by retention" if closed.is_removed else "given up and removed by mnist-job gc"
-    return ConflictError(
-        f"run {closed.run} was {what} at {closed.closed}; choose another run.id, or another run.suffix where the id "
-        "is generated"
+    what = "committed, and removed by retention" if closed.is_removed else "given up and removed by mnist-job gc"
+    kind = RetiredError if closed.is_removed else ConflictError
+    return kind(
+        f"run {closed.run} was {what} at {closed.closed}; to train again choose another run.id, or another run.suffix where "
+        "the id is generated"
     )
 
 

@@ -171,6 +171,10 @@ class _Config(Shape):
 
 class _Lineage(Shape):
     image: str = ""
+    revision: str = ""
+    version: str = ""
+    python: str = ""
+    software: dict[str, str] = Field(default_factory=dict)
     devices: list[str] = Field(default_factory=list)
     workers: int = Field(1, ge=1)
     packages: dict[str, str] = Field(default_factory=dict)

@@ -80,7 +80,10 @@ def abandon(store: Store, run_id: str) -> bool:
 
 
 def remove_commit(store: Store, run_id: str) -> None:
-    """Put a record that closes the run in the place of its COMMIT; from then on no reader looks for its files."""
+    """Put a record that closes the run in the place of its COMMIT; from then on no reader looks for its files.
+
+    Its `by` says for good that the run was committed: `abandon` never writes one (docs/adr/0038).
+    """
     store.put(commit_key(run_id), _closing_record(run_id, by="retention"))
 
 
@@ -118,7 +121,8 @@ def commit(store: Store, run_id: str, *, content: Mapping[str, Any]) -> Committe
     That one must have our result digest. When only its weights digest differs, as on another kind of CPU, log a warning.
 
     Raises:
-        ConflictError: the run is committed with another result digest, or was closed.
+        RetiredError: another attempt committed it first, and retention has removed that result since.
+        ConflictError: the run is committed with another result digest, or was given up.
         IntegrityError: ours could not be read again; or the one that stands cannot.
     """
     ours = readable(canonical_json(content), lambda data: parse_run(data, run_id))

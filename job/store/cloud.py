@@ -4,61 +4,29 @@ Retries are not made here: counts of retries bound nothing, so `Store` owns them
 """
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError, UnknownConfigurationKeyError
+from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
 from obstore.exceptions import NotFoundError as ObjectNotFoundError
 from obstore.store import S3Store, from_url
 
 from job import ambient
 from job.config import StoreSection
-from job.errors import AccessDeniedError, ConfigError, NotFoundError
+from job.errors import ConfigError, NotFoundError
 from job.store.backend import AlreadyExists, Entry, check_bytes
+from job.store.credentials import culprit, is_clean, require_clean_values, require_credentials
 from job.store.faults import NO_BUCKET, of_errno, of_request
 from job.texts import one_line
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-# Any one complete group is enough; read by obstore itself, listed here to refuse early and by name.
-_CREDENTIALS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "s3": (
-        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-        ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
-        ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
-        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
-        ("AWS_SKIP_SIGNATURE",),
-    ),
-    "gs": (
-        ("GOOGLE_APPLICATION_CREDENTIALS",),
-        ("GOOGLE_SERVICE_ACCOUNT",),
-        ("GOOGLE_SERVICE_ACCOUNT_PATH",),
-        ("GOOGLE_SERVICE_ACCOUNT_KEY",),
-        ("GOOGLE_SKIP_SIGNATURE",),
-    ),
-    "az": (
-        ("AZURE_STORAGE_ACCOUNT_KEY",),
-        ("AZURE_STORAGE_ACCESS_KEY",),
-        ("AZURE_STORAGE_SAS_TOKEN",),
-        ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET"),
-        ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
-        ("AZURE_STORAGE_USE_EMULATOR",),
-    ),
-}
-
 NEVER_WRITTEN = "checks/never-written"
 """A key that no program here writes."""
-
-_PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
-"""Of the variables that obstore reads."""
-
-_GCLOUD_FILE = Path(".config/gcloud/application_default_credentials.json")
 
 _MAX_KEY_BYTES = 1024
 """Of S3, Google Cloud Storage and Azure alike."""
@@ -70,9 +38,9 @@ class CloudBackend:
     def __init__(self, config: StoreSection, *, environ: Mapping[str, str]) -> None:
         self._uri = uri = config.uri
         self._scheme = scheme = uri.partition(":")[0]
-        _require_credentials(scheme, environ=environ)
-        _require_clean_values(scheme, environ=environ)
-        if not _is_clean(config.region or ""):
+        require_credentials(scheme, environ=environ)
+        require_clean_values(scheme, environ=environ)
+        if not is_clean(config.region or ""):
             raise ConfigError(
                 f"store.region: must be printable and without spaces around it, received {config.region!r}"
             )
@@ -93,7 +61,7 @@ class CloudBackend:
         except BaseError as error:
             verdict, cause = of_request(error)
             if verdict.error is NotFoundError:  # nothing was asked yet
-                name = _culprit(cause, scheme=scheme, environ=environ)
+                name = culprit(cause, scheme=scheme, environ=environ)
                 raise ConfigError(f"{name}: {uri} cannot be opened: {cause}") from error
             raise verdict.to_error(where=uri, cause=cause) from error
         except ValueError as error:
@@ -110,7 +78,7 @@ class CloudBackend:
     def put(self, key: str, data: bytes) -> None:
         """Write an object, replacing an older one."""
         with self._translated():
-            obstore.put(self._store, key, data)
+            obstore.put(self._store, key, data, use_multipart=False)
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """Read an object; `FileNotFoundError` when absent."""
@@ -160,8 +128,8 @@ class CloudBackend:
         with self._translated():
             try:
                 obstore.delete(self._store, key)
-            except FileNotFoundError:
-                if self._scheme == "s3":  # it says nothing of absent keys: this is no answer of a store
+            except FileNotFoundError as error:
+                if self._scheme == "s3" or of_request(error)[0] is NO_BUCKET:  # S3 says nothing of absent keys: this is no store
                     raise
 
     def check_key(self, key: str) -> None:
@@ -229,7 +197,7 @@ def _open(
     """The bucket of the URI; said so explicitly that no variable of the environment can say otherwise."""
     if scheme != "s3":
         options |= {"base_url" if scheme == "gs" else "endpoint": endpoint} if endpoint else {}
-        options |= {"use_fabric_endpoint": False} if scheme == "az" else {}
+        options |= _azure_options(config, environ) if scheme == "az" else {}
         return from_url(config.uri, **options)
     bucket, _, prefix = config.uri.removeprefix("s3://").partition("/")
     is_path_style = config.path_style if config.path_style is not None else endpoint is not None
@@ -239,52 +207,15 @@ def _open(
     return S3Store(bucket, prefix=prefix.strip("/") or None, virtual_hosted_style_request=not is_path_style, **options)
 
 
+def _azure_options(config: StoreSection, environ: Mapping[str, str]) -> dict[str, Any]:
+    """The account of `az://`, and where a pod of AKS changes its token for one of the store."""
+    authority = environ.get("AZURE_AUTHORITY_HOST", "").rstrip("/")  # AKS ends it in /, and obstore adds another one
+    options: dict[str, Any] = {"use_fabric_endpoint": False}
+    options |= {"account_name": config.account_name} if config.account_name else {}
+    return options | ({"authority_host": authority} if authority else {})
+
+
 def _with_bucket_in_host(endpoint: str, bucket: str) -> str:
     """Obstore takes an endpoint without path style as it is: the bucket would be left out of the address."""
     scheme, _, host = endpoint.partition("://")
     return endpoint if host.startswith(f"{bucket}.") else f"{scheme}://{bucket}.{host}"
-
-
-def _require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
-    """Refuse at once, instead of waiting for a metadata server that is not there."""
-    groups = _CREDENTIALS[scheme]
-    home = ambient.home_folder()
-    if scheme == "gs" and home and (home / _GCLOUD_FILE).is_file():  # left by `gcloud auth application-default login`
-        return
-    if not any(all(environ.get(name) for name in group) for group in groups):
-        choices = ", or ".join(" and ".join(group) for group in groups)
-        raise AccessDeniedError(f"store {scheme}://: no credentials found in the environment; set {choices}")
-
-
-def _require_clean_values(scheme: str, *, environ: Mapping[str, str]) -> None:
-    """Refuse what no HTTP header can carry: obstore panics at it, or signs with it and is refused."""
-    for name, value in environ.items():
-        is_json = scheme == "gs" and value.lstrip().startswith("{")
-        is_odd = name.startswith(_PREFIXES[scheme]) and not is_json and not _is_clean(value)
-        if is_odd and _is_read(name, scheme=scheme):
-            raise AccessDeniedError(
-                f"store {scheme}://: {name} must be printable and without spaces or line breaks around it, received one of "
-                f"{len(value)} characters that is not; make the Secret again, with printf %s instead of echo"
-            )
-
-
-def _is_read(name: str, *, scheme: str) -> bool:
-    """Whether obstore reads a variable: others with such a name, such as GOOGLE_PRIVATE_KEY, may hold anything."""
-    try:
-        from_url(f"{scheme}://bucket", config=cast("Any", {name: ""}))
-    except UnknownConfigurationKeyError:
-        return False
-    except (BaseError, ValueError):
-        return True
-    return True
-
-
-def _culprit(cause: str, *, scheme: str, environ: Mapping[str, str]) -> str:
-    """The variable whose value obstore's complaint quotes, else `store.uri`."""
-    found = (name for name, value in environ.items() if name.upper().startswith(_PREFIXES[scheme]) and value)
-    return next((name for name in found if re.search(rf"(?<!\w){re.escape(environ[name])}(?!\w)", cause)), "store.uri")
-
-
-def _is_clean(value: str) -> bool:
-    """Whether it has no line break or other control character, no byte that is no UTF-8, and no space around it."""
-    return value.isprintable() and value == value.strip()

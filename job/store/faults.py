@@ -106,7 +106,7 @@ _OUT_OF_DATE = _at_once(ConfigError, "renew it there, or set this machine's cloc
 _OTHER_HOST = _at_once(ConfigError, "correct the host in store.endpoint, or the certificate there")
 _ENDPOINT = _at_once(ConfigError, "correct store.endpoint: its http or https, host and port")
 _CREDENTIALS = _at_once(AccessDeniedError, "correct the credentials and the file that their variable names")
-_ACCOUNT = _at_once(ConfigError, "set AZURE_STORAGE_ACCOUNT_NAME")
+_ACCOUNT = _at_once(ConfigError, "name the storage account in store.account_name")
 _ODD_VALUE = _at_once(ConfigError, "look for line breaks in the credentials, store.endpoint and store.region")
 
 _STATUSES: Mapping[Verdict, tuple[int, ...]] = {
@@ -220,7 +220,9 @@ def of_request(error: BaseException) -> tuple[Verdict, str]:
     if code in CODES:
         return CODES[code], said
     if status:
-        return of_status(int(status[1])), said or _request(shown)[:300]
+        verdict = of_status(int(status[1]))
+        is_refused = verdict.error is not None and "Error performing token request" in shown
+        return _DENIED if is_refused else verdict, said or _request(shown)[:300]
     if "redirect without LOCATION" in shown:
         return _ELSEWHERE, _request(shown)
     if certificate := re.search(r"InvalidCertificate\( (\w+?)(?:Context)?\b", flat):

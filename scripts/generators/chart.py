@@ -14,7 +14,10 @@ from job.runs.identity import ORIGINAL_FIELDS, deciding_fields
 
 _CHART = "charts/mnist-train"
 _PRINTABLE = "^[^\u0000-\u001f\u007f-\u009f\u2028\u2029\ufeff]*$"  # YAML would change or refuse the others
-_NUMBER = r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$"  # `helm --set` makes a string of 0.5
+_NUMBER = (
+    r"^[0-9]{1,40}(\.[0-9]{1,40})?([eE][-+]?[0-9]{1,2})?$"  # `helm --set` makes a string of 0.5; 1e400 is no number
+)
+_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 _WHOLE = ("resources", "podLabels", "podAnnotations")  # one row each
 
 
@@ -24,7 +27,9 @@ def make_files(root: Path, schema: type[Config] = Config) -> dict[str, str]:
     return {
         f"{_CHART}/values.schema.json": make_schema(chart, schema),
         f"{_CHART}/files/defaults.json": make_defaults(schema),
+        f"{_CHART}/files/values.json": make_values(chart),
         f"{_CHART}/files/decides.json": make_deciding(schema),
+        f"{_CHART}/files/bounds.json": make_bounds(schema),
         f"{_CHART}/files/exit-codes.json": make_exit_codes(),
         f"{_CHART}/README.md": splice(chart / "README.md", "values", make_table(chart)),
     }
@@ -46,6 +51,24 @@ def make_defaults(schema: type[Config]) -> str:
         section, _, field = name.partition(".")
         nested.setdefault(section, {})[field] = default
     return json.dumps(nested, indent=2) + "\n"
+
+
+def make_values(chart: Path) -> str:
+    """What a value is when a user sets it to null, for the templates; runAsUser has a meaning of its own for null."""
+    values = yaml.safe_load((chart / "values.yaml").read_text("utf-8"))
+    del values["runAsUser"]
+    return json.dumps(values, indent=2) + "\n"
+
+
+def make_bounds(schema: type[Config]) -> str:
+    """The bounds of the settings that may be given as the text of a number, which a JSON schema cannot compare."""
+    settings = schema.model_json_schema()
+    bounds: dict[str, dict[str, float]] = {}
+    for section, reference in settings["properties"].items():
+        for name, field in _inline(reference, settings["$defs"])["properties"].items():
+            of_field = [each for each in (field, *field.get("anyOf", ())) if "number" in each.get("type", ())]
+            bounds |= {f"{section}.{name}": {key: each[key] for key in _BOUNDS if key in each} for each in of_field}
+    return json.dumps(bounds, indent=2) + "\n"
 
 
 def make_deciding(schema: type[Config]) -> str:

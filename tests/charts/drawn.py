@@ -20,7 +20,7 @@ _SETTINGS = ("run", "data", "model", "train", "cluster", "checkpoint", "store", 
 
 _ONLY_THE_SERVER_KNOWS: dict[str, list[str]] = {
     "timeZone": ["Etc/UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires"],
-    "egressCIDRs": ["0.0.0.0/0", "::/0", "10.1.0.0/16", "192.0.2.7/32", "2001:db8::/32", "64:ff9b::a00:0/104"],
+    "cidr": ["0.0.0.0/0", "::/0", "10.1.0.0/16", "192.0.2.7/32", "2001:db8::/32", "64:ff9b::a00:0/104"],
 }
 """What no pattern can say: which time zones there are, and that no bit is set beyond a prefix."""
 _EXTRA_OBJECTS: list[list[dict[str, Any]]] = [
@@ -49,11 +49,10 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
     """Values that `values.schema.json` accepts: some sections, an image, and of the settings only where the store is."""
     schema = copy.deepcopy(_schema())
     sections = {
-        name: each for name, each in schema["properties"].items() if name not in ("global", "image", *_SETTINGS)
+        name: each for name, each in schema["properties"].items() if name not in ("enabled", "image", *_SETTINGS)
     }
     sections["schedule"] = {"enum": _SCHEDULES}
     sections["timeZone"] = {"enum": _ONLY_THE_SERVER_KNOWS["timeZone"]}
-    sections["networkPolicy"]["properties"]["egressCIDRs"]["items"] = {"enum": _ONLY_THE_SERVER_KNOWS["egressCIDRs"]}
     sections["extraObjects"] = {"enum": _EXTRA_OBJECTS}
     store = st.fixed_dictionaries({"uri": st.sampled_from(["s3://bucket", "gs://bucket/a/b", "az://container/prefix"])})
     optional = {name: _values_of(section) for name, section in sections.items()} | {"store": store}
@@ -62,22 +61,55 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _repaired(values: dict[str, Any]) -> dict[str, Any]:
-    """What the chart would refuse nearly each time: a schedule without a deadline, a volume that is none, and a short grace."""
+    """What the chart would refuse nearly each time: a schedule without a deadline, a volume that is none, a short grace, a queue
+    that is also held, and what nothing would read.
+    """
     if values.get("schedule"):
         values["activeDeadlineSeconds"] = values.get("activeDeadlineSeconds") or 7200
     volumes = [volume["name"] for volume in values.get("extraVolumes", [])]
     containers = values.get("initContainers", [])
     for mount in sum((each.get("volumeMounts", []) for each in containers), values.get("extraVolumeMounts", [])):
         mount["name"] = (volumes or ["work"])[0]
+    policy = values.get("networkPolicy", {})
+    if policy.get("extraEgress") or policy.get("ingressFrom"):
+        policy["enabled"] = True
+    if not values.get("queueName"):
+        values.pop("queuePriorityClass", None)
+    elif not values.get("schedule"):
+        values.pop("suspend", None)
     if "terminationGracePeriodSeconds" in values:
         values["terminationGracePeriodSeconds"] += 60
     for each in [values, *containers]:
         each.get("resources", {}).pop("requests", None)
     if values.get("dnsPolicy") == "None":
         values.pop("dnsPolicy")
-    if {"honorLabels", "relabelings", "metricRelabelings", "podTargetLabels"} & set(values.get("monitoring", {})):
-        values["monitoring"]["scrape"] = "podMonitor"
+    _leave_out_what_is_ignored(values)
     return values
+
+
+def _leave_out_what_is_ignored(values: dict[str, Any]) -> None:
+    """As `mnist-train.checkIgnored` asks for it."""
+    for name in ("retry",) if values.get("schedule") else ("timeZone", "concurrencyPolicy", "startingDeadlineSeconds"):
+        values.pop(name, None)
+    claim = values.get("persistence", {})
+    if claim.get("existingClaim") or (values.get("store") and not claim.get("cache")):
+        for name in ("size", "storageClassName", "accessModes", "labels", "annotations"):
+            claim.pop(name, None)
+    switches = (
+        ("serviceAccount", "create", True),
+        ("networkPolicy", "enabled", False),
+        ("clientRole", "create", False),
+    )
+    of_switch = {
+        "serviceAccount": ["annotations"],
+        "networkPolicy": ["egressCIDRs", "egressPorts"],
+        "clientRole": ["subjects"],
+    }
+    for section, switch, default in switches:
+        for name in of_switch[section] if not values.get(section, {}).get(switch, default) else []:
+            values.get(section, {}).pop(name, None)
+    if "monitoring" in values:
+        values["monitoring"]["scrape"] = "podMonitor"
 
 
 def draw(num: int, *, seed: int) -> list[dict[str, Any]]:
@@ -104,6 +136,9 @@ def _named(reference: str) -> Schema:
 
 def _values_of(schema: Schema) -> st.SearchStrategy[Any]:
     if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        if name in _ONLY_THE_SERVER_KNOWS:
+            return st.sampled_from(_ONLY_THE_SERVER_KNOWS[name])
         return st.deferred(lambda: _values_of(_named(schema["$ref"])))
     if "const" in schema:
         return st.just(schema["const"])

@@ -30,21 +30,38 @@ def render_text(
     flags: tuple[str, ...] = (),
     name: str = "train",
     namespace: str = "ml",
+    chart: Path = CHART,
 ) -> str:
     """The manifests as helm prints them; `values` come on top of an image and of `files`, and `flags` on top of all.
+
+    Another chart, one that has this one as a dependency, is given `values` alone.
 
     Raises:
         RenderError: the schema or the chart refuses the values.
     """
-    given = {"image": IMAGE} if not files else {}
-    arguments = [name, str(CHART), "--namespace", namespace, *(f"--values={file}" for file in files)]
+    given = {"image": IMAGE} if not files and chart == CHART else {}
+    arguments = [name, str(chart), "--namespace", namespace, *(f"--values={file}" for file in files)]
     return _helm("template", *arguments, *flags, values={**given, **(values or {})})
 
 
-def notes(values: Mapping[str, Any]) -> str:
+def notes(values: Mapping[str, Any], *, name: str = "train", namespace: str = "ml") -> str:
     """What `helm install` says at the end, without a cluster."""
-    arguments = ["train", str(CHART), "--namespace", "ml", "--dry-run=client", "--kubeconfig", "/dev/null"]
+    arguments = [name, str(CHART), "--namespace", namespace, "--dry-run=client", "--kubeconfig", "/dev/null"]
     return _helm("install", *arguments, values={"image": IMAGE, **values}).partition("NOTES:\n")[2]
+
+
+def make_parent(folder: Path, *aliases: str) -> Path:
+    """A chart that has this one as a dependency once for each alias; "" is the chart by its own name."""
+    dependency = {"name": "mnist-train", "version": ">=0-0", "repository": f"file://{CHART}"}
+    dependencies = [
+        dependency | ({"alias": alias} if alias else {}) | {"condition": f"{alias or 'mnist-train'}.enabled"}
+        for alias in aliases
+    ]
+    chart = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": dependencies}
+    folder.mkdir(exist_ok=True)
+    (folder / "Chart.yaml").write_text(json.dumps(chart))
+    _helm("dependency", "update", str(folder), values={})
+    return folder
 
 
 def _helm(*arguments: str, values: Mapping[str, Any]) -> str:
@@ -52,7 +69,7 @@ def _helm(*arguments: str, values: Mapping[str, Any]) -> str:
     if helm is None:
         skip_or_fail("no helm on PATH")
     done = subprocess.run(
-        [str(helm), *arguments, "-f", "-"],
+        [str(helm), *arguments, *(["-f", "-"] if arguments[0] != "dependency" else [])],
         input=_to_yaml(values),
         capture_output=True,
         text=True,
@@ -65,10 +82,15 @@ def _helm(*arguments: str, values: Mapping[str, Any]) -> str:
 
 
 def render(
-    values: Mapping[str, Any] | None = None, *, files: tuple[Path, ...] = (), name: str = "train", namespace: str = "ml"
+    values: Mapping[str, Any] | None = None,
+    *,
+    files: tuple[Path, ...] = (),
+    name: str = "train",
+    namespace: str = "ml",
+    chart: Path = CHART,
 ) -> list[Manifest]:
     """The same, parsed."""
-    text = render_text(values, files=files, name=name, namespace=namespace)
+    text = render_text(values, files=files, name=name, namespace=namespace, chart=chart)
     return [document for document in yaml.safe_load_all(text) if document]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.charts.helm import CHART, RenderError, render
+from tests.charts.helm import CHART, Manifest, RenderError, notes, render
 
 pytestmark = pytest.mark.security("S1")
 
@@ -28,13 +28,16 @@ _CRAFTED = (
 _MULTILINE = ("a\nb", "a\n---\nkind: ClusterRole\n", "\n", "\ta", "a\r\nb", "a\n  privileged: true", "'\n\"\n")
 _REFUSED = ("a\x00b", "\x1b[31m", "\x7f", "a\x85b", "a\u2028b", "\ufeffa")
 _SETTINGS = (
-    "data.source", "data.uri", "data.dataset", "data.cache_dir", "model.build", "store.uri", "store.endpoint", "store.region",
-    "observe.pushgateway_url", "observe.termination_log",
+    "data.uri", "data.cache_dir", "store.uri", "store.endpoint", "store.region", "observe.pushgateway_url",
+    "observe.termination_log",
 )  # fmt: skip
 _FORMS = {
     "store.uri": "s3://bucket/{}",
     "store.endpoint": "http://host/{}",
     "observe.pushgateway_url": "http://host/{}",
+    "data.uri": "/d/{}",
+    "data.cache_dir": "/c/{}",
+    "observe.termination_log": "/t/{}",
 }
 """Settings that take no other text; and of that not all."""
 _HASH = re.compile(r"-[0-9a-f]{8}(?![0-9a-f])")
@@ -126,6 +129,7 @@ def test_text_that_yaml_would_change_is_refused(name: str, text: str) -> None:
         "image.repository", "image.tag", "image.digest", "clusterName", "fullnameOverride", "timeZone",
         "credentials.existingSecret", "serviceAccount.name", "queueName", "priorityClassName", "runtimeClassName",
         "persistence.existingClaim", "persistence.size", "persistence.storageClassName", "run.suffix", "promotion.model_name",
+        "run.id", "data.source", "data.dataset", "model.build",
     ],
 )  # fmt: skip
 def test_names_take_names_only(path: str) -> None:
@@ -135,13 +139,75 @@ def test_names_take_names_only(path: str) -> None:
             render({section: {field: text}} if field else {section: text})
 
 
-@pytest.mark.parametrize("name", ["123", "true", "null", "0x1f", "1e3", "12-30"])
-def test_a_name_that_yaml_reads_as_something_else_stays_a_name(name: str) -> None:
-    """As the release, the namespace and fullnameOverride: `0x1f` made the objects of another release, 31."""
-    values: dict[str, Any] = {"fullnameOverride": name, "cluster": {"workers": 2}, "networkPolicy": {"enabled": True}}
-    plain = json.dumps(render(values | {"fullnameOverride": "plain"}, name="plain", namespace="plain"))
-    mine = json.dumps(render(values, name=name, namespace=name))
-    assert re.sub(r"-[0-9a-f]{8}\b", "", mine) == re.sub(r"-[0-9a-f]{8}\b", "", plain.replace("plain", name))
+def _values_of_names(name: str) -> dict[str, Any]:
+    """The name wherever a value is one; with a schedule, or with a run, a PVC and workers."""
+    return {
+        "fullnameOverride": name,
+        "clusterName": name,
+        "image": {"repository": name, "tag": name},
+        "imagePullSecrets": [{"name": name}],
+        "credentials": {"existingSecret": name},
+        "serviceAccount": {"name": name},
+        "clientRole": {"create": True, "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": name}]},
+        "persistence": {"cache": True, "storageClassName": name},
+        "queueName": name,
+        "priorityClassName": name,
+        "runtimeClassName": name,
+        "nodeSelector": {name: name},
+        "tolerations": [{"key": name, "operator": "Equal", "value": name}],
+        "podLabels": {name: name},
+        "podAnnotations": {name: name},
+        "monitoring": {"scrape": "podMonitor", "labels": {name: name}},
+        "extraEnv": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": name, "key": name}}}],
+        "extraVolumes": [{"name": name, "persistentVolumeClaim": {"claimName": name}}],
+        "extraVolumeMounts": [{"name": name, "mountPath": f"/{name}"}],
+        "networkPolicy": {"enabled": True},
+        "cluster": {"workers": 2},
+    }
+
+
+_NAMES = ("123", "on", "no", "true", "null", "1e5", "0x1f", "08", "12-30", "y")
+_SCHEDULED = {"schedule": "@daily", "activeDeadlineSeconds": 7200}
+
+
+@pytest.mark.parametrize("more", [{}, _SCHEDULED], ids=["run", "schedule"])
+def test_a_name_that_yaml_reads_as_something_else_stays_a_name(more: dict[str, Any]) -> None:
+    """As the release, the namespace and each name in the values: `0x1f` made the objects of another release, 31."""
+    values = _values_of_names("plain") | more
+    plain = _without_hashes(render(values, name="plain", namespace="plain"))
+    for name in _NAMES:
+        mine = json.loads(json.dumps(values).replace("plain", name))
+        found = _without_hashes(render(mine, name=name, namespace=name))
+        assert json.loads(found) == json.loads(plain.replace("plain", name)), name
+
+
+def test_the_commands_of_the_notes_name_what_is_made() -> None:
+    """Each object that NOTES.txt gives to kubectl or mnist-k8s, with names that YAML reads as something else."""
+    for name in ("0x1f", "a" * 50):
+        for more in ({}, {"cluster": {"workers": 2}}, _SCHEDULED, _SCHEDULED | {"cluster": {"workers": 2}}):
+            manifests = render(more, name=name, namespace="1234")
+            names = {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in manifests}
+            labels = [each["metadata"]["labels"].items() for each in manifests]
+            commands = [
+                line.split() for line in notes(more, name=name, namespace="1234").splitlines() if line[:2] == "  "
+            ]
+            assert commands
+            for command in commands:
+                text = " ".join(command)
+                assert re.search(r"-n 1234\b", text), text
+                assert {
+                    word.removeprefix("--from=") for word in command if re.search(r"^(--from=)?\w+/", word)
+                } <= names, text
+                for selector in re.findall(r"-l app.kubernetes.io/instance=(\S+)", text):
+                    assert all(("app.kubernetes.io/instance", selector) in each for each in labels), text
+                for job in re.findall(r"job-name=([^ ,]+)|status -n 1234 (\S+)", text):
+                    assert f"job/{job[0] or job[1]}" in names | {"job/NAME"}, text
+            made = [command[-1] for command in commands if "--from=cronjob" in " ".join(command)]
+            assert all(len(each) <= 63 for each in made)
+
+
+def _without_hashes(manifests: list[Manifest]) -> str:
+    return re.sub(r"-[0-9a-f]{8}\b", "", json.dumps(manifests))
 
 
 def test_no_value_is_a_template() -> None:

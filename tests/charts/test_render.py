@@ -206,6 +206,20 @@ def test_the_gpu_limit_is_what_the_job_expects() -> None:
     assert "--cluster.expected_gpus=2" in arguments(find(manifests, "Job"))
 
 
+def test_aks_gives_its_token_to_every_pod_of_an_annotated_service_account() -> None:
+    label, annotation = "azure.workload.identity/use", {"azure.workload.identity/client-id": "00000000-0000"}
+
+    def labels_of(values: dict[str, Any]) -> list[str | None]:
+        pods = _with_pods(render(values))
+        metadata = [pod if pod["kind"] == "Pod" else job_spec(pod)["template"] for pod in pods]
+        return [pod["metadata"]["labels"].get(label) for pod in metadata]
+
+    assert labels_of({"serviceAccount": {"annotations": annotation}}) == ["true"] * 3, "Job, CronJob and test"
+    assert labels_of({"serviceAccount": {"annotations": {"iam.gke.io/gcp-service-account": "a@b"}}}) == [None] * 3
+    own = {"serviceAccount": {"annotations": annotation}, "podLabels": {label: "false"}}
+    assert labels_of(own) == ["false"] * 3, "who says otherwise is heard"
+
+
 def test_prometheus_finds_the_pods_of_runs_as_chosen() -> None:
     def annotations(values: dict[str, Any]) -> dict[str, str]:
         found: dict[str, str] = job_spec(find(render(values), "Job"))["template"]["metadata"]["annotations"]

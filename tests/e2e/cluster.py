@@ -66,6 +66,8 @@ class Namespace:
         merged = self.values
         for more in values:
             merged = _merge(merged, more)
+        if merged.get("store", {}).get("uri") and not merged.get("persistence", {}).get("cache"):
+            merged.pop("persistence", None)  # of a PVC that such a release has not
         self.helm("upgrade", "--install", release, str(CHART), "-f", "-", stdin=json.dumps(merged))
         jobs = [job["metadata"]["name"] for job in self.get("job", "-l", f"app.kubernetes.io/instance={release}")]
         manifest = self.helm("get", "manifest", release)

@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster() -> None:
-    """Skip, or fail in CI, without a cluster that answers."""
+    """Skip, or fail in CI, without a cluster that answers; fail in one that nobody has named."""
     missing = [tool for tool in ("kubectl", "helm") if shutil.which(tool) is None]
     if missing:
         skip_or_fail(f"not on PATH: {', '.join(missing)}")
@@ -74,6 +74,11 @@ def cluster() -> None:
     )
     if asked.returncode:
         skip_or_fail(f"no cluster answers: {asked.stderr.strip()[:200]}")
+    named = os.environ.get("E2E_CONTEXT", f"kind-{os.environ.get('KIND_CLUSTER', 'e2e')}")
+    current = run_command("kubectl", "config", "current-context").strip()
+    assert current == named, (
+        f"kubectl talks to {current}, whose nodes these tests would cordon; E2E_CONTEXT={current} lets them, or use scripts/e2e"
+    )
 
 
 @pytest.fixture

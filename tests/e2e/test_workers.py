@@ -159,7 +159,7 @@ def test_deleted_killed_evicted_and_suspended_it_ends_in_the_same_bits(
 
 @pytest.mark.slow
 def test_worker_with_a_wrong_setting_ends_the_job_with_its_name(ns: Namespace) -> None:
-    values = (_TRAIN, _WORKERS, {"extraEnv": [{"name": "MNIST_MODEL__DROPOUT", "value": "no"}]})
+    values = (_TRAIN, _WORKERS, {"model": {"args": {"width": 1}}})  # of a model of one's own, and there is none
     job = ns.install("train", *values)
     workers = Workers(ns, job)
     assert ns.wait_for_end(job) in ("PodFailurePolicy", "FailedIndexes", "MaxFailedIndexesExceeded")

@@ -33,6 +33,7 @@ SAMPLES = {
     "checkpoint.interval_seconds": ("0.5", "2", "3"),
     "checkpoint.final_save_seconds": ("1", "2.5", "3"),
     "store.uri": ("file:./a", "s3://bucket/prefix", "gs://bucket"),
+    "store.account_name": ("account1", "account2", "account3"),
     "store.endpoint": ("http://a", "https://b:9000", "http://c/"),
     "promotion.model_name": ("a", "b.c", "d-e"),
     "promotion.max_accuracy_drop": ("0.1", "0", "1"),
@@ -507,6 +508,22 @@ class TestEnvironment:
         monkeypatch.setenv("mnist_train__epochs", "4")
         with pytest.raises(ConfigError, match=r"train\.epochs: \w+ and \w+ are the same setting; keep one of the two"):
             load_config([])
+
+    @pytest.mark.parametrize("variable", ["MNIST_TRAIN__EPOCHS", "mnist_train__epochs"])
+    def test_a_pod_of_the_chart_takes_no_settings_from_variables(
+        self, variable: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A key of a Secret changed the result, and the id that the chart had made of its values stayed."""
+        monkeypatch.setenv(variable, "3")
+        assert load_config([]).config.train.epochs == 3
+        monkeypatch.setenv("CHART_VERSION", "0.1.0")
+        with pytest.raises(
+            ConfigError, match=rf"^{variable}: must not be set in a pod of the chart, .* set train\.epochs in"
+        ):
+            load_config(["--train.epochs=3"])
+        monkeypatch.delenv(variable)
+        monkeypatch.setenv("MNIST_SERVING_PORT", "tcp://10.0.0.1:80")
+        assert load_config(["--train.epochs=3"]).config.train.epochs == 3
 
     def test_one_variable_may_be_in_lower_case(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("mnist_train__epochs", "4")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from job.contract import ExitCode
+from k8s.causes import explain_not_started
 from k8s.shapes import Object
 from k8s.status import RunStatus, _facts, judge
 from k8s.tables import describe, to_table
@@ -307,3 +308,24 @@ def test_accuracy_of_a_running_run_is_that_of_the_split_that_it_scores() -> None
     assert _facts([], [epoch])["accuracy"] == 0.5
     assert _facts([], [epoch, {"event": "epoch.end", "step": 10, "epoch": 2}])["accuracy"] == 0.5, "not evaluated"
     assert _facts([], [epoch, {"event": "evaluate.end", "test_accuracy": 0.4}])["accuracy"] == 0.4
+
+
+def test_a_run_that_waits_for_the_volume_of_another_is_told_what_to_do() -> None:
+    """As Kubernetes 1.37's scheduler says it of ReadWriteOncePod, and its attach controller of ReadWriteOnce."""
+    said = "1 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already "
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": f"{said}in-use by another pod.",
+    }
+    pod = {"metadata": {"name": "p"}, "spec": {}, "status": {"conditions": [condition]}}
+    assert explain_not_started(pod, []).action.startswith(
+        "wait: the pod starts when the run that uses the volume has ended; "
+    )
+    attach = 'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) train-1-x'
+    event = {"type": "Warning", "reason": "FailedAttachVolume", "message": attach, "metadata": {"name": "e"}}
+    event |= {"involvedObject": {"kind": "Pod", "name": "p"}}
+    waiting = {"metadata": {"name": "p"}, "spec": {"nodeName": "n"}, "status": {}}
+    cause = explain_not_started(waiting, [event])
+    assert cause.action.endswith("for runs beside each other set store.uri, or persistence.accessModes={ReadWriteMany}")

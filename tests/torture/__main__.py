@@ -46,7 +46,9 @@ def main() -> int:
     )
     parser.add_argument("--workers", type=int, default=2, help="trials at a time (2)")
     parser.add_argument(
-        "--plant", choices=list(PLANTED), help="put this bug into the program; a campaign has to find it"
+        "--plant",
+        choices=list(PLANTED),
+        help="put this bug into the program; a campaign has to find it, and ends there",
     )
     parser.add_argument("--list", action="store_true", help="print the campaigns and, for enumerations, their points")
     options = parser.parse_args()
@@ -69,6 +71,8 @@ def main() -> int:
                 f"{campaign.name} seed {options.seed} trial {trial.index}: {say}; {trial.note}; {trial.seconds:.2f} s",
                 flush=True,
             )
+            if options.plant and trial.error is not None:
+                break
         rows.append((campaign, finished))
         broken += sum(trial.error is not None for trial in finished)
         for text in broken_limits(campaign, finished):

@@ -82,8 +82,11 @@ def run_campaign(campaign: Campaign, *, seed: int, indices: Sequence[int], num_w
         return
     # Fresh processes: trials fork, which a process with threads, such as a pool's owner, must not.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker) as pool:
-        for future in [pool.submit(run_trial, campaign, seed, index) for index in indices]:
-            yield future.result()
+        try:
+            for future in [pool.submit(run_trial, campaign, seed, index) for index in indices]:
+                yield future.result()
+        finally:  # whoever has seen enough waits for the trials that run, not for all
+            pool.shutdown(cancel_futures=True)
 
 
 def run_trial(campaign: Campaign, seed: int, index: int) -> Finished:

@@ -63,6 +63,10 @@ class Judge:
         if made != ([gate["version"]] if gate["verdict"] == "promoted" else []):
             raise TrialFailed(f"gate.json of {run} says {gate['verdict']}, version {gate['version']}; made: {made}")
 
+    def was_committed(self, run: str) -> bool:
+        """Whether it ever had a result."""
+        return run in self._models
+
     def is_marked(self, run: str) -> bool:
         """Whether somebody has begun to remove it."""
         return bool(self._below(f"runs/{run}/retirements/"))
@@ -72,6 +76,8 @@ class Judge:
 
     def _written_commit(self, run: str, record: dict[str, Any], *, before: bytes | None) -> None:
         if "abandoned" in record:
+            if self.was_committed(run) != ("by" in record):
+                raise TrialFailed(f"the record that closes {run} does not say whether it was committed")
             if before is None or "abandoned" in json.loads(before):
                 return
             if run in {pointer["run"] for pointer in self.pointers[-self._keep_versions :]}:

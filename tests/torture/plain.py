@@ -313,3 +313,13 @@ def _be_the_program(
         job.__main__.main()
     finally:
         os._exit(99)  # never back into the caller's stack
+
+
+def main() -> None:
+    """`python -m tests.torture.plain run ...` is `mnist-job run ...` with the plain workload."""
+    vars(job.commands.run)["KerasWorkload"] = PlainWorkload
+    job.__main__.main()
+
+
+if __name__ == "__main__":
+    main()

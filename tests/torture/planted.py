@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from job.contract import attempt_prefix, commit_key
 from job.digests import sha256_hex
+from job.errors import RetiredError
 from job.registry import champion, garbage, retention, serving
 from job.registry.gate import Gate
 from job.runs import checkpoint, read, write
@@ -192,6 +193,28 @@ def _anchor_not_kept() -> None:
     type.__setattr__(champion.Move, "runs_to_compare_with", lambda self: {self.run})
 
 
+def _removal_forgets_commit() -> None:
+    """Retention closes a run with the record that `gc` writes."""
+
+    def remove(store: Store, run_id: str) -> None:
+        store.put(commit_key(run_id), write._closing_record(run_id))
+
+    vars(write)["remove_commit"] = remove
+
+
+def _retired_is_trained_again() -> None:
+    """An attempt takes a run that retention has removed for one that has no result yet."""
+    read_commit = read.read_commit
+
+    def read_as_unfinished(store: Store, run_id: str) -> read.CommittedRun | None:
+        try:
+            return read_commit(store, run_id)
+        except RetiredError:
+            return None
+
+    vars(read)["read_commit"] = read_as_unfinished
+
+
 def _prune_keeps_oldest() -> None:
     """The wrong end of the list."""
 
@@ -269,6 +292,8 @@ PLANTED: Mapping[str, Callable[[], None]] = {
     "layouts-counted-by-pointers": _layouts_counted_by_pointers,
     "retention-of-all-models": _retention_of_all_models,
     "anchor-not-kept": _anchor_not_kept,
+    "removal-forgets-commit": _removal_forgets_commit,
+    "retired-is-trained-again": _retired_is_trained_again,
     "prune-keeps-oldest": _prune_keeps_oldest,
     "move-on-top-of-whatever": _move_on_top_of_whatever,
     "sigterm-handler-not-put-back": _sigterm_handler_not_put_back,

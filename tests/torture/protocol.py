@@ -21,7 +21,15 @@ from job import contract
 from job.commands import champion as by_hand
 from job.config import Config
 from job.config_sources import load_config
-from job.errors import ConfigError, ConflictError, GateRefusedError, IntegrityError, NotFoundError, UnavailableError
+from job.errors import (
+    ConfigError,
+    ConflictError,
+    GateRefusedError,
+    IntegrityError,
+    NotFoundError,
+    RetiredError,
+    UnavailableError,
+)
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.progress import Display
@@ -120,19 +128,32 @@ class Simulation:
         client.ready_at += self._chance.choice((0.0, self._chance.uniform(0, _SPREAD_SECONDS)))
 
     def _attempt(self, run: str, name: str) -> None:
-        """The order of `job.attempt.run`, and from COMMIT on its own code; nothing is damaged, so 65 would be wrong."""
+        """The order of `job.attempt.run`, and from COMMIT on its own code; nothing is damaged, so 65 would be wrong.
+
+        Only a run that was ever committed ends as a retired one, and such a run never ends with 73.
+        """
         try:
             self._go_through(run, name)
         except IntegrityError as error:
             raise TrialFailed(f"{name} ends for good: {error}") from error
+        except RetiredError as error:
+            if not self.judge.was_committed(run):
+                raise TrialFailed(f"{name} ends with 0, and {run} was never committed: {error}") from error
+            raise
+        except ConflictError as error:
+            if self.judge.was_committed(run):
+                raise TrialFailed(f"{run} was committed, and {name} is refused: {error}") from error
+            raise
 
     def _go_through(self, run: str, name: str) -> None:
-        store, attempt = self.world.connect(), name
+        store, attempt, was_committed = self.world.connect(), name, self.judge.was_committed(run)
         digest = write.begin_run(store, run, inputs={"run": run}, config={})
         committed = read.read_commit(store, run)
         if committed is not None:
             read.check_same_result(committed, result_digest=digest)
         else:
+            if was_committed:
+                raise TrialFailed(f"{name} trains {run} again, which was committed before it started")
             attempt = write.free_attempt_id(store, run, wanted=name)
             stored = write.upload(store, run, attempt_id=attempt, files={read.ATTEMPT_FILE: b"{}"})
             read.list_attempts(store, run)
@@ -236,17 +257,25 @@ class Simulation:
             raise TrialFailed(f"a server loaded half of version {version}: {sorted(found)}")
 
     def _go_on_in_peace(self, run: str) -> None:
-        """One more start, with nothing in its way: the run has its result, or can have none any more."""
-        is_refused = self._is_refused(lambda: self._attempt(run, f"{run}-last"))
-        if isinstance(read.parse_run(self.world.objects[contract.commit_key(run)], run), read.ClosedRun):
+        """One more start, with nothing in its way: the run has its result, had it, or can have none any more."""
+        was_closed = self._is_closed(run)
+        ended = self._end_of(lambda: self._attempt(run, f"{run}-last"))
+        if was_closed and ended is not (RetiredError if self.judge.was_committed(run) else ConflictError):
+            raise TrialFailed(f"a start of the closed run {run} ends with {ended}")
+        if self._is_closed(run):  # maybe by the retention of this very start
+            self.world.counts["retired at the end"] += ended is RetiredError
             return
-        if is_refused:
+        if ended:
             self._count_mark(run)
             return
         self.judge.check_gate(run)
         left = [key for key in self.world.objects if key.startswith(contract.checkpoint_prefix(run))]
         if left:
             raise TrialFailed(f"left over after the commit: {left}")
+
+    def _is_closed(self, run: str) -> bool:
+        data = self.world.objects.get(contract.commit_key(run))
+        return data is not None and isinstance(read.parse_run(data, run), read.ClosedRun)
 
     def _end_well(self) -> None:
         """A new and better run becomes champion, and can be taken back."""
@@ -261,15 +290,16 @@ class Simulation:
         self.judge.check_layouts()
         kept = itertools.islice(champion.history(store, MODEL), self.keep_versions)
         before = next((pointer.run for pointer in kept if pointer.run != "z"), None)
-        if before and self._is_refused(lambda: by_hand.roll_back(self._config, store, to=None, why="test")):
+        if before and self._end_of(lambda: by_hand.roll_back(self._config, store, to=None, why="test")):
             self._count_mark(before)
 
-    def _is_refused(self, act: Callable[[], object]) -> bool:
+    def _end_of(self, act: Callable[[], object]) -> type[ConflictError] | None:
+        """The error that something ends with; None where it goes through."""
         try:
             act()
-        except ConflictError:
-            return True
-        return False
+        except ConflictError as error:
+            return type(error)
+        return None
 
     def _count_mark(self, run: str) -> None:
         """Whoever dies while he removes a run leaves a mark that keeps it from becoming champion for good."""

@@ -121,6 +121,8 @@ _MORE_BUGS = {
     "layouts-counted-by-pointers": "R21",
     "retention-of-all-models": "R21",
     "anchor-not-kept": "R21",
+    "removal-forgets-commit": "R21",
+    "retired-is-trained-again": "R21",
     "prune-keeps-oldest": "R21",
     "move-on-top-of-whatever": "R21",
     "vote-ignored": "R14",

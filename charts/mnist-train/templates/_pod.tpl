@@ -50,7 +50,7 @@ containers:
       - name: JOB_NAME
         valueFrom: {fieldRef: {apiVersion: v1, fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}}
       - name: RELEASE
-        value: {{ toJson $root.Release.Name }}
+        value: {{ include "mnist-train.instance" $root | toJson }}
       - name: IMAGE
         value: {{ include "mnist-train.image" $root | toJson }}
       - name: CHART_VERSION
@@ -112,16 +112,16 @@ volumes:
   {{- range $values.extraVolumes }}
   - {{ toJson . }}
   {{- end }}
-{{- with $values.imagePullSecrets }}
+{{- with include "mnist-train.imagePullSecrets" $root | fromJsonArray }}
 imagePullSecrets: {{ toJson . }}
 {{- end }}
-{{- with $values.nodeSelector }}
-nodeSelector: {{ toJson . }}
+{{- if and $values.nodeSelector (not $values.queueName) }}
+nodeSelector: {{ toJson $values.nodeSelector }}
 {{- end }}
 {{- with $values.tolerations }}
 tolerations: {{ toJson . }}
 {{- end }}
-{{- with $values.affinity }}
+{{- with include "mnist-train.affinity" $root | fromJson }}
 affinity: {{ toJson . }}
 {{- end }}
 {{- with $values.topologySpreadConstraints }}
@@ -169,9 +169,37 @@ capabilities:
 {{- end }}
 {{- end -}}
 
+{{- /*
+The affinity of the values. With a queue it takes in nodeSelector: Kueue writes that field of an admitted Job itself, and a server-side
+apply of both would be a conflict. A term without conditions matches no node, and stays as it is.
+*/ -}}
+{{- define "mnist-train.affinity" -}}
+{{- $affinity := deepCopy (.Values.affinity | default dict) -}}
+{{- if and .Values.queueName .Values.nodeSelector -}}
+{{- $wanted := list -}}
+{{- range $key, $value := .Values.nodeSelector -}}
+{{- $wanted = append $wanted (dict "key" $key "operator" "In" "values" (list $value)) -}}
+{{- end -}}
+{{- $nodes := get $affinity "nodeAffinity" | default dict -}}
+{{- $terms := list -}}
+{{- range (get $nodes "requiredDuringSchedulingIgnoredDuringExecution" | default dict).nodeSelectorTerms -}}
+{{- $all := dict "matchExpressions" (concat (.matchExpressions | default list) $wanted) -}}
+{{- $terms = append $terms (ternary (merge $all .) . (not (not (or .matchExpressions .matchFields)))) -}}
+{{- end -}}
+{{- $terms = $terms | default (list (dict "matchExpressions" $wanted)) -}}
+{{- $_ := set $nodes "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms) -}}
+{{- $_ := set $affinity "nodeAffinity" $nodes -}}
+{{- end -}}
+{{ toJson $affinity }}
+{{- end -}}
+
 {{- /* Labels and annotations of every pod. */ -}}
 {{- define "mnist-train.podMetadata" -}}
-labels: {{ include "mnist-train.merged" (list .Values.commonLabels .Values.podLabels (include "mnist-train.selectorLabels" . | fromYaml)) }}
+{{- $cloud := dict -}}
+{{- if get .Values.serviceAccount.annotations "azure.workload.identity/client-id" -}}
+{{- $_ := set $cloud "azure.workload.identity/use" "true" -}} {{- /* AKS gives a token to pods with this label only */ -}}
+{{- end }}
+labels: {{ include "mnist-train.merged" (list $cloud .Values.commonLabels .Values.podLabels (include "mnist-train.selectorLabels" . | fromYaml)) }}
 {{- with include "mnist-train.merged" (list .Values.commonAnnotations .Values.podAnnotations) | fromJson }}
 annotations: {{ toJson . }}
 {{- end }}
@@ -255,18 +283,31 @@ prometheus.io/path: /metrics
 {{- end -}}
 {{- end -}}
 
-{{- /* Labels of a Job, for Kueue. */ -}}
+{{- /* Labels of a Job. */ -}}
 {{- define "mnist-train.jobLabels" -}}
 {{ include "mnist-train.ownLabels" . }}
-{{- with .Values.queueName }}
-kueue.x-k8s.io/queue-name: {{ toJson . }}
+{{- with include "mnist-train.queueLabels" . }}
+{{ . }}
 {{- end }}
 {{- end -}}
 
-{{- /* The Job's name follows its whole spec, which cannot be changed in place: other memory is another Job of the same run. */ -}}
+{{- /* What Kueue reads; nothing without a queue. Why they are part of the Job's name: docs/adr/0037-kueue-and-networkpolicy.md. */ -}}
+{{- define "mnist-train.queueLabels" -}}
+{{- with .Values.queueName -}}
+kueue.x-k8s.io/queue-name: {{ toJson . }}
+{{- with $.Values.queuePriorityClass }}
+kueue.x-k8s.io/priority-class: {{ toJson . }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{- /*
+The Job's name follows its whole spec and its queue, which cannot be changed in place: other memory is another Job of the same run.
+*/ -}}
 {{- define "mnist-train.jobName" -}}
 {{- $spec := include "mnist-train.jobSpec" (dict "root" . "runId" (include "mnist-train.runId" .)) -}}
-{{ include "mnist-train.base" . }}-{{ printf "%s retry %s" (fromYaml $spec | toJson) (toJson .Values.retry) | sha256sum | trunc 8 }}
+{{- $queue := include "mnist-train.queueLabels" . -}}
+{{ include "mnist-train.base" . }}-{{ printf "%s retry %s%s" (fromYaml $spec | toJson) (toJson .Values.retry) $queue | sha256sum | trunc 8 }}
 {{- end -}}
 
 {{- /* Takes (list NAME FIELD ENTRIES): no two entries have the same in that field. */ -}}

@@ -54,7 +54,8 @@ value that equals its default neither becomes an argument nor another run. `helm
 {{- if and (kindIs "string" $value) (kindIs "float64" $default) (regexMatch "^[-+.0-9eE]+$" (toString $value)) -}}
 {{- $value = float64 $value -}}
 {{- end -}}
-{{- if not (or (kindIs "invalid" $value) (eq (toJson $value) (toJson $default))) -}}
+{{- $isNone := or (kindIs "invalid" $value) (and (kindIs "invalid" $default) (eq (toJson $value) `""`)) -}}
+{{- if not (or $isNone (eq (toJson $value) (toJson $default))) -}}
 {{- $text := kindIs "string" $value | ternary $value (toJson $value) -}}
 {{- $arguments = append $arguments (printf "--%s.%s=%s" $section $field ($text | toString | replace "$" "$$")) -}}
 {{- end -}}
@@ -141,17 +142,18 @@ the same names (k8s/submit.py).
 {{- if and (eq $values.monitoring.scrape "podMonitor") (not (include "mnist-train.metricsPort" .)) -}}
 {{- fail "monitoring.scrape=podMonitor needs the port that observe.metrics_port=0 or a loopback observe.metrics_address takes away: leave one of them out" -}}
 {{- end -}}
-{{- range $name := list "honorLabels" "relabelings" "metricRelabelings" "podTargetLabels" -}}
-{{- if and (get $values.monitoring $name) (ne $values.monitoring.scrape "podMonitor") -}}
-{{- fail (printf "monitoring.%s needs monitoring.scrape=podMonitor, received %s: set it, or leave monitoring.%s out" $name $values.monitoring.scrape $name) -}}
-{{- end -}}
-{{- end -}}
 {{- $gpus := include "mnist-train.gpus" . | fromJson -}}
 {{- $expected := $values.cluster.expected_gpus -}}
 {{- if and $gpus (not (kindIs "invalid" $expected)) (ne (int $gpus.count) (int $expected)) -}}
 {{- fail (printf "cluster.expected_gpus (%v) must equal the limit %s (%v); leave it out, the chart sets it" $expected $gpus.name $gpus.count) -}}
 {{- end -}}
 {{- include "mnist-train.checkCredentials" . -}}
+{{- include "mnist-train.checkNumbers" . -}}
+{{- include "mnist-train.checkData" . -}}
+{{- include "mnist-train.checkIgnored" . -}}
+{{- include "mnist-train.checkVolume" . -}}
+{{- include "mnist-train.checkQueue" . -}}
+{{- include "mnist-train.checkNetworkPolicy" . -}}
 {{- include "mnist-train.checkLists" . -}}
 {{- include "mnist-train.checkMetadata" . -}}
 {{- include "mnist-train.checkDns" . -}}
@@ -176,6 +178,36 @@ the same names (k8s/submit.py).
 {{- fail (printf "%s.%s must hold no credentials, as settings are recorded: give them as variables from a Secret (credentials.existingSecret, extraEnv)" $section $field) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A schedule's suspend stops the CronJob, and no Job: there Kueue has no say. */ -}}
+{{- define "mnist-train.checkQueue" -}}
+{{- $values := .Values -}}
+{{- if and $values.queueName $values.suspend (not $values.schedule) -}}
+{{- fail (printf "suspend must not be true with queueName, received %q: Kueue suspends and starts the Job itself, and would undo it; leave suspend out, and hold the run with spec.active=false of its Workload" $values.queueName) -}}
+{{- end -}}
+{{- if and $values.queuePriorityClass (not $values.queueName) -}}
+{{- fail (printf "queuePriorityClass needs queueName, received only %q: name the LocalQueue too, or leave it out (priorityClassName is that of pods)" $values.queuePriorityClass) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* An empty list in a NetworkPolicy allows everything; and what no policy uses protects nothing. */ -}}
+{{- define "mnist-train.checkNetworkPolicy" -}}
+{{- $policy := .Values.networkPolicy | default dict -}}
+{{- if $policy.enabled -}}
+{{- range $name := list "egressCIDRs" "egressPorts" "dnsPorts" -}}
+{{- if not (get $policy $name) -}}
+{{- fail (printf "networkPolicy.%s must have at least one entry, received null, which would allow all of them: leave it out for the default, or name what is to be reached" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- else if $policy.extraEgress -}}
+{{- fail "networkPolicy.extraEgress needs networkPolicy.enabled=true, or nothing is closed: set it, or leave extraEgress out" -}}
+{{- else if and $policy.ingressFrom (not (include "mnist-train.hasSeveralWorkers" .)) -}}
+{{- fail "networkPolicy.ingressFrom needs networkPolicy.enabled=true, or nothing is closed: set it, or leave ingressFrom out" -}}
+{{- end -}}
+{{- if and $policy.ingressFrom (not (include "mnist-train.metricsPort" .)) -}}
+{{- fail "networkPolicy.ingressFrom needs the port that observe.metrics_port=0 or a loopback observe.metrics_address takes away: leave one of them out" -}}
 {{- end -}}
 {{- end -}}
 

@@ -413,6 +413,6 @@ class TestDamage:
         settle(store, "a")
         commit = commit_run(store, "b")
         remove_runs(store, ["b"], keep_versions=10)
-        with pytest.raises(ConflictError, match=r"^run b was removed by retention at 20"):
+        with pytest.raises(ConflictError, match=r"^run b was committed, and removed by retention at 20"):
             gate(store).settle(commit)
         assert json.loads(store.get("runs/b/COMMIT.json") or b"")["by"] == "retention"

@@ -117,7 +117,9 @@ class TestRuns:
         commit_in_order(store, folder, "a", "z")
         apply_retention(store, MODEL, keep_runs=1, keep_versions=1)
         assert is_removed(store, "a")
-        with pytest.raises(ConflictError, match=r"^run a was removed by retention at 20.*another run\.suffix"):
+        with pytest.raises(
+            ConflictError, match=r"^run a was committed, and removed by retention at 20.*another run\.suffix"
+        ):
             read_commit(store, "a")
         with pytest.raises(ConflictError, match="run a is being removed, or was"):
             champion.move(

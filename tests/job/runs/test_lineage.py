@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from importlib.metadata import Distribution
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,15 @@ from job.contract import Pod, pod_from_environment
 from job.errors import ConfigError, IntegrityError
 from job.runs import lineage
 from job.runs.identity import AttemptIdentity
-from job.runs.lineage import Device, Lineage, bits_depend_on, checked_out_revision, describe_attempt, make_attempt_id
+from job.runs.lineage import (
+    Device,
+    Lineage,
+    bits_depend_on,
+    checked_out_revision,
+    compare_code,
+    describe_attempt,
+    make_attempt_id,
+)
 from tests.conftest import REPOSITORY
 
 AVX2, AVX512 = ["avx", "avx2", "fma"], ["avx", "avx2", "fma", "avx512f"]
@@ -84,6 +94,58 @@ class TestDescription:
         assert describe(Pod()).revision == checked_out_revision(root)
         assert describe(Pod()).revision
         assert describe(Pod(revision="c0ffee")).revision == "c0ffee"
+
+
+class TestCode:
+    """What `run.skip_if_unchanged` compares."""
+
+    @pytest.mark.parametrize(
+        ("changed", "said", "unknown"),
+        [
+            ({}, "", ""),
+            ({"image": "image:2"}, "image was 'image:2', is 'image:1'", ""),
+            ({"revision": "1"}, "revision was '1', is 'c0ffee'", ""),
+            ({"version": "0"}, "version was '0', is ", ""),
+            ({"python": "3.0"}, "python was '3.0', is ", ""),
+            ({"software": {"packages": "0" * 64}}, "other packages", ""),
+            ({"software": {"system": "0" * 64}}, "other system", ""),
+            ({"software": {"program": ""}}, "", "program"),
+            ({"software": {"program": "", "packages": "0" * 64}}, "other packages", "program"),
+        ],
+    )
+    def test_is_the_same_when_all_is_known_and_equal(self, changed: dict[str, Any], said: str, unknown: str) -> None:
+        pod = replace(POD, revision="c0ffee")
+        record = describe(pod).to_json()
+        record |= changed | {"software": record["software"] | changed.get("software", {})}
+        compared = compare_code(pod, record)
+        assert compared.changed.startswith(said)
+        assert (bool(compared.changed), compared.unknown) == (bool(said), unknown)
+        assert compared.is_same == (not changed)
+
+    def test_record_of_an_older_version_is_unknown(self) -> None:
+        record = describe().to_json()
+        del record["software"]
+        assert compare_code(POD, record).unknown == "program, packages, system"
+        assert compare_code(POD, {}).is_same is False
+
+    def test_system_is_not_asked_where_the_image_is_named_by_its_digest(self) -> None:
+        pod = replace(POD, image="image@sha256:1")
+        record = describe(pod).to_json()
+        record["software"] = record["software"] | {"system": ""}
+        assert compare_code(pod, record).is_same
+
+    @pytest.mark.parametrize("how", ["editable", "without a RECORD"])
+    def test_package_whose_files_nobody_recorded_is_unknown(self, how: str, tmp_path: Path) -> None:
+        info = tmp_path / "mine-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+        if how == "editable":
+            (info / "RECORD").write_text("mine.pth,,\n")
+            (info / "direct_url.json").write_text('{"url": "file:///mine", "dir_info": {"editable": true}}')
+        assert lineage._digest_of_record(Distribution.at(info)) == ""
+        (info / "direct_url.json").unlink(missing_ok=True)
+        (info / "RECORD").write_text("mine/__init__.py,sha256=x,0\n")
+        assert len(lineage._digest_of_record(Distribution.at(info))) == 64
 
 
 class TestBits:

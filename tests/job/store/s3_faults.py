@@ -1,4 +1,6 @@
-"""A small real S3 server over HTTP that does what a test tells it to, request by request."""
+"""A small real S3 server over HTTP that does what a test tells it to, request by request; Google's XML API too, which is S3's but
+for one header, and the metadata server that gives it a token.
+"""
 
 import contextlib
 import hashlib
@@ -102,6 +104,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.startswith("/computeMetadata/"):
+            token = b'{"access_token": "canary-token", "expires_in": 3599, "token_type": "Bearer"}'
+            self._reply(200, token, {"Metadata-Flavor": "Google"})
+            return
         fault = self.state.next_fault(self.command)
         if fault is None:
             self._reply(*self._serve(body))
@@ -147,7 +153,8 @@ class Handler(BaseHTTPRequestHandler):
                 objects.pop(key, None)
                 return 204, b"", {}
             if self.command == "PUT":
-                if self.state.is_conditional and "If-None-Match" in self.headers and key in objects:
+                is_create = "If-None-Match" in self.headers or self.headers.get("x-goog-if-generation-match") == "0"
+                if self.state.is_conditional and is_create and key in objects:
                     return 412, reply(412, "PreconditionFailed").body.encode(), {}
                 objects[key] = body
                 self.state.num_writes += 1

@@ -13,7 +13,7 @@ from job.config import StoreSection
 from job.errors import AccessDeniedError, ConfigError, JobError, NotFoundError, UnavailableError
 from job.store.open import open_store
 from job.store.store import Store
-from tests.conftest import RunJob
+from tests.conftest import NO_METADATA_SERVER, RunJob
 from tests.job.store.s3_faults import (
     BUCKET,
     RESET,
@@ -366,7 +366,7 @@ class TestCredentials:
         with pytest.raises(
             AccessDeniedError, match=rf"^store {uri[:5]}: no credentials found .*; set {re.escape(names)}"
         ):
-            open_store(StoreSection(uri=uri), environ={"AWS_ACCESS_KEY_ID": "only half"})
+            open_store(StoreSection(uri=uri), environ={"AWS_ACCESS_KEY_ID": "only half"} | NO_METADATA_SERVER)
         assert time.monotonic() - started < 1
 
     @pytest.mark.parametrize(
@@ -393,11 +393,11 @@ class TestCredentials:
         assert_no_canary(str(refusal.value))
 
     def test_a_service_accounts_json_may_have_lines(self) -> None:
-        from job.store.cloud import _require_clean_values
+        from job.store.credentials import require_clean_values
 
-        _require_clean_values("gs", environ={"GOOGLE_SERVICE_ACCOUNT_KEY": '{\n "type": "service_account"\n}\n'})
+        require_clean_values("gs", environ={"GOOGLE_SERVICE_ACCOUNT_KEY": '{\n "type": "service_account"\n}\n'})
         with pytest.raises(AccessDeniedError, match="AZURE_STORAGE_ACCOUNT_KEY must be printable"):
-            _require_clean_values("az", environ={"AZURE_STORAGE_ACCOUNT_KEY": "canary\n"})
+            require_clean_values("az", environ={"AZURE_STORAGE_ACCOUNT_KEY": "canary\n"})
 
     def test_variables_that_obstore_does_not_read_may_hold_anything(self) -> None:
         environ = CANARIES | {

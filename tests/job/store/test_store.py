@@ -20,6 +20,8 @@ from job.store.folder import FolderBackend
 from job.store.open import open_store
 from job.store.store import Store
 from tests.conftest import REPOSITORY, S3, RunJob, skip_or_fail
+from tests.job.store import s3_faults
+from tests.job.store.azurite import Azurite
 
 WITHOUT_OVERRIDE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.getuid() == 0 else ()
 """Root passes every permission; without these capabilities it does not."""
@@ -71,7 +73,7 @@ class MemoryBackend:
 OpenStore = Callable[[], Store]
 
 
-@pytest.fixture(params=["file", "s3", "memory"])
+@pytest.fixture(params=["file", "s3", "gs", pytest.param("az", marks=pytest.mark.full), "memory"])
 def open_another(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenStore:
     """Opens the same store again, as another process would."""
     if request.param == "file":
@@ -79,12 +81,35 @@ def open_another(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     if request.param == "memory":
         backend = MemoryBackend()
         return lambda: Store(backend, uri="memory:", deadline_seconds=5)
-    s3: S3 = request.getfixturevalue("s3")
-    for name, value in s3.env.items():
+    section, environ = request.getfixturevalue(f"{request.param}_place")
+    for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    return lambda: open_store(
-        StoreSection(uri=f"s3://{s3.bucket}/prefix", endpoint=s3.endpoint, region="us-east-1"), environ=s3.env
+    return lambda: open_store(section, environ=environ)
+
+
+Place = tuple[StoreSection, dict[str, str]]
+
+
+@pytest.fixture
+def s3_place(s3: S3) -> Place:
+    return StoreSection(uri=f"s3://{s3.bucket}/prefix", endpoint=s3.endpoint, region="us-east-1"), s3.env
+
+
+@pytest.fixture
+def gs_place() -> Iterator[Place]:
+    """Google's XML API, and the metadata server of a pod of GKE; the emulators that registries have know no create-only write."""
+    with s3_faults.serve() as server:
+        host = server.endpoint.removeprefix("http://")
+        environ = {"GCE_METADATA_HOST": host, "GCE_METADATA_IP": host}
+        yield StoreSection(uri=f"gs://{s3_faults.BUCKET}/prefix", endpoint=server.endpoint), environ
+
+
+@pytest.fixture
+def az_place(azurite: Azurite) -> Place:
+    section = StoreSection(
+        uri=f"az://{azurite.make_container()}/prefix", endpoint=azurite.endpoint, account_name=azurite.account
     )
+    return section, azurite.env
 
 
 @pytest.fixture
@@ -343,7 +368,7 @@ class TestUri:
     def test_uri_that_obstore_cannot_read_is_refused(self) -> None:
         env = {"AZURE_STORAGE_ACCOUNT_KEY": "canary"}
         with pytest.raises(
-            ConfigError, match=r"^store az://container/prefix: .*; set AZURE_STORAGE_ACCOUNT_NAME$"
+            ConfigError, match=r"^store az://container/prefix: .*; name the storage account in store\.account_name$"
         ) as refused:
             open_store(StoreSection(uri="az://container/prefix"), environ=env)
         assert "canary" not in str(refused.value)
