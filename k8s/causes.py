@@ -87,15 +87,19 @@ def _how_far(message: Object) -> str:
     return f" at step {step}, epoch {message.get(Field.EPOCH, 0)}" if step else ""
 
 
+_STARTING = ("ContainerCreating", "PodInitializing")
+
+
 def explain_not_started(pod: Object, events: list[Object]) -> Cause:
     """Why a pod that exists has no running container yet."""
     scheduled = find_condition(pod, "PodScheduled", status="False")
     if scheduled:
         return _explain_unscheduled(scheduled)
-    waiting = container_state(pod).get("waiting") or {}
+    name, waiting = _what_waits(pod)
     reason, said = _word(waiting.get("reason", "")), one_line(waiting.get("message", ""))
-    if reason and reason not in ("ContainerCreating", "PodInitializing"):
-        return _explain_waiting(reason, said, image=_image(pod))
+    if reason and reason not in _STARTING:
+        value = "image.*" if name == CONTAINER else "initContainers"
+        return _explain_waiting(reason, said, image=_image(pod, name), value=value)
     trouble = newest_warning(events, kind="Pod", name=pod["metadata"]["name"])
     if trouble:
         return _explain_setup(trouble)
@@ -105,9 +109,19 @@ def explain_not_started(pod: Object, events: list[Object]) -> Cause:
     return Cause(reason="Starting", message=f"the container is being made on node {node}")
 
 
-def _explain_waiting(reason: str, said: str, *, image: str) -> Cause:
+def _what_waits(pod: Object) -> tuple[str, Object]:
+    """The container that holds a pod back, and why: an init container does before the training can."""
+    statuses: list[Object] = pod.get("status", {}).get("initContainerStatuses") or []
+    for status in statuses:
+        waiting: Object = (status.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason", _STARTING[0]) not in _STARTING:
+            return str(status.get("name") or CONTAINER), waiting
+    return CONTAINER, container_state(pod).get("waiting") or {}
+
+
+def _explain_waiting(reason: str, said: str, *, image: str, value: str) -> Cause:
     if reason in ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"):
-        action = "correct image.* or imagePullSecrets of the release, or load the image onto the nodes"
+        action = f"correct {value} or imagePullSecrets of the release, or load the image onto the nodes"
         return Cause(reason=reason, message=f"the image {image} cannot be pulled: {said}", action=action)
     if reason == "CreateContainerConfigError":
         action = "make what it names in this namespace; the pod then starts by itself"
@@ -248,6 +262,8 @@ def _word(text: object) -> str:
     return texts.one_line(text, limit=128)
 
 
-def _image(pod: Object) -> str:
-    containers = pod.get("spec", {}).get("containers") or [{}]
-    return one_line(containers[0].get("image", "?"))
+def _image(pod: Object, name: str) -> str:
+    spec = pod.get("spec", {})
+    containers: list[Object] = [*(spec.get("containers") or [{}]), *(spec.get("initContainers") or [])]
+    found = next((each for each in containers if each.get("name") == name), containers[0])
+    return one_line(found.get("image", "?"))

@@ -29,8 +29,14 @@ _METADATA = {
 _CONDITIONS = [dict.fromkeys(("type", "status", "reason", "message", "lastTransitionTime"), str)]
 _ENDED = {"exitCode": int, "reason": str, "message": str, "finishedAt": str}
 _STATE = {"waiting": {"reason": str, "message": str}, "running": {}, "terminated": _ENDED}
+_STATUSES = [{"name": str, "state": _STATE}]
 _CONTAINER = {"name": str, "image": str, "args": [str], "resources": {"limits": {}}}
-_POD_SPEC = {"nodeName": str, "terminationGracePeriodSeconds": int, "containers": [_CONTAINER]}
+_POD_SPEC = {
+    "nodeName": str,
+    "terminationGracePeriodSeconds": int,
+    "containers": [_CONTAINER],
+    "initContainers": [_CONTAINER],
+}
 _JOB_SPEC = {
     **dict.fromkeys(("completions", "backoffLimit", "backoffLimitPerIndex", "activeDeadlineSeconds"), int),
     "completionMode": str,
@@ -58,7 +64,8 @@ _SHAPES: Mapping[str, Any] = {
         "status": {
             **dict.fromkeys(("phase", "reason", "message"), str),
             "conditions": _CONDITIONS,
-            "containerStatuses": [{"name": str, "state": _STATE}],
+            "containerStatuses": _STATUSES,
+            "initContainerStatuses": _STATUSES,
         },
     },
     "events": {

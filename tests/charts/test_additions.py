@@ -482,3 +482,21 @@ def test_a_catalogue_of_charts_finds_licence_category_changes_and_an_icon_withou
     assert "http" not in json.dumps(
         {name: chart[name] for name in chart if name != "icon"}
     )  # there is no public address yet
+
+
+def test_a_value_that_is_null_is_not_set() -> None:
+    names = (
+        "commonLabels",
+        "commonAnnotations",
+        "jobLabels",
+        "jobAnnotations",
+        "podSecurityContext",
+        "envFrom",
+        "dnsConfig",
+    )
+    more = ("dnsPolicy", "hostAliases", "schedulerName", "initContainers", "extraObjects")
+    parts = {"persistence": ("labels", "annotations"), "monitoring": ("relabelings", "honorLabels", "podTargetLabels")}
+    nulls = dict.fromkeys(names + more) | {section: dict.fromkeys(fields) for section, fields in parts.items()}
+    assert render(nulls) == render()
+    with pytest.raises(RenderError, match=r"set dnsConfig\.nameservers"):
+        render(nulls | {"dnsPolicy": "None"})

@@ -59,6 +59,11 @@ def _values(texts: list[str], free: list[str]) -> dict[str, Any]:
     for section in ("podAnnotations", "serviceAccount"):
         annotations = {f"key-{index}": text for index, text in enumerate(free)}
         values[section] = annotations if section == "podAnnotations" else {"annotations": annotations}
+    values["commonAnnotations"] = {f"common-{index}": text for index, text in enumerate(free) if index % 10 == 0}
+    values["initContainers"] = [{"name": "side", "image": "side:1", "command": free}]
+    values["extraObjects"] = [
+        {"apiVersion": "a.example/v1", "kind": "Any", "metadata": {"name": "any"}, "spec": {"texts": free}}
+    ]
     return values
 
 

@@ -119,6 +119,24 @@ def judged(content: dict[str, Any], *, now: datetime = _NOW) -> RunStatus:
     return judge(content["job"], content["pods"], events=content["events"], log=content["log"], now=now)
 
 
+def test_an_init_container_whose_image_cannot_be_pulled_is_named() -> None:
+    """The training waits for it (PodInitializing), which says nothing."""
+    content = read("image-not-found")
+    [pod] = content["pods"]
+    state = pod["status"]["containerStatuses"][0]["state"]
+    pod["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "PodInitializing"}}
+    ready = {"name": "fetch", "state": {"terminated": {"exitCode": 0}}}
+    pod["status"]["initContainerStatuses"] = [ready, {"name": "side", "state": state}]
+    pod["spec"]["initContainers"] = [
+        {"name": "fetch", "image": "busybox:1"},
+        {"name": "side", "image": "registry.invalid/side:1"},
+    ]
+    status = judged(content)
+    assert (status.phase, status.reason) == ("Pending", "ImagePullBackOff")
+    assert status.message.startswith("the image registry.invalid/side:1 cannot be pulled: ")
+    assert status.action.startswith("correct initContainers or imagePullSecrets of the release")
+
+
 @pytest.mark.parametrize(
     ("case", "phase", "reason", "code", "attempts", "advice"), _TABLE, ids=[row[0] for row in _TABLE]
 )

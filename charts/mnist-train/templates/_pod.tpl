@@ -5,6 +5,7 @@ a peer is one of several workers of a run. Without resources it has those of a r
 {{- define "mnist-train.podSpec" -}}
 {{- $root := .root -}}
 {{- $values := $root.Values -}}
+{{- $security := $values.podSecurityContext | default dict -}}
 restartPolicy: Never
 serviceAccountName: {{ include "mnist-train.serviceAccountName" $root | toJson }}
 automountServiceAccountToken: false
@@ -18,14 +19,14 @@ securityContext:
   {{- if not (kindIs "invalid" $values.runAsUser) }}
   runAsUser: {{ toJson $values.runAsUser }}
   runAsGroup: {{ toJson $values.runAsUser }}
-  {{- if not $values.podSecurityContext.fsGroup }}
+  {{- if not $security.fsGroup }}
   fsGroup: {{ toJson $values.runAsUser }}
   {{- end }}
-  {{- if not $values.podSecurityContext.fsGroupChangePolicy }}
+  {{- if not $security.fsGroupChangePolicy }}
   fsGroupChangePolicy: OnRootMismatch
   {{- end }}
   {{- end }}
-  {{- range $name, $value := $values.podSecurityContext }}
+  {{- range $name, $value := $security }}
   {{ $name }}: {{ toJson $value }}
   {{- end }}
   seccompProfile:
@@ -347,7 +348,7 @@ The Job's name follows its whole spec and its queue, which cannot be changed in 
 {{- /* Lists whose entries the API server tells apart by one field. */ -}}
 {{- define "mnist-train.checkLists" -}}
 {{- range $name, $field := dict "imagePullSecrets" "name" "extraEnv" "name" "extraVolumes" "name" "extraVolumeMounts" "mountPath" "hostAliases" "ip" "initContainers" "name" -}}
-{{- include "mnist-train.checkUnique" (list $name $field (get $.Values $name)) -}}
+{{- include "mnist-train.checkUnique" (list $name $field (index $.Values $name)) -}}
 {{- end -}}
 {{- $seen := list -}}
 {{- range .Values.topologySpreadConstraints -}}
@@ -425,7 +426,7 @@ The Job's name follows its whole spec and its queue, which cannot be changed in 
 
 {{- /* DNS that the pods could not use. */ -}}
 {{- define "mnist-train.checkDns" -}}
-{{- if and (eq .Values.dnsPolicy "None") (not .Values.dnsConfig.nameservers) -}}
+{{- if and (eq .Values.dnsPolicy "None") (not (.Values.dnsConfig | default dict).nameservers) -}}
 {{- fail "dnsPolicy=None needs the servers to ask: set dnsConfig.nameservers, or leave dnsPolicy out" -}}
 {{- end -}}
 {{- if and (eq .Values.dnsPolicy "Default") (include "mnist-train.hasSeveralWorkers" .) -}}
