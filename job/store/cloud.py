@@ -129,7 +129,8 @@ class CloudBackend:
             try:
                 obstore.delete(self._store, key)
             except FileNotFoundError as error:
-                if self._scheme == "s3" or of_request(error)[0] is NO_BUCKET:  # S3 says nothing of absent keys: this is no store
+                # S3 says nothing of absent keys: this is no answer of a store.
+                if self._scheme == "s3" or of_request(error)[0] is NO_BUCKET:
                     raise
 
     def check_key(self, key: str) -> None:
