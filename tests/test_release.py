@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from generators import version as followers
-from releasing import bill, checks, cut, provenance
+from releasing import bill, checks, cut, provenance, push
 from releasing.build import Image, Source
 from releasing.tools import ReleaseError
 
@@ -132,6 +132,18 @@ def test_a_base_image_by_tag_and_a_key_that_is_not_there_are_refused(monkeypatch
     assert key.startswith("COSIGN_KEY must name a key of cosign, found no file /absent/cosign.key")
     monkeypatch.setenv("COSIGN_KEY", "awskms:///alias/releases")
     assert list(checks.find_missing("debian@sha256:" + "0" * 64)) == []
+
+
+@pytest.mark.parametrize(
+    ("known", "flags"),
+    [
+        ("--key --tlog-upload", ["--tlog-upload=false"]),
+        ("--key --tlog-upload --use-signing-config", ["--tlog-upload=false", "--use-signing-config=false"]),
+        ("--key --offline", ["--offline"]),
+    ],
+)
+def test_no_cosign_writes_into_the_public_log(known: str, flags: list[str]) -> None:
+    assert push.quiet_flags(known) == flags
 
 
 def _image(packages: dict[str, str]) -> Image:

@@ -185,8 +185,9 @@ def _chart_of_the_release_before(folder: Path) -> Path:
 def test_a_run_of_the_release_before_goes_on_after_the_upgrade(ns: Namespace, tmp_path: Path) -> None:
     """The chart of before, with the image of now: the image of before cannot be built again here."""
     before = _chart_of_the_release_before(tmp_path)
-    values: Object = {"train": {"epochs": 200}, "checkpoint": {"interval_seconds": 2}}
-    first = ns.install("train", values, chart=before)
+    values: Object = {"train": {"epochs": 120}, "checkpoint": {"interval_seconds": 2}}
+    ns.install("train", values, chart=before)
+    [first] = [str(job["metadata"]["name"]) for job in ns.get("job")]
     old_pod = ns.wait_for_training(first)
     run = ns.job(first)["metadata"]["annotations"]["mnist-train/run"]
 
