@@ -62,7 +62,7 @@ def export(root: Path) -> Iterator[Source]:
 
 
 def set_times(source: Source, changed: Sequence[Path]) -> None:
-    """Give files that were written after the export the time of the commit."""
+    """Give files that were made here the time of the commit."""
     for path in changed:
         os.utime(path, (source.seconds, source.seconds))
 
@@ -81,6 +81,7 @@ def build_chart(source: Source, out: Path, version: str) -> Path:
     run("helm", "lint", "--strict", str(chart), *with_image)
     run("helm", "package", str(chart), "--destination", str(out))
     packed = out / f"mnist-train-{version}.tgz"
+    set_times(source, [packed])  # `helm push` writes it into the manifest: another time would be another digest
     run("helm", "template", "release", str(packed), *with_image)
     run("helm", "template", "release", str(packed), *with_image, "--set", "schedule=@daily,activeDeadlineSeconds=7200")
     return packed

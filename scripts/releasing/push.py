@@ -79,7 +79,7 @@ def push_image(registry: str, version: str, image: Image, source: Source) -> str
 
 
 def push_chart(registry: str, chart: Path) -> str:
-    """Push the chart; returns its digest. The same chart again gives the same digest: Helm takes its times from the package."""
+    """Push the chart; returns its digest, which is the same for the same chart of the same time."""
     pushed = attempt("helm", "push", str(chart), f"oci://{registry}/charts", *_plain_http(registry))
     if pushed.returncode:
         raise ReleaseError(f"the chart was not pushed; the image was: start again. {pushed.stderr[-500:]}", code=1)
