@@ -156,7 +156,7 @@ def test_a_release_is_pushed_once_and_installed_by_digest(
     [pod] = ns.pods(job["metadata"]["name"])
     [status] = pod["status"]["containerStatuses"]
     assert (pod["spec"]["containers"][0]["image"], status["imageID"]) == (image, image)
-    assert pod["metadata"]["labels"]["app.kubernetes.io/version"] == _VERSION
+    assert job["metadata"]["labels"]["app.kubernetes.io/version"] == _VERSION
 
     (tagged / "job" / "new.py").write_text('"""New."""\n')
     _git(tagged, "add", ".")
