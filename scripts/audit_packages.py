@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 from packaging.markers import Marker
 
 _UV = str(Path(__file__).with_name("uv"))
-_OURS = ("--no-dev", "--extra", "cpu", "--extra", "client")
 _OTHERS = ("--no-dev", "--no-extra", "gpu", "--no-extra", "bench")
 _NEVER = "sys_platform == 'never'"  # left out by pyproject.toml
 _ACCEPTED = {
@@ -45,13 +44,14 @@ _READ = {("namex", "0.1.0"): "Apache-2.0"}
 Json = dict[str, Any]
 
 
-def make_bill() -> Json:
+def make_bill(*, extras: Sequence[str] = ("cpu", "client")) -> Json:
     """The locked packages of the image and the client as CycloneDX, with the hash of every file that may be installed.
 
     Raises:
         SystemExit: a component has no version or no hash, which uv.lock does not allow.
     """
-    command = [_UV, "export", "--quiet", "--locked", *_OURS, "--format", "cyclonedx1.5"]
+    ours = [f"--extra={extra}" for extra in extras]
+    command = [_UV, "export", "--quiet", "--locked", "--no-dev", *ours, "--format", "cyclonedx1.5"]
     bill: Json = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     bill["components"] = [each for each in bill["components"] if _NEVER not in markers_of(each)]
     for component in bill["components"]:
@@ -81,6 +81,15 @@ def licence_of(package: metadata.PackageMetadata) -> str:
     return _SPELLINGS.get(first, first)
 
 
+def find_licence(name: str, version: str) -> str:
+    """The licence of an installed package.
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+    """
+    return _READ.get((name, version)) or licence_of(metadata.metadata(name))
+
+
 def is_accepted(licence: str) -> bool:
     """Whether each part of an expression is accepted; of alternatives one is enough."""
     choices = [part.strip(" ()") for part in re.split(r"\bOR\b", licence)]
@@ -91,7 +100,7 @@ def _licences_not_accepted(bill: Json) -> Iterator[str]:
     for component in bill["components"]:
         name = component["name"]
         try:
-            licence = _READ.get((name, component["version"])) or licence_of(metadata.metadata(name))
+            licence = find_licence(name, component["version"])
         except metadata.PackageNotFoundError:
             if all(Marker(marker).evaluate() for marker in markers_of(component)):
                 yield f"{name} is not installed, so its licence is unknown; run scripts/setup"

@@ -64,6 +64,7 @@ _APPLIED = "test_two_jobs_that_nothing_pruned_commit_one_run_once"
 # The first words of a command, and the test in a cluster that does the same.
 IN_A_CLUSTER = {
     "helm install": _INSTALL,
+    "helm install train oci:": f"{_E2E}test_publishing.py::test_a_release_is_pushed_once_and_installed_by_digest",
     "helm test": _INSTALL,
     "helm upgrade": _UPGRADE,
     "helm uninstall": _UPGRADE,
@@ -90,7 +91,13 @@ IN_A_CLUSTER = {
     "mnist-k8s trigger": f"{_E2E}test_client.py::{_TRIGGER}",
 }
 # These take a node away, or need what no cluster of ours has: kubectl parses them, and no test does the same.
-ONLY_PARSED = ("kubectl create secret", "kubectl delete node", "kubectl describe", "kubectl patch")
+ONLY_PARSED = (
+    "helm registry login",
+    "kubectl create secret",
+    "kubectl delete node",
+    "kubectl describe",
+    "kubectl patch",
+)
 
 # A flag that a script hands on, and the files that know it.
 _FLAGS_IN = {
@@ -352,10 +359,12 @@ def render_as_told(command: Command) -> None:
     flags = list(command.words[1:])
     told = [flags[at + 1] for at, word in enumerate(flags) if word == "--set"]
     values = _NIGHTLY if "nightly.yaml" in flags else {}
-    render_text(
-        values,
-        flags=tuple(f"--set={value.replace('REGISTRY', 'registry.example').replace('NAME', 'name')}" for value in told),
-    )
+    for placeholder, value in _PLACEHOLDERS.items():
+        told = [each.replace(placeholder, value) for each in told]
+    render_text(values, flags=tuple(f"--set={value}" for value in told))
+
+
+_PLACEHOLDERS = {"REGISTRY": "registry.example", "NAME": "name", "DIGEST": f"sha256:{'0' * 64}"}
 
 
 _NIGHTLY = yaml.safe_load("""

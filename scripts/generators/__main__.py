@@ -4,14 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from generators import chart, reference
+from generators import chart, reference, version
 
 ROOT = Path(__file__).parents[2]
 
 
 def make_files(root: Path = ROOT) -> dict[Path, str]:
     """Path -> what it has to hold."""
-    return {root / name: content for name, content in (chart.make_files(root) | reference.make_files(root)).items()}
+    made = chart.make_files(root) | reference.make_files(root) | version.make_files(root)
+    return {root / name: content for name, content in made.items()}
 
 
 def main() -> int:

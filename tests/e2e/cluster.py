@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.conftest import REPOSITORY
@@ -61,14 +62,14 @@ class Namespace:
     def helm(self, *arguments: str, stdin: str | None = None, timeout: float = 300) -> str:
         return run_command("helm", "--namespace", self.name, *arguments, stdin=stdin, timeout=timeout)
 
-    def install(self, release: str, *values: Object, flags: tuple[str, ...] = ()) -> str:
+    def install(self, release: str, *values: Object, flags: tuple[str, ...] = (), chart: Path = CHART) -> str:
         """Install or upgrade a release; returns the name of its Job, or nothing for a schedule."""
         merged = self.values
         for more in values:
             merged = _merge(merged, more)
         if merged.get("store", {}).get("uri") and not merged.get("persistence", {}).get("cache"):
             merged.pop("persistence", None)  # of a PVC that such a release has not
-        self.helm("upgrade", "--install", release, str(CHART), "-f", "-", *flags, stdin=json.dumps(merged))
+        self.helm("upgrade", "--install", release, str(chart), "-f", "-", *flags, stdin=json.dumps(merged))
         runs = f"app.kubernetes.io/instance={release},app.kubernetes.io/name=mnist-train"
         jobs = [job["metadata"]["name"] for job in self.get("job", "-l", runs)]
         manifest = self.helm("get", "manifest", release)
@@ -178,9 +179,9 @@ def wait_until(condition: Callable[[], T], what: str, *, seconds: float) -> T:
 
 
 @contextmanager
-def made_namespace(name: str, values: Object) -> Iterator[Namespace]:
-    """A fresh namespace, deleted at the end."""
-    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+def made_namespace(name: str, values: Object, *, enforced: str = "restricted") -> Iterator[Namespace]:
+    """A fresh namespace with that Pod Security standard, deleted at the end."""
+    labels = {f"pod-security.kubernetes.io/{mode}": enforced for mode in ("enforce", "warn")}
     manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     run_command("kubectl", "create", "-f", "-", stdin=json.dumps(manifest))
     try:
