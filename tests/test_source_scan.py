@@ -40,7 +40,10 @@ _SERVERS = re.compile(r"(Server|bind|start_http_server)$")
 
 ALLOWED: Mapping[tuple[str, str], str] = {
     ("job/plugins.py", "module by a name"): "model.build and the like: the user's own code, checked there",
-    ("job/store/credentials.py", "http"): "Google's metadata server has no https; what it says is only looked at for one header",
+    (
+        "job/store/credentials.py",
+        "http",
+    ): "Google's metadata server has no https; what it says is only looked at for one header",
     ("job/datasets/load.py", "module by a name"): "one of the constants in SOURCES",
     ("job/commands/dispatch.py", "module by a name"): "one of the command line's own subcommands",
     ("job/commands/report.py", "xml"): "writes only: an SVG of numbers; nothing is parsed",
