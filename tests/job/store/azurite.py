@@ -60,7 +60,7 @@ def serve() -> Iterator[Azurite]:
     """Start one in memory, on a free port; skip where there is none: `AZURITE_BLOB` names azurite-blob, else it is on PATH."""
     program = os.environ.get("AZURITE_BLOB") or shutil.which("azurite-blob")
     if program is None:
-        pytest.skip("no azurite-blob on PATH; make one with tests/job/store/azurite.sh FOLDER")
+        pytest.skip("no azurite-blob on PATH; make one with tests/job/store/npm/azurite.sh FOLDER")
     flags = ["--inMemoryPersistence", "--blobPort", "0", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb+") as log:
         process = subprocess.Popen([program, *flags], stdout=log, stderr=log, cwd=folder)
