@@ -9,9 +9,11 @@ from tests.conftest import REPOSITORY, skip_or_fail
 from tests.e2e.cluster import Namespace, run_command
 from tests.e2e.conftest import IMAGE
 
+_REPOSITORY, _, _TAG = IMAGE.rpartition(":")
 _SMALL = (
-    f"--set=image.repository={IMAGE.rpartition(':')[0]}", f"--set=image.tag={IMAGE.rpartition(':')[2]}", "--set=store.uri=", "--set=store.endpoint=null", "--set=store.region=null",
-    "--set=credentials.existingSecret=", "--set=resources.requests.cpu=100m", "--set=persistence.size=100Mi",
+    f"--set=image.repository={_REPOSITORY}", f"--set=image.tag={_TAG}", "--set=store.uri=", "--set=store.endpoint=null",
+    "--set=store.region=null", "--set=credentials.existingSecret=", "--set=resources.requests.cpu=100m",
+    "--set=persistence.size=100Mi",
 )  # fmt: skip
 
 
