@@ -6,11 +6,14 @@ import subprocess
 import pytest
 
 from tests.conftest import REPOSITORY, skip_or_fail
-from tests.e2e.cluster import Namespace
+from tests.e2e.cluster import Namespace, run_command
+from tests.e2e.conftest import IMAGE
 
+_REPOSITORY, _, _TAG = IMAGE.rpartition(":")
 _SMALL = (
-    "--set=image.tag=e2e", "--set=store.uri=", "--set=store.endpoint=null", "--set=store.region=null",
-    "--set=credentials.existingSecret=", "--set=resources.requests.cpu=100m", "--set=persistence.size=100Mi",
+    f"--set=image.repository={_REPOSITORY}", f"--set=image.tag={_TAG}", "--set=store.uri=", "--set=store.endpoint=null",
+    "--set=store.region=null", "--set=credentials.existingSecret=", "--set=resources.requests.cpu=100m",
+    "--set=persistence.size=100Mi",
 )  # fmt: skip
 
 
@@ -23,7 +26,7 @@ _SMALL = (
     ],
 )
 def test_kind_run_reports_no_failure_that_is_none(ns: Namespace, values: tuple[str, ...], said: str) -> None:
-    context = os.environ.get("E2E_CONTEXT", "kind-e2e")
+    context = run_command("kubectl", "config", "current-context").strip()
     if not context.startswith("kind-"):
         skip_or_fail("scripts/kind needs a cluster of kind")
     environ = os.environ | {"KIND_CLUSTER": context.removeprefix("kind-"), "KIND_NAMESPACE": ns.name}
