@@ -330,7 +330,7 @@ def test_what_confines_a_pod_can_be_chosen_and_not_turned_off() -> None:
         ),
         (
             {"monitoring": {"honorLabels": True}},
-            r"honorLabels needs monitoring\.scrape=podMonitor, received true: ",
+            r"honorLabels needs monitoring\.scrape=podMonitor, received true: set that, or leave it out",
         ),
         (
             {"monitoring": {"podTargetLabels": ["a"]}},
