@@ -40,17 +40,20 @@ _ADDRESS_PATTERN = r"^([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*
 """What the chart's schema can say of an IP address; an empty text is none there."""
 _MAPPED_PATTERN = r"^[0:]*:[fF]{4}:"
 """An IPv4 address in the form of IPv6, which Linux binds to no socket that is for IPv6 alone."""
-_ADDRESS_SCHEMA: dict[str, JsonValue] = {"pattern": _ADDRESS_PATTERN, "not": {"pattern": _MAPPED_PATTERN}}
+_ADDRESS_SCHEMA: dict[str, JsonValue] = {
+    "pattern": _ADDRESS_PATTERN,
+    "not": {"type": "string", "pattern": _MAPPED_PATTERN},
+}
 
 _ANY_LETTER = "[\\w\u00aa-\u1fff\u3040-\ud7ff]"
 """Of a name. Helm reads the schema with Go, where `\\w` is ASCII alone."""
 _FUNCTION_IN_SCHEMA = _FUNCTION_PATTERN.replace(r"\w", _ANY_LETTER)
 _FUNCTION_SCHEMA: dict[str, JsonValue] = {
     "pattern": f"^{_FUNCTION_IN_SCHEMA}$",
-    "not": {"pattern": _NO_FUNCTION_PATTERN},
+    "not": {"type": "string", "pattern": _NO_FUNCTION_PATTERN},
 }
 _SOURCE_SCHEMA = _FUNCTION_SCHEMA | {"pattern": f"^({'|'.join(SOURCES)}|{_FUNCTION_IN_SCHEMA})$"}
-_NO_DOTS: JsonValue = {"pattern": uris.DOTS_PATTERN}
+_NO_DOTS: JsonValue = {"type": "string", "pattern": uris.DOTS_PATTERN}
 _RUN_ID_SCHEMA: dict[str, JsonValue] = {"pattern": f"^$|{RUN_ID_PATTERN}", "maxLength": RUN_ID_MAX_CHARACTERS}
 
 

@@ -48,21 +48,22 @@ def test_newer_setting_of_what_decides_decides() -> None:
 
 
 @pytest.fixture
-def newer_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def newer_chart(tmp_path: Path) -> Path:
     """The chart as `scripts/generate` would make it of the newer schema."""
     copy = tmp_path / "charts" / "mnist-train"
     shutil.copytree(helm.CHART, copy)
     for name, content in chart_files.make_files(tmp_path, _NewConfig).items():
         (tmp_path / name).write_text(content)
-    monkeypatch.setattr(helm, "CHART", copy)
+    return copy
 
 
 @pytest.mark.parametrize("given", [{}, {"train": {"epochs": 3}}, {"data": {"source": "digits"}}])
-def test_in_the_chart_it_is_part_of_nothing(
-    given: dict[str, dict[str, object]], request: pytest.FixtureRequest
-) -> None:
+def test_in_the_chart_it_is_part_of_nothing(given: dict[str, dict[str, object]], newer_chart: Path) -> None:
+    def newer_id(**train: int) -> str:
+        values = {"image": helm.IMAGE, **given, "train": {**given.get("train", {}), **train}}
+        return run_id(render(values, chart=newer_chart))
+
     old = run_id(render(given))
-    request.getfixturevalue("newer_chart")
-    assert run_id(render(given)) == old
-    assert run_id(render({**given, "train": {**given.get("train", {}), "lookahead_steps": 0}})) == old
-    assert run_id(render({**given, "train": {**given.get("train", {}), "lookahead_steps": 10}})) != old
+    assert newer_id() == old
+    assert newer_id(lookahead_steps=0) == old
+    assert newer_id(lookahead_steps=10) != old

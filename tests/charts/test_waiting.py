@@ -57,8 +57,14 @@ def test_the_volume_is_bound_where_runs_fit() -> None:
     manifests = render({**_NIGHTLY, **_PLACES})
     [job] = _binding(manifests)
     bind, run = pod_spec(job), pod_spec(find(manifests, "CronJob"))
-    placed = ("nodeSelector", "tolerations", "priorityClassName", "runtimeClassName", "serviceAccountName")
+    placed = ("tolerations", "priorityClassName", "runtimeClassName", "serviceAccountName")
     assert {name: bind[name] for name in placed} == {name: run[name] for name in placed}
+    assert bind["affinity"]["nodeAffinity"] == run["affinity"]["nodeAffinity"]  # with a queue, of nodeSelector
+    without = find(render({**_NIGHTLY, **_PLACES, "queueName": ""}), "CronJob")
+    assert (
+        pod_spec(_binding(render({**_NIGHTLY, **_PLACES, "queueName": ""}))[0])["nodeSelector"]
+        == pod_spec(without)["nodeSelector"]
+    )
     assert bind["securityContext"] == run["securityContext"]
     assert bind["containers"][0]["resources"] == run["containers"][0]["resources"]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "night"
@@ -114,7 +120,8 @@ def test_helm_test_has_its_own_resources_and_the_rules_of_the_queue() -> None:
     assert container["resources"]["requests"] == {"cpu": "250m", "memory": "768Mi", "ephemeral-storage": "128Mi"}
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
     assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "night"
-    assert pod_spec(pod)["nodeSelector"] == {"pool": "gpu"}  # the volume may be there only
+    run = pod_spec(find(render(_PLACES), "Job"))
+    assert pod_spec(pod)["affinity"] == run["affinity"]  # the volume may be there only
     own = {"test": {"resources": {"requests": {"memory": "3Gi"}, "limits": {"memory": "3Gi"}}}}
     assert pod_spec(find(render(own), "Pod"))["containers"][0]["resources"]["limits"]["memory"] == "3Gi"
 
