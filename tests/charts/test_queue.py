@@ -20,7 +20,7 @@ def _of_kueue(labels: dict[str, str]) -> dict[str, str]:
 
 
 def test_every_job_of_the_release_has_the_labels_of_its_queue() -> None:
-    """Those of a schedule and those of `mnist-k8s submit` too; a run's pod has them not, or Kueue would queue it a second time."""
+    """Those of a schedule and those of `mnist-k8s submit` too; not a run's pod, or Kueue would queue it a second time."""
     manifests = render(_QUEUE)
     job, cronjob, pod = (find(manifests, kind) for kind in ("Job", "CronJob", "Pod"))
     assert _of_kueue(job["metadata"]["labels"]) == _LABELS
