@@ -92,3 +92,22 @@ def test_slots_follow_the_clock_of_the_time_zone(ns: Namespace, s3: Object) -> N
     assert job["metadata"]["labels"]["app.kubernetes.io/instance"] == "there"
     came = datetime.fromisoformat(job["metadata"]["annotations"][_SLOT])
     assert timedelta(minutes=1) < came - asked < timedelta(minutes=2, seconds=1)
+
+
+@pytest.mark.slow
+def test_a_job_made_again_for_a_run_that_retention_removed_ends_well(ns: Namespace, s3: Object) -> None:
+    """As GitOps makes it after a TTL or for another version of the chart: the run had its result, and is not made again."""
+    store = {"store": {**s3, "uri": f"{s3['uri']}/{ns.name}"}, "retention": {"keep_runs": 1, "keep_versions": 1}}
+
+    def train(release: str, *values: Object) -> Ended:
+        job = ns.install(release, keys_in(ns), store, *values)
+        assert ns.wait_for_end(job) == "Complete"
+        [end] = ns.ended(job)
+        return end
+
+    worse = train("first", _WORSE)
+    train("second", _BETTER)  # the champion of now; its retention removes the first run
+    again = train("first", _WORSE, {"retry": 1})
+    assert (again.code, again.message["outcome"], again.message["run"]) == (0, "retired", worse.message["run"])
+    assert again.message["reason"].startswith(f"run {worse.message['run']} was committed, and removed by retention at ")
+    print(again.message)
