@@ -34,8 +34,9 @@ _FIRST_NAME = rf"([^/:\\{_UNPRINTABLE}]+|[^A-Za-z/\\{_UNPRINTABLE}][^/\\{_UNPRIN
 _IN_FOLDER = rf"({_FIRST_NAME}(/[^\\{_UNPRINTABLE}]*)?|/[^\\{_UNPRINTABLE}]*)"
 DOTS_PATTERN = r"^[a-z0-9]+://.*/\.\.?(/|$)"
 STORE_PATTERN = rf"^(file:[^{_UNPRINTABLE}]+|{_IN_BUCKET})?$"
-PATH_PATTERN = rf"^((file:)?{_IN_FOLDER})?$"
-PLACE_PATTERN = rf"^((file:)?{_IN_FOLDER}|{_IN_BUCKET})$"
+_AFTER_FILE = rf"file:[^\\{_UNPRINTABLE}]+"
+PATH_PATTERN = rf"^({_AFTER_FILE}|{_IN_FOLDER})?$"
+PLACE_PATTERN = rf"^({_AFTER_FILE}|{_IN_FOLDER}|{_IN_BUCKET})$"
 URL_PATTERN = rf"^(https?://[^/@?#\\\s{_UNPRINTABLE}]+(/[^?#\\\s{_UNPRINTABLE}]*)?)?$"
 """What the chart's schema can say of these rules: an empty text is none there, and an empty store URI is its own volume.
 

@@ -28,8 +28,8 @@ def list_runs(line: CommandLine, loaded: LoadedConfig) -> int:
     names = [name for name in store.list_folders(contract.RUNS_PREFIX) if contract.is_run_id(name)]
     found = (_look_at(store, run_id, moves.get(run_id, [])) for run_id in names)
     chosen = (row for row in found if row and (line.options.all or row.state != "retired"))
-    rows = [{name: value(row) for name, value in _COLUMNS.items()} for row in chosen]
-    rows.sort(key=lambda row: str(row["committed"] or "~"))
+    sorted_rows = sorted(chosen, key=lambda row: str(row.retired or row.record.get("committed") or "~"))
+    rows = [{name: value(row) for name, value in _COLUMNS.items()} for row in sorted_rows]
     rows = rows[-line.options.last :] if line.options.last else rows
     if line.options.output == "json":
         print(json.dumps(rows, indent=2))
@@ -46,6 +46,7 @@ class _Row:
     Attributes:
         record: its COMMIT; empty when it has none.
         served: the moves that make it a champion now.
+        retired: when retention removed it; empty when it did not.
     """
 
     run: str
@@ -53,6 +54,7 @@ class _Row:
     record: Mapping[str, Any]
     gate: GateRecord | None
     served: list[Move]
+    retired: str = ""
 
 
 _COLUMNS: Mapping[str, Callable[[_Row], Any]] = {
@@ -93,7 +95,8 @@ def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row 
         logs.warn("commit.damaged", run_of_commit=run_id, reason=str(error))
     record = recorded.record if isinstance(recorded, CommittedRun) else {}
     served = [made for made, is_now in moves if is_now]
-    return _Row(run=run_id, state=state, record=record, gate=gate, served=served)
+    retired = recorded.closed if isinstance(recorded, ClosedRun) and recorded.is_removed else ""
+    return _Row(run=run_id, state=state, record=record, gate=gate, served=served, retired=retired)
 
 
 def _state_of(recorded: CommittedRun | ClosedRun) -> str:

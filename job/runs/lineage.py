@@ -159,14 +159,20 @@ def _digest_of_packages() -> str:
 
 def _digest_of_record(package: Distribution) -> str:
     """Empty where other code may run under the same RECORD, or none is there: a package that is edited where it lies."""
-    record, origin = package.read_text("RECORD"), json.loads(package.read_text("direct_url.json") or "{}")
-    is_editable = bool(origin.get("dir_info", {}).get("editable")) and package.name != _THIS_PROJECT
+    try:
+        record, origin = package.read_text("RECORD"), json.loads(package.read_text("direct_url.json") or "{}")
+        is_editable = bool(origin.get("dir_info", {}).get("editable")) and package.name != _THIS_PROJECT
+    except (ValueError, AttributeError, OSError):  # it is damaged: what it is cannot be known
+        return ""
     return sha256_hex(record.encode()) if record and not is_editable else ""
 
 
 @functools.cache
 def _digest_of_system() -> str:
-    lists = {name: sha256_hex(Path(name).read_bytes()) for name in _LISTS_OF_SYSTEM if Path(name).is_file()}
+    try:
+        lists = {name: sha256_hex(Path(name).read_bytes()) for name in _LISTS_OF_SYSTEM if Path(name).is_file()}
+    except OSError:
+        return ""
     return sha256_hex(canonical_json(lists)) if lists else ""
 
 

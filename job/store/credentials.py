@@ -4,7 +4,9 @@ obstore reads them itself. Without any it would wait for a metadata server that 
 """
 
 import http.client
+import queue
 import re
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -71,26 +73,35 @@ def require_credentials(scheme: str, *, environ: Mapping[str, str]) -> None:
     if not _has_identity(hosts):
         choices = ", or ".join(" and ".join(group) for group in groups)
         asked = f", and no service account from Google's metadata server ({', '.join(hosts)})" if hosts else ""
+        if hosts and (environ.get("http_proxy") or environ.get("HTTP_PROXY")):
+            asked += " by way of HTTP_PROXY, unless NO_PROXY names it"
         raise AccessDeniedError(f"store {scheme}://: no credentials found in the environment{asked}; set {choices}")
 
 
 def _metadata_hosts(environ: Mapping[str, str]) -> list[str]:
     """Where obstore asks for a token, in its order; by number instead of Google's own name."""
     host = environ.get("GCE_METADATA_HOST") or environ.get("GCE_METADATA_ROOT")
-    return [*([host] if host else []), environ.get("GCE_METADATA_IP") or _METADATA_IP]
+    return list(dict.fromkeys([*([host] if host else []), environ.get("GCE_METADATA_IP") or _METADATA_IP]))
 
 
 def _has_identity(hosts: list[str]) -> bool:
-    """Whether one of them names a service account in time; who refuses connections, as when a pod starts, is asked again."""
+    """Whether one of them names a service account in time. Each has a thread of its own, as an answer may come in drips."""
     deadline = clock.monotonic() + _METADATA_SECONDS
-    waiting = list(hosts)
-    while waiting and (left := deadline - clock.monotonic()) > 0:
-        host = waiting.pop(0)
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    for host in hosts:
+        threading.Thread(target=lambda host=host: answers.put(_answers_in_time(host, deadline)), daemon=True).start()
+    try:
+        return any(answers.get(timeout=max(0.0, deadline - clock.monotonic())) for _ in hosts)
+    except queue.Empty:
+        return False
+
+
+def _answers_in_time(host: str, deadline: float) -> bool:
+    """Whether it names a service account; who refuses connections, as when a pod starts, is asked again."""
+    while (left := deadline - clock.monotonic()) > 0:
         try:
-            if _names_account(host, timeout=left):
-                return True
+            return _names_account(host, timeout=left)
         except ConnectionError:
-            waiting.append(host)
             clock.sleep(0.1)
     return False
 

@@ -15,7 +15,7 @@ from generators import version as followers
 from releasing import build, push
 from releasing.bill import make_spdx
 from releasing.checks import find_missing, find_refusals
-from releasing.cut import check_version, cut_changelog, write_changelog, write_version
+from releasing.cut import check_version, cut_changelog, read_changelog, write_changelog, write_version
 from releasing.provenance import make_provenance, sha256_of
 from releasing.tools import ReleaseError, run
 
@@ -48,7 +48,7 @@ def main() -> int:
 
 def _cut(version: str) -> None:
     """Write the files of a version, generated ones included; git is left to the user."""
-    cut_changelog((ROOT / "CHANGELOG.md").read_text("utf-8"), version, "today")  # refuses before anything is written
+    cut_changelog(read_changelog(ROOT), version, "today")  # refuses before anything is written
     write_version(ROOT, version)
     write_changelog(ROOT, version, datetime.now(UTC).date().isoformat())
     run(sys.executable, "-m", "generators", cwd=ROOT, env=os.environ | {"PYTHONPATH": "scripts:."})

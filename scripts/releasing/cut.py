@@ -68,8 +68,20 @@ def write_version(root: Path, version: str) -> list[Path]:
     return changed
 
 
+def read_changelog(root: Path) -> str:
+    """The text of CHANGELOG.md.
+
+    Raises:
+        ReleaseError: there is none.
+    """
+    path = root / "CHANGELOG.md"
+    if not path.is_file():
+        raise ReleaseError(f"CHANGELOG.md must say what is new, found no file {path}; write it first")
+    return path.read_text("utf-8")
+
+
 def write_changelog(root: Path, version: str, day: str) -> Path:
     """Cut CHANGELOG.md."""
     path = root / "CHANGELOG.md"
-    path.write_text(cut_changelog(path.read_text("utf-8"), version, day), "utf-8")
+    path.write_text(cut_changelog(read_changelog(root), version, day), "utf-8")
     return path

@@ -50,6 +50,12 @@ _IGNORED: list[tuple[dict[str, Any], str]] = [
         r"clientRole\.subjects needs clientRole\.create=true",
     ),
     ({"store": {"endpoint": "http://minio:9000"}}, r"store\.endpoint needs an object store, .*: set store\.uri=s3://"),
+    (
+        _S3 | {"store": {"uri": "s3://b", "account_name": "mine"}},
+        r"store\.account_name needs store\.uri or data\.uri with az://",
+    ),
+    (_SCHEDULE | {"test": {"waitSeconds": 10}}, r"test\.waitSeconds must not be set with a schedule"),
+    ({"persistence": {"existingClaim": "c", "bind": False}}, r"persistence\.bind must not be set with"),
     ({"store": {"path_style": False}}, r"store\.path_style needs an object store"),
 ]
 

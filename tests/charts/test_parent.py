@@ -7,6 +7,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
+from job import __version__
 from tests.charts.helm import (
     CHART,
     IMAGE,
@@ -151,7 +152,7 @@ def test_a_parent_names_the_registry_and_its_secrets(parent: Path) -> None:
     for manifest in render(given | {"global": everything}, chart=parent):
         if manifest["kind"] in ("Job", "CronJob", "Pod"):
             pod = pod_spec(manifest)
-            assert pod["containers"][0]["image"] == "mirror.example:5000/proxy/mnist-train:0.1.0"
+            assert pod["containers"][0]["image"] == f"mirror.example:5000/proxy/mnist-train:{__version__}"
             assert pod["imagePullSecrets"] == [{"name": "own"}, {"name": "two"}, {"name": "one"}]
     for harmless in ({"storageClass": "fast", "nested": {}}, {"imageRegistry": "", "imagePullSecrets": []}, None):
         assert render_text({"global": harmless}) == render_text()
@@ -162,11 +163,11 @@ def test_a_parent_names_the_registry_and_its_secrets(parent: Path) -> None:
 @pytest.mark.parametrize(
     ("repository", "image"),
     [
-        ("registry.example/team/mnist-train", "m.example/team/mnist-train:0.1.0"),
-        ("localhost/mnist-train", "m.example/mnist-train:0.1.0"),
-        ("registry:5000/mnist-train", "m.example/mnist-train:0.1.0"),
-        ("team/mnist-train", "m.example/team/mnist-train:0.1.0"),
-        ("mnist-train", "m.example/mnist-train:0.1.0"),
+        ("registry.example/team/mnist-train", f"m.example/team/mnist-train:{__version__}"),
+        ("localhost/mnist-train", f"m.example/mnist-train:{__version__}"),
+        ("registry:5000/mnist-train", f"m.example/mnist-train:{__version__}"),
+        ("team/mnist-train", f"m.example/team/mnist-train:{__version__}"),
+        ("mnist-train", f"m.example/mnist-train:{__version__}"),
     ],
 )
 def test_the_registry_of_the_parent_stands_in_place_of_the_host_of_the_image(repository: str, image: str) -> None:

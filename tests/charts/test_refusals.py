@@ -21,6 +21,8 @@ _SCHEDULE = {"schedule": "0 3 * * *", "activeDeadlineSeconds": 7200}
         (_SCHEDULE | {"schedule": "99 * * * *"}, "schedule must be five fields"),
         (_SCHEDULE | {"schedule": "0 3 * *"}, "schedule must be five fields"),
         (_SCHEDULE | {"schedule": "0 24 * * *"}, "schedule must be five fields"),
+        (_SCHEDULE | {"schedule": "5-1 * * * *"}, "schedule must be five fields"),
+        (_SCHEDULE | {"schedule": "0 3 * * FRI-mon"}, "schedule must be five fields"),
         (_SCHEDULE | {"schedule": "TZ=UTC 0 3 * * *"}, "a time zone goes into timeZone"),
         (_SCHEDULE | {"schedule": "@every 5m"}, "schedule must be five fields"),
         ({"store": {"uri": "file:/tmp/out"}}, r"store\.uri must not be a folder inside the pod"),

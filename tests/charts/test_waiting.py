@@ -107,6 +107,53 @@ def test_a_job_that_cannot_be_changed_gets_another_name() -> None:
     assert len(longest) <= 63
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"podLabels": {"team": "x"}},
+        {"podAnnotations": {"team": "x"}},
+        {"commonLabels": {"team": "x"}},
+        {"commonAnnotations": {"team": "x"}},
+        {"serviceAccount": {"annotations": {"azure.workload.identity/client-id": "x"}}},
+        {"queueName": "another"},
+        {"queueName": "night", "queuePriorityClass": "low"},
+    ],
+)
+def test_another_template_or_queue_is_another_job(more: dict[str, Any]) -> None:
+    """An upgrade can change neither in place."""
+    before, after = (_binding(render({**_NIGHTLY, "queueName": "night", **values}))[0] for values in ({}, more))
+    assert before["metadata"]["name"] != after["metadata"]["name"]
+
+
+def test_it_waits_for_nothing_that_a_run_brings_along() -> None:
+    """A Secret that comes later, a disk of its own, a rule that keeps runs apart: on their node the volume is."""
+    apart = [
+        {
+            "topologyKey": "kubernetes.io/hostname",
+            "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "mnist-train"}},
+        }
+    ]
+    own = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    values = {
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": apart}},
+        "extraVolumes": [
+            {
+                "name": "keys",
+                "secret": {
+                    "secretName": "later",
+                    "items": [{"key": ".dockerconfigjson", "path": ".docker/config.json"}],
+                },
+            },
+            {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": own}}},
+        ],
+        "extraVolumeMounts": [{"name": "keys", "mountPath": "/keys"}, {"name": "scratch", "mountPath": "/scratch"}],
+    }
+    pod = pod_spec(_binding(render({**_NIGHTLY, **values}))[0])
+    assert {volume["name"] for volume in pod["volumes"]} == {"tmp", "work", "data"}
+    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {"tmp", "work", "data"}
+    assert "podAntiAffinity" not in pod["affinity"]
+
+
 def test_tools_of_gitops_keep_the_claim() -> None:
     annotations = find(render(), "PersistentVolumeClaim")["metadata"]["annotations"]
     assert annotations["helm.sh/resource-policy"] == "keep"

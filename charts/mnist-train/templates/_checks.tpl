@@ -39,10 +39,12 @@ Allowed on purpose: image.tag beside image.digest (release tools write both), hi
 {{- $hasSchedule := not (empty $values.schedule) -}}
 {{- $hasVolume := not (empty (include "mnist-train.hasVolume" .)) -}}
 {{- $usesStores := or (contains "://" ($values.store.uri | default "")) (contains "://" ($values.data.uri | default "")) -}}
-{{- $ofClaim := list "persistence.size" "persistence.storageClassName" "persistence.accessModes" "persistence.labels" "persistence.annotations" -}}
+{{- $usesAzure := or (hasPrefix "az://" ($values.store.uri | default "")) (hasPrefix "az://" ($values.data.uri | default "")) -}}
+{{- $ofClaim := list "persistence.size" "persistence.storageClassName" "persistence.accessModes" "persistence.labels" "persistence.annotations" "persistence.bind" -}}
 {{- $rows := list
   (list $hasSchedule (list "retry") "must not be set with a schedule, which has no Job of its own to start again" "set retry=0, and start a run with kubectl create job --from=cronjob/NAME or mnist-k8s submit")
   (list $hasSchedule (list "run.suffix") "must not be set with a schedule, whose runs are called after their Jobs" "leave it out")
+  (list $hasSchedule (list "test.waitSeconds") "must not be set with a schedule, whose test waits for no run" "leave it out")
   (list (not (empty $values.run.id)) (list "run.suffix") "must not be set with run.id, which is the whole name" "leave one of them out")
   (list (not $hasSchedule) (list "timeZone" "concurrencyPolicy" "startingDeadlineSeconds") "needs a schedule" "set schedule, or leave it out")
   (list (not $values.serviceAccount.create) (list "serviceAccount.annotations") "needs serviceAccount.create=true" "annotate the ServiceAccount where you make it, or let the chart make one")
@@ -51,6 +53,7 @@ Allowed on purpose: image.tag beside image.digest (release tools write both), hi
   (list (ne $values.monitoring.scrape "podMonitor") (list "monitoring.interval" "monitoring.labels" "monitoring.honorLabels" "monitoring.relabelings" "monitoring.metricRelabelings" "monitoring.podTargetLabels") "needs monitoring.scrape=podMonitor" "set that, or leave it out")
   (list (not $values.networkPolicy.enabled) (list "networkPolicy.egressCIDRs" "networkPolicy.egressPorts") "needs networkPolicy.enabled=true" "set that, or leave it out")
   (list (not $values.clientRole.create) (list "clientRole.subjects") "needs clientRole.create=true" "set that, or leave it out")
+  (list (not $usesAzure) (list "store.account_name") "needs store.uri or data.uri with az://" "leave it out")
   (list (not $usesStores) (list "store.endpoint" "store.region" "store.path_style") "needs an object store, and there is none" "set store.uri=s3://BUCKET/PREFIX, or leave it out to keep results on the PVC")
 -}}
 {{- $defaults := .Files.Get "files/values.json" | fromJson -}}

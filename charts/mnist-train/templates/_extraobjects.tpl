@@ -11,7 +11,7 @@ Objects that users add. docs/adr/0035-extra-objects.md says which, and why not a
 {{- $group := ternary (splitList "/" .apiVersion | first) "" (contains "/" .apiVersion) -}}
 {{- $isOfKubernetes := or (not (contains "." $group)) (and (hasSuffix ".k8s.io" $group) (not (hasSuffix ".x-k8s.io" $group))) -}}
 {{- if and $isOfKubernetes (not (has .kind (list "ConfigMap" "PersistentVolumeClaim" "NetworkPolicy" "PodDisruptionBudget"))) -}}
-{{- fail (printf "%s must be a ConfigMap, PersistentVolumeClaim, NetworkPolicy, PodDisruptionBudget or an object of a CustomResourceDefinition, received %s %s: install it apart from this release" $where .apiVersion .kind) -}}
+{{- fail (printf "%s must be a ConfigMap, PersistentVolumeClaim, NetworkPolicy, PodDisruptionBudget or an object of a CustomResourceDefinition whose group is not one of *.k8s.io, received %s %s: install it apart from this release" $where .apiVersion .kind) -}}
 {{- end -}}
 {{- if hasKey . "items" -}}
 {{- fail (printf "%s must be one object, received a list (items): make each its own entry of extraObjects" $where) -}}

@@ -317,11 +317,20 @@ release, if there is one: a volume may be on one node only, and elsewhere this p
 {{- define "mnist-train.bindPod" -}}
 {{- $pod := include "mnist-train.podSpec" (dict "root" . "arguments" (list "-c" "")) | fromYaml -}}
 {{- $container := index $pod.containers 0 -}}
-{{- $bind := merge (dict "name" "bind" "command" (list "python")) (omit $container "name" "env" "envFrom" "ports") -}}
+{{- $folders := list "tmp" "work" "data" -}} {{- /* not extraVolumes, whose Secrets may come later */ -}}
+{{- $mounts := list -}}
+{{- range $container.volumeMounts -}}
+{{- $mounts = has .name $folders | ternary (append $mounts .) $mounts -}}
+{{- end -}}
+{{- $volumes := list -}}
+{{- range $pod.volumes -}}
+{{- $volumes = has .name $folders | ternary (append $volumes .) $volumes -}}
+{{- end -}}
+{{- $bind := merge (dict "name" "bind" "command" (list "python") "volumeMounts" $mounts) (omit $container "name" "env" "envFrom" "ports") -}}
 {{- $selector := dict "matchLabels" (include "mnist-train.selectorLabels" . | fromYaml) -}}
 {{- $beside := list (dict "topologyKey" "kubernetes.io/hostname" "labelSelector" $selector) -}}
-{{- $affinity := merge (default dict $pod.affinity) (dict "podAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" $beside)) -}}
-{{ merge (dict "containers" (list $bind) "affinity" $affinity) (omit $pod "containers" "initContainers" "affinity") | toJson }}
+{{- $affinity := merge (omit (default dict $pod.affinity) "podAntiAffinity") (dict "podAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" $beside)) -}}
+{{ merge (dict "containers" (list $bind) "affinity" $affinity "volumes" $volumes) (omit $pod "containers" "initContainers" "affinity") | toJson }}
 {{- end -}}
 
 {{- /*

@@ -220,6 +220,17 @@ the same names (k8s/submit.py).
 {{- $item := printf "([*?]|%s(-%s)?)(/[1-9][0-9]*)?" . . -}}
 {{- $fields = append $fields (printf "%s(,%s)*" $item $item) -}}
 {{- end -}}
+{{- $numbered := lower . -}}
+{{- range $number, $name := list "sun" "mon" "tue" "wed" "thu" "fri" "sat" -}}
+{{- $numbered = replace $name (toString $number) $numbered -}}
+{{- end -}}
+{{- range $number, $name := list "" "jan" "feb" "mar" "apr" "may" "jun" "jul" "aug" "sep" "oct" "nov" "dec" -}}
+{{- $numbered = ternary $numbered (replace $name (toString $number) $numbered) (empty $name) -}}
+{{- end -}}
+{{- $isBackwards := false -}}
+{{- range regexFindAll "[0-9]+-[0-9]+" $numbered -1 -}}
+{{- $isBackwards = or $isBackwards (gt (splitList "-" . | first | atoi) (splitList "-" . | last | atoi)) -}}
+{{- end -}}
 {{- $names := "@(yearly|annually|monthly|weekly|daily|midnight|hourly)" -}}
-{{- if regexMatch (printf "^(|%s|%s)$" $names (join " +" $fields)) (lower .) -}}true{{- end -}}
+{{- if regexMatch (printf "^(|%s|%s)$" $names (join " +" $fields)) (lower .) | and (not $isBackwards) -}}true{{- end -}}
 {{- end -}}

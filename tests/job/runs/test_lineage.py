@@ -134,14 +134,15 @@ class TestCode:
         record["software"] = record["software"] | {"system": ""}
         assert compare_code(pod, record).is_same
 
-    @pytest.mark.parametrize("how", ["editable", "without a RECORD"])
+    @pytest.mark.parametrize("how", ["editable", "without a RECORD", "[]", "{", '{"dir_info": null}'])
     def test_package_whose_files_nobody_recorded_is_unknown(self, how: str, tmp_path: Path) -> None:
         info = tmp_path / "mine-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-        if how == "editable":
+        if how != "without a RECORD":
             (info / "RECORD").write_text("mine.pth,,\n")
-            (info / "direct_url.json").write_text('{"url": "file:///mine", "dir_info": {"editable": true}}')
+            editable = '{"url": "file:///mine", "dir_info": {"editable": true}}'
+            (info / "direct_url.json").write_text(editable if how == "editable" else how)
         assert lineage._digest_of_record(Distribution.at(info)) == ""
         (info / "direct_url.json").unlink(missing_ok=True)
         (info / "RECORD").write_text("mine/__init__.py,sha256=x,0\n")

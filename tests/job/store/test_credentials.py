@@ -1,6 +1,7 @@
 """Who a pod is in a cloud, without a Secret: by GKE's metadata server, by AKS' token; and the quick refusal without either."""
 
 import http.server
+import socket
 import threading
 import time
 import urllib.parse
@@ -143,6 +144,22 @@ class TestMetadataServer:
             servers[0].shutdown()
             servers[0].server_close()
 
+    def test_answer_in_drips_is_not_waited_for_longer(self, open_gs: OpenGs) -> None:
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+                for number in range(60):
+                    connection.sendall(f"x-{number}: x\r\n".encode())
+                    time.sleep(0.1)
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=drip, daemon=True).start()
+            started = time.monotonic()
+            with pytest.raises(AccessDeniedError, match="no service account from Google's metadata server"):
+                open_gs(f"127.0.0.1:{listener.getsockname()[1]}")
+            assert time.monotonic() - started < 3
+
     @pytest.mark.parametrize(
         ("kind", "limit_seconds"), [("another cloud's", 1), ("no account", 1), ("late", 3), ("none", 3)]
     )
@@ -159,7 +176,7 @@ class TestMetadataServer:
         assert time.monotonic() - started < limit_seconds
         assert str(refused.value).startswith(
             "store gs://: no credentials found in the environment, and no service account from Google's metadata server "
-            f"({host}, {host}); set GOOGLE_APPLICATION_CREDENTIALS, or "
+            f"({host}); set GOOGLE_APPLICATION_CREDENTIALS, or "
         )
 
     def test_nobody_is_asked_with_credentials_or_for_another_scheme(self, cloud: Cloud) -> None:
