@@ -88,7 +88,7 @@ def undisturbed(clusters: Any) -> dict[str, Any]:
     return commit
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL])
 def test_two_replicas_that_were_stopped_end_the_same(number: int, clusters: Any, undisturbed: dict[str, Any]) -> None:
     cluster = clusters(1, name=f"alone-{number}")
     first = _start_alone(cluster)
@@ -102,7 +102,7 @@ def test_two_replicas_that_were_stopped_end_the_same(number: int, clusters: Any,
     assert digests(cluster.commit) == digests(undisturbed)
 
 
-@pytest.mark.parametrize("number", [None, signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
 def test_two_workers_end_the_same(number: int | None, clusters: Any, undisturbed: dict[str, Any]) -> None:
     cluster = clusters(2, name=f"workers-{number}")
 

@@ -6,8 +6,9 @@ import os
 import resource
 import shutil
 import tarfile
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from tests.job.fuzz import (
     mutations,
     rewrite,
 )
+from tests.torture.campaign import fast_folder
 
 _ARCHIVE = Path(__file__).parent / "upgrade" / "store.tar.xz"
 _FIRST, _SECOND = (contract.champion_key("digits", version=version) for version in (1, 2))
@@ -59,6 +61,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in folder.rglob("*"):
         os.utime(path, (1e9, 1e9))
     return folder
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder where thousands of stores are quickly made."""
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -408,12 +417,12 @@ _READ_ONLY = (("show", BAD), ("report", BAD), ("logs", BAD), ("gc", "--older-tha
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.full) for part in range(1, 5))])
 def test_no_mutated_record_ends_in_a_traceback_or_hides_another_run(
-    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, part: int
+    template: Path, in_memory: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, part: int
 ) -> None:
     """In the full run 10,000 in five parts, which are tested side by side."""
-    ended, root = Counter[int](), tmp_path / "store"
+    ended, root = Counter[int](), in_memory / "store"
     copy_store(template, root)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(in_memory)
 
     @seed(part)
     @settings(

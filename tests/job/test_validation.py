@@ -138,9 +138,15 @@ class TestWorkers:
         assert cluster.commit["metrics"] == alone["metrics"]
 
     @pytest.mark.full
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-    @pytest.mark.parametrize("victim", [0, 1])
-    @pytest.mark.parametrize("moment", ["checkpoint.saved", "train.stopped_early"])
+    @pytest.mark.parametrize(
+        ("moment", "victim", "number"),
+        [
+            ("checkpoint.saved", 0, signal.SIGTERM),
+            ("checkpoint.saved", 1, signal.SIGKILL),
+            ("train.stopped_early", 0, signal.SIGKILL),
+            ("train.stopped_early", 1, signal.SIGTERM),
+        ],
+    )
     def test_signal_before_and_at_the_stop_changes_nothing(
         self, moment: str, victim: int, number: int, clusters: Any, alone: dict[str, Any]
     ) -> None:

@@ -122,7 +122,7 @@ def test_killed_worker_is_noticed_at_once_and_the_run_goes_on(
     killed = time.monotonic()
     other = processes[1 - victim]
     assert other.wait(20) == 76
-    assert time.monotonic() - killed < 3
+    assert time.monotonic() - killed < 10, "at once, and not after cluster.peer_timeout_seconds"
     assert f"cluster: worker {victim} is gone" in other.error and other.error.count("\n") == 0
     again = cluster.start_all()
     assert [process.wait() for process in again] == [0, 0]
