@@ -24,7 +24,7 @@ def test_every_exit_code_ends_the_job_as_the_contract_says(ns: Namespace, s3: Ob
             64,
             "PodFailurePolicy",
             1,
-            store | {"data": {"source": "nonsense"}},
+            store | {"model": {"args": {"width": 3}}},  # the chart does not know that only an own model has arguments
         ),
         ("corrupt data", 65, "PodFailurePolicy", 1, store | mounted | {"data": {"source": "idx", "uri": "/idx"}}),
         ("missing data", 66, "PodFailurePolicy", 1, store | {"data": {"source": "idx", "uri": "/nowhere"}}),
