@@ -353,6 +353,6 @@ CAMPAIGNS = (
         promise="requests lost, late, repeated and reordered, processes asleep or gone: no step of the protocol breaks a promise",
         trial=_simulate_many,
         num_full=1000,
-        num_quick=20,
+        num_quick=14,
     ),
 )
