@@ -90,9 +90,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         on_stall=lambda reason, stacks: _end_stalled(reason, stacks, status=status),
     )
     if not workers.is_chief:
-        assist(config, surroundings, KerasWorkload(os.environ))
-        status.end(outcome="assisted", code=contract.ExitCode.OK)
-        return contract.ExitCode.OK
+        return _assist(config, surroundings, status=status)
     try:
         outcome = run(config, surroundings, KerasWorkload(os.environ))
     except RetiredError as error:  # it was committed: no failure, and the model is not made again under the same id
@@ -102,6 +100,13 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     if config.observe.report and not outcome.is_skipped:
         report |= _make_report(config, outcome)
     return _end_well(config, outcome, status=status, log_format=log_format)
+
+
+def _assist(config: Config, surroundings: Surroundings, *, status: Status) -> int:
+    """Take part in the training of a run that worker 0 commits; returns exit code 0."""
+    assist(config, surroundings, KerasWorkload(os.environ))
+    status.end(outcome="assisted", code=contract.ExitCode.OK)
+    return contract.ExitCode.OK
 
 
 def _configure_logs(

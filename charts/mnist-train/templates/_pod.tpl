@@ -388,20 +388,23 @@ The Job's name follows its whole spec and its queue, which cannot be changed in 
 {{ mulf (regexFind "^[0-9.]+" $text | float64) (get $factors (regexFind "[A-Za-z]+$" $text) | default 1.0) }}
 {{- end -}}
 
-{{- /* What the API server asks of requests and limits: never more than the limit, and of devices exactly the limit. */ -}}
+{{- /* What the API server asks of requests and limits: never more than the limit, and of devices exactly the limit. Takes (list OWNER NAME VALUE). */ -}}
 {{- define "mnist-train.checkResources" -}}
-{{- $limits := .Values.resources.limits | default dict -}}
-{{- range $name, $request := .Values.resources.requests | default dict -}}
+{{- $owner := index . 0 -}}
+{{- $where := index . 1 -}}
+{{- $resources := index . 2 | default dict -}}
+{{- $limits := $resources.limits | default dict -}}
+{{- range $name, $request := $resources.requests | default dict -}}
 {{- $isWhole := or (contains "/" $name) (hasPrefix "hugepages-" $name) -}}
 {{- $limit := get $limits $name -}}
 {{- if and $isWhole (not (hasKey $limits $name)) -}}
-{{- fail (printf "resources.requests.%s needs a limit of the same: set resources.limits.%s to %v" $name $name $request) -}}
+{{- fail (printf "%s%s.requests.%s needs a limit of the same: set %s.limits.%s to %v" $owner $where $name $where $name $request) -}}
 {{- end -}}
 {{- if hasKey $limits $name -}}
 {{- $requested := include "mnist-train.quantity" $request | float64 -}}
 {{- $allowed := include "mnist-train.quantity" $limit | float64 -}}
 {{- if or (gt $requested $allowed) (and $isWhole (lt $requested $allowed)) -}}
-{{- fail (printf "resources.requests.%s must %s resources.limits.%s (%v), received %v" $name (ternary "equal" "be at most" $isWhole) $name $limit $request) -}}
+{{- fail (printf "%s%s.requests.%s must %s %s.limits.%s (%v), received %v; %s" $owner $where $name (ternary "equal" "be at most" $isWhole) $where $name $limit $request (ternary "make them equal" "raise the limit" $isWhole)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -423,13 +426,7 @@ The Job's name follows its whole spec and its queue, which cannot be changed in 
 {{- fail (printf "%s.volumeMounts must name a volume of extraVolumes, received %q; there are %s" $where .name (join ", " $volumes)) -}}
 {{- end -}}
 {{- end -}}
-{{- $limits := (.resources | default dict).limits -}}
-{{- range $name, $request := (.resources | default dict).requests -}}
-{{- $limit := get ($limits | default dict) $name | default $request -}}
-{{- if gt (include "mnist-train.quantity" $request | float64) (include "mnist-train.quantity" $limit | float64) -}}
-{{- fail (printf "%s.resources.requests.%s must be at most resources.limits.%s (%v), received %v" $where $name $name $limit $request) -}}
-{{- end -}}
-{{- end -}}
+{{- include "mnist-train.checkResources" (list (printf "%s." $where) "resources" .resources) -}}
 {{- end -}}
 {{- end -}}
 

@@ -161,7 +161,8 @@ the same names (k8s/submit.py).
 {{- include "mnist-train.checkInitContainers" . -}}
 {{- end -}}
 {{- include "mnist-train.checkExtraObjects" . -}}
-{{- include "mnist-train.checkResources" . -}}
+{{- include "mnist-train.checkResources" (list "" "resources" .Values.resources) -}}
+{{- include "mnist-train.checkResources" (list "" "test.resources" .Values.test.resources) -}}
 {{- if include "mnist-train.hasSeveralWorkers" . -}}
 {{- include "mnist-train.checkWorkers" . -}}
 {{- end -}}
@@ -194,7 +195,7 @@ the same names (k8s/submit.py).
 
 {{- /* An empty list in a NetworkPolicy allows everything; and what no policy uses protects nothing. */ -}}
 {{- define "mnist-train.checkNetworkPolicy" -}}
-{{- $policy := .Values.networkPolicy | default dict -}}
+{{- $policy := .Values.networkPolicy -}}
 {{- if $policy.enabled -}}
 {{- range $name := list "egressCIDRs" "egressPorts" -}}
 {{- if not (get $policy $name) -}}
