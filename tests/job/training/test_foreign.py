@@ -123,10 +123,13 @@ def children_of(parent: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_text()
             limits = (folder / "limits").read_text()
         except OSError:
             continue
-        if int(fields[1]) == parent and "Max core file size        0 " in limits and fields[0] != "Z":
+        if int(fields[1]) != parent or "job.training.foreign" not in command.split("\0"):
+            continue  # a server that other tests of this process use
+        if "Max file size             unlimited" not in limits:
             found.append(int(folder.name))
     return found
 
