@@ -53,7 +53,7 @@ _FUNCTION_SCHEMA: dict[str, JsonValue] = {
     "not": {"type": "string", "pattern": _NO_FUNCTION_PATTERN},
 }
 _SOURCE_SCHEMA = _FUNCTION_SCHEMA | {"pattern": f"^({'|'.join(SOURCES)}|{_FUNCTION_IN_SCHEMA})$"}
-_NO_DOTS: JsonValue = {"type": "string", "pattern": uris.DOTS_PATTERN}
+_REFUSED_URI: JsonValue = {"type": "string", "pattern": uris.REFUSED_PATTERN}
 _RUN_ID_SCHEMA: dict[str, JsonValue] = {"pattern": f"^$|{RUN_ID_PATTERN}", "maxLength": RUN_ID_MAX_CHARACTERS}
 
 
@@ -136,7 +136,7 @@ LocalPath = Annotated[Path, BeforeValidator(_parse_path), Field(json_schema_extr
 Place = Annotated[
     str,
     AfterValidator(uris.check_place),
-    Field(json_schema_extra={"pattern": uris.PLACE_PATTERN, "not": _NO_DOTS}),
+    Field(json_schema_extra={"pattern": uris.PLACE_PATTERN, "not": _REFUSED_URI}),
 ]
 Url = Annotated[str, AfterValidator(uris.check_url), Field(json_schema_extra={"pattern": uris.URL_PATTERN})]
 IpAddress = Annotated[str, AfterValidator(_check_address), Field(json_schema_extra=_ADDRESS_SCHEMA)]
@@ -395,7 +395,7 @@ class StoreSection(Section):
     uri: Annotated[str, AfterValidator(uris.check_store_uri)] = Field(
         "file:./out",
         description="file:, s3://, gs:// or az:// with an optional prefix",
-        json_schema_extra={"pattern": uris.STORE_PATTERN, "not": _NO_DOTS},
+        json_schema_extra={"pattern": uris.STORE_PATTERN, "not": _REFUSED_URI},
     )
     endpoint: Url | None = Field(None, description="URL of an S3-compatible server; absent = the provider's own")
     region: str | None = Field(None, description="region of the bucket, as the provider names it")

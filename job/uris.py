@@ -32,7 +32,7 @@ _UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff"
 _IN_BUCKET = rf"(s3|gs|az)://[A-Za-z0-9$][A-Za-z0-9._-]*(/[^/?#%\\{_UNPRINTABLE}]+)*/?"
 _FIRST_NAME = rf"([^/:\\{_UNPRINTABLE}]+|[^A-Za-z/\\{_UNPRINTABLE}][^/\\{_UNPRINTABLE}]*)"
 _IN_FOLDER = rf"({_FIRST_NAME}(/[^\\{_UNPRINTABLE}]*)?|/[^\\{_UNPRINTABLE}]*)"
-DOTS_PATTERN = r"^[a-z0-9]+://.*/\.\.?(/|$)"
+REFUSED_PATTERN = r"^[a-z0-9]+://.*/\.\.?(/|$)|^ | $"
 STORE_PATTERN = rf"^(file:[^{_UNPRINTABLE}]+|{_IN_BUCKET})?$"
 _AFTER_FILE = rf"file:[^\\{_UNPRINTABLE}]+"
 PATH_PATTERN = rf"^({_AFTER_FILE}|{_IN_FOLDER})?$"
@@ -40,7 +40,7 @@ PLACE_PATTERN = rf"^({_AFTER_FILE}|{_IN_FOLDER}|{_IN_BUCKET})$"
 URL_PATTERN = rf"^(https?://[^/@?#\\\s{_UNPRINTABLE}]+(/[^?#\\\s{_UNPRINTABLE}]*)?)?$"
 """What the chart's schema can say of these rules: an empty text is none there, and an empty store URI is its own volume.
 
-DOTS_PATTERN is what no URI of a store may match."""
+REFUSED_PATTERN is what no URI of a store or of data may match: `.` and `..` in a prefix, blanks around it."""
 
 
 def has_scheme(text: str) -> bool:

@@ -131,11 +131,17 @@ def test_all_that_keeps_a_commit_from_being_released_is_said_at_once(project: Pa
 
 def test_a_base_image_by_tag_and_a_key_that_is_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COSIGN_KEY", "/absent/cosign.key")
-    base, key = checks.find_missing("debian:trixie-slim")
+    base, key = checks.find_missing("registry.example", "debian:trixie-slim")
     assert base.startswith("the base image must be named by digest, found debian:trixie-slim")
     assert key.startswith("COSIGN_KEY must name a key of cosign, found no file /absent/cosign.key")
     monkeypatch.setenv("COSIGN_KEY", "awskms:///alias/releases")
-    assert list(checks.find_missing("debian@sha256:" + "0" * 64)) == []
+    assert list(checks.find_missing("localhost:5000/team/a-b", "debian@sha256:" + "0" * 64)) == []
+
+
+@pytest.mark.parametrize("registry", ["", "https://h", "oci://h/x", "h/X", "h:port", "h/x:1", "h//x", "h/", "h x", "u@h"])
+def test_a_place_that_no_image_can_be_pushed_to_is_refused(registry: str) -> None:
+    [said] = checks.find_missing(registry, "debian@sha256:" + "0" * 64)
+    assert said.startswith("--registry must be HOST[:PORT][/PATH] in small letters, received ")
 
 
 @pytest.mark.parametrize(

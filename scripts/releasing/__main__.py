@@ -72,7 +72,7 @@ def _try(version: str) -> None:
 
 def _release(version: str, registry: str) -> None:
     """Every refusal, everything that can fail here, then what cannot be taken back."""
-    refusals = [*find_refusals(ROOT, version), *find_missing(_base())]
+    refusals = [*find_refusals(ROOT, version), *find_missing(registry, _base())]
     if refusals:
         raise ReleaseError("\n".join(f"scripts/release: {each}" for each in refusals).removeprefix("scripts/release: "))
     for tool in ("docker", "helm", *(["cosign"] if os.environ.get("COSIGN_KEY") else [])):

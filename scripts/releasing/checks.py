@@ -1,6 +1,7 @@
 """What a release refuses before it builds anything."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,8 +39,13 @@ def _wrong_in_files(root: Path, version: str) -> Iterator[str]:
         yield f"CHANGELOG.md must have a section `## [{version}] - DATE`, found none; scripts/release {version} --cut"
 
 
-def find_missing(base: str) -> Iterator[str]:
-    """What a push needs beside the commit: a base image by digest, and a key that is there."""
+_REGISTRY = re.compile(r"[a-z0-9.-]+(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
+
+
+def find_missing(registry: str, base: str) -> Iterator[str]:
+    """What a push needs beside the commit: a place to push to, a base image by digest, and a key that is there."""
+    if not _REGISTRY.fullmatch(registry):
+        yield f"--registry must be HOST[:PORT][/PATH] in small letters, received {registry!r}; leave out oci:// and the image"
     if "@sha256:" not in base:
         yield f"the base image must be named by digest, found {base}; BASE=debian@sha256:... (see CONTRIBUTING.md)"
     key = os.environ.get("COSIGN_KEY", "")

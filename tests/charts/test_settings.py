@@ -54,6 +54,9 @@ _TEXTS: dict[str, tuple[list[str], list[str]]] = {
             "c:\\d",
             "a\\b",
             "x:y",
+            "/d ",
+            " /d",
+            "s3://b/x ",
         ],
     ),
     "data.dataset": (
@@ -64,7 +67,7 @@ _TEXTS: dict[str, tuple[list[str], list[str]]] = {
     "model.build": (["m:f", "a.b:c"], ["f", "m:", "m:__class__", "a b:c", "m:f()", "$(POD_NAME)"]),
     "store.uri": (
         ["s3://b", "gs://b/x", "az://c/p/"],
-        ["/tmp/x", "out", "s3://b/../x", "s3://b/.", "s3a://b", "http://h", "s3://", "b"],
+        ["/tmp/x", "out", "s3://b/../x", "s3://b/.", "s3a://b", "http://h", "s3://", "b", "s3://b/x ", "file:/x "],
     ),
     "store.endpoint": (
         ["https://h:9000", "http://h/x"],

@@ -1,7 +1,8 @@
 """A release: pushed into a registry on this machine and installed from there; and the chart of the release before, upgraded.
 
 The first needs docker and a kind cluster. REGISTRY names the program of the registry (distribution's `registry`, which Debian
-calls docker-registry). BASE names the base image; without it the registry gets the one of this machine.
+calls docker-registry). BASE names the base image; without it the registry gets the one of this machine. With cosign on PATH, all
+is signed and the signatures are checked; without it the test says so.
 """
 
 import io
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,10 +129,38 @@ def _push_base(registry: str) -> str:
     return next(digest for digest in digests if digest.startswith(registry))
 
 
+@pytest.fixture
+def public_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+    """Of the key that signs the release; None when there is no cosign."""
+    if shutil.which("cosign") is None:
+        warnings.warn("no cosign on PATH: the release is not signed", stacklevel=1)
+        return None
+    monkeypatch.setenv("COSIGN_PASSWORD", "a password")
+    run_command("cosign", "generate-key-pair", "--output-key-prefix", str(tmp_path / "key"))
+    monkeypatch.setenv("COSIGN_KEY", str(tmp_path / "key.key"))
+    return tmp_path / "key.pub"
+
+
+def _check_signatures(key: Path, image: str, chart: str, files: Path) -> None:
+    """Ask cosign, as whoever installs the release would."""
+    options = ("--key", str(key), "--insecure-ignore-tlog=true")
+    for name in (image, chart):
+        run_command("cosign", "verify", *options, name)
+    for kind in ("spdxjson", "slsaprovenance1"):
+        run_command("cosign", "verify-attestation", *options, "--type", kind, image)
+    signed = [file for file in files.iterdir() if not file.name.endswith(".sigstore.json")]
+    assert len(signed) == 6
+    for file in signed:
+        run_command("cosign", "verify-blob", *options, "--bundle", f"{file}.sigstore.json", str(file))
+    signed[0].write_bytes(signed[0].read_bytes() + b"\n")
+    with pytest.raises(AssertionError, match="cosign"):
+        run_command("cosign", "verify-blob", *options, "--bundle", f"{signed[0]}.sigstore.json", str(signed[0]))
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_release_is_pushed_once_and_installed_by_digest(
-    registry: str, tagged: Path, ns: Namespace, monkeypatch: pytest.MonkeyPatch
+    registry: str, tagged: Path, ns: Namespace, public_key: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BASE", os.environ.get("BASE") or _push_base(registry))
     said = _release(tagged, "--registry", registry)
@@ -143,6 +173,8 @@ def test_a_release_is_pushed_once_and_installed_by_digest(
     assert f"was there already: {image}" in again, again
     chart = next(line.rpartition("pushed ")[2] for line in said.splitlines() if "pushed" in line and "/charts/" in line)
     assert f"was there already: {chart}" in again, again
+    if public_key:
+        _check_signatures(public_key, image, chart, tagged / "out" / "release" / _VERSION)
 
     values = (
         "--set",
