@@ -138,7 +138,9 @@ def test_a_base_image_by_tag_and_a_key_that_is_not_there_are_refused(monkeypatch
     assert list(checks.find_missing("localhost:5000/team/a-b", "debian@sha256:" + "0" * 64)) == []
 
 
-@pytest.mark.parametrize("registry", ["", "https://h", "oci://h/x", "h/X", "h:port", "h/x:1", "h//x", "h/", "h x", "u@h"])
+@pytest.mark.parametrize(
+    "registry", ["", "https://h", "oci://h/x", "h/X", "h:port", "h/x:1", "h//x", "h/", "h x", "u@h"]
+)
 def test_a_place_that_no_image_can_be_pushed_to_is_refused(registry: str) -> None:
     [said] = checks.find_missing(registry, "debian@sha256:" + "0" * 64)
     assert said.startswith("--registry must be HOST[:PORT][/PATH] in small letters, received ")
