@@ -188,7 +188,7 @@ TERMINATION_FIELDS = (
 """Of the termination message, in this order."""
 
 
-ORIGIN_VARIABLE = "ORIGIN"
+ORIGIN_VARIABLE = "RUN_ORIGIN"
 ORIGIN_SCHEDULE, ORIGIN_MANUAL = "schedule", "manual"
 """Of a run: what its release starts itself, and what anybody starts beside that. Part of the group of a push."""
 
