@@ -34,7 +34,7 @@ from job.training.devices import memory_limit
 from job.training.keras_workload import KerasWorkload
 from job.training.workers import Workers, workers_from_environment
 
-_READER_SECONDS = 10.0
+READER_SECONDS = 10.0
 """How long a line of the log may wait for its reader, such as a paused `less`: training goes on without it then."""
 
 _TELL_SECONDS = 60.0
@@ -48,7 +48,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         JobError, StopRequested: for `__main__` to report.
     """
     config = loaded.config
-    streams.give_up_after(_READER_SECONDS)
+    streams.give_up_after(READER_SECONDS)
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
     pod, phases = contract.pod_from_environment(os.environ), Phases()
     status.path = choose_path(config.observe.termination_log)
@@ -58,26 +58,31 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     workers = _find_workers(config)
     display = Display(log_format, is_silent=not workers.is_chief)
     stored_log = StoredLog(run=identity.run, attempt=identity.attempt)
-    metrics = _make_metrics(config, pod, status=status, phases=phases, is_chief=workers.is_chief)
+    metrics = make_metrics(config, pod, status=status, phases=phases, is_chief=workers.is_chief)
     report: dict[str, bytes] = {}
 
+    gateway = config.observe.pushgateway_url if workers.is_chief else None
+    group = push_group(config, pod)
+
     def push() -> None:
-        if config.observe.pushgateway_url and workers.is_chief:
-            exposition.push(config.observe.pushgateway_url, metrics.outcome, group=_push_group(config, pod))
+        if gateway:
+            exposition.push(gateway, metrics.outcome, group=group)
 
     def log_end() -> None:
-        _emit_end(status, display, phases=phases)
+        emit_end(status, display, phases=phases)
 
     def store_log() -> None:
         stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
 
-    status.on_end = lambda: _tell_end(push, log_end, store_log)
+    status.on_end = lambda: tell_end(push, log_end, store_log)
     _configure_logs(log_format, identity, workers, display=display, stored_log=stored_log, warnings=metrics.warnings)
     status.write()
     logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     if config.observe.metrics_port:
         observe = config.observe
         exposition.serve(metrics.running, port=observe.metrics_port, address=observe.metrics_address)
+    if gateway:
+        exposition.push_start(gateway, metrics.start, group=group)
     surroundings = Surroundings(
         identity=identity,
         pod=pod,
@@ -130,7 +135,7 @@ def _configure_logs(
     logs.tell_too(warnings)
 
 
-def _tell_end(*ways: Callable[[], None]) -> None:
+def tell_end(*ways: Callable[[], None]) -> None:
     """Tell the end in every way; one that fails takes no other along."""
     for tell in ways:
         try:
@@ -202,7 +207,8 @@ def _end_retired(reason: str, *, status: Status, log_format: str) -> int:
     return contract.ExitCode.OK
 
 
-def _make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: Phases, is_chief: bool) -> Metrics:
+def make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: Phases, is_chief: bool) -> Metrics:
+    """With what the settings tell about the run."""
     metrics = Metrics(status=status, phases=phases, is_chief=is_chief, memory_limit_bytes=memory_limit())
     metrics.describe(
         version=__version__,
@@ -217,8 +223,11 @@ def _make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: 
     return metrics
 
 
-def _push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
-    """What stays the same from run to run, so that the next run of a schedule replaces what this one pushes."""
+def push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
+    """What stays the same from run to run, so that the next run of a schedule replaces what this one pushes.
+
+    A run by hand has another `origin`: it does not stand for the schedule's.
+    """
     model = champion.model_name(config, dataset=config.data.name)
     return {"model": model, "namespace": pod.namespace, "origin": pod.origin, "release": pod.release}
 
@@ -249,7 +258,8 @@ def _end_stalled(reason: str, stacks: str, *, status: Status) -> None:
         os._exit(code)
 
 
-def _emit_end(status: Status, display: Display, *, phases: Phases) -> None:
+def emit_end(status: Status, display: Display, *, phases: Phases) -> None:
+    """Log how the attempt ended, and what was lost on the way."""
     display.stop()
     if status.failure:
         logs.warn("termination_log.failed", path=str(status.path), reason=status.failure)

@@ -99,11 +99,15 @@ def find_path(arguments: Sequence[str], environ: Mapping[str, str]) -> Path | No
     Args:
         arguments: of `mnist-job`, as given. The last flag counts, then the variable, then the file of `--config`.
     """
-    files = filter(None, map(_to_path, _values_of("--config", arguments)))
-    in_files = (path for file in files for path in _in_yaml(file))
+    in_files = (path for file in config_files(arguments) for path in _in_yaml(file))
     in_environment = (value for name, value in environ.items() if name.upper() == _VARIABLE)
     *_, found = "", *in_files, *in_environment, *_values_of(_FLAG, arguments)
     return choose_path(_to_path(found))
+
+
+def config_files(arguments: Sequence[str]) -> list[Path]:
+    """Those that a command line names, which may be refused for naming two."""
+    return [*filter(None, map(_to_path, _values_of("--config", arguments)))]
 
 
 def _to_path(text: str) -> Path | None:

@@ -358,10 +358,11 @@ class _Gateway(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway() -> Iterator[tuple[str, type[_Gateway]]]:
-    yield from _serve_gateway()
+    yield from serve_gateway()
 
 
-def _serve_gateway() -> Iterator[tuple[str, type[_Gateway]]]:
+def serve_gateway() -> Iterator[tuple[str, type[_Gateway]]]:
+    """A gateway and what it takes down, for as long as a fixture lives."""
     handler = type("Handler", (_Gateway,), {"received": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -380,7 +381,9 @@ def test_the_outcome_is_added_to_its_group(
     assert method == "POST"  # PUT would take away what is not in it
     assert path == "/metrics/job/mnist-train/model/mnist/release/nightly"
     assert names(parse(body)) == _OUTCOME
-    assert [(record.message, record.fields) for record in caplog.records] == [("metrics.pushed", {"url": url})]  # type: ignore[attr-defined]
+    assert [(record.message, record.fields) for record in caplog.records] == [
+        ("metrics.pushed", {"url": url, "at": "end"})
+    ]  # type: ignore[attr-defined]
 
 
 Gateway = tuple[str, type[_Gateway]]
@@ -389,7 +392,7 @@ Gateway = tuple[str, type[_Gateway]]
 @pytest.fixture
 def front() -> Iterator[Gateway]:
     """What stands before a gateway."""
-    yield from _serve_gateway()
+    yield from serve_gateway()
 
 
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
