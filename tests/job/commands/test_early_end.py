@@ -60,12 +60,13 @@ def test_a_signal_at_the_start_is_told_too(gateway: Gateway, tmp_path: Path) -> 
     os.mkfifo(tmp_path / "settings")
     arguments = ["run", f"--config={tmp_path / 'settings'}", f"--observe.pushgateway_url={gateway[0]}"]
     environment = job_environment({"PYTHONPATH": str(REPOSITORY)})
-    with subprocess.Popen(
-        job_command(arguments), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    ) as job:
-        with (tmp_path / "settings").open("w"):  # it is open when the job reads
-            job.terminate()
-            output = job.communicate(timeout=60)[0]
+    command = job_command(arguments)
+    with (
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as job,
+        (tmp_path / "settings").open("w"),  # it is open when the job reads
+    ):
+        job.terminate()
+        output = job.communicate(timeout=60)[0]
     assert job.returncode == 75
     assert [json.loads(line)["event"] for line in output.splitlines()] == [
         "metrics.pushed",

@@ -3,10 +3,12 @@
 import contextlib
 import http.client
 import http.server
+import itertools
 import json
 import logging
 import math
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -26,7 +28,9 @@ from job.contract import ExitCode
 from job.observe import exposition
 from job.observe.metrics import Champion, Metrics
 from job.observe.phases import PAUSED, PHASES, Phases
+from job.observe.progress import Display
 from job.observe.termination import OUTCOMES, Status
+from job.observe.view import View
 from job.registry.rules import Verdict
 from job.runs import goodput
 from job.runs.goodput import LOST
@@ -34,8 +38,9 @@ from tests.conftest import QUICK, REPOSITORY, RunJob, job_command, job_environme
 
 # The contract with dashboards and alerts: a series that is renamed breaks them.
 _OWN = {
-    "info", "phase", "seconds_since_progress", "warnings_total", "store_requests_total", "store_retries_total", "memory_limit_bytes",
-    "process_resident_memory_bytes", "process_cpu_seconds_total", "process_start_time_seconds", "process_open_fds",
+    "info", "phase", "seconds_since_progress", "warnings_total", "store_requests_total", "store_retries_total",
+    "memory_limit_bytes", "process_resident_memory_bytes", "process_cpu_seconds_total", "process_start_time_seconds",
+    "process_open_fds",
 }  # fmt: skip
 """Of every worker; the others are the chief's."""
 _COUNTERS = {
@@ -249,8 +254,8 @@ _HOSTILE = [
 
 
 def test_hostile_names_are_labels_of_one_line(metrics: Metrics) -> None:
-    metrics.set_recalls({name: 0.5 for name in _HOSTILE})
-    metrics.set_metrics({name: 0.5 for name in _HOSTILE})
+    metrics.set_recalls(dict.fromkeys(_HOSTILE, 0.5))
+    metrics.set_metrics(dict.fromkeys(_HOSTILE, 0.5))
     metrics.describe(dataset=_HOSTILE[2], image=_HOSTILE[4])
     metrics.warnings.by_event[_HOSTILE[1]] += 1
     metrics.status.code = ExitCode.OK
@@ -307,6 +312,88 @@ def test_a_failure_leaves_the_last_success_as_it_is() -> None:
     metrics = Metrics(status=Status(run="ns.r", outcome="failed", code=ExitCode.CONFIG), phases=Phases())
     assert names(pushed(metrics)) == _ANY_END
     assert value(pushed(metrics), "exit_code") == 64
+
+
+def _increase(samples: list[float]) -> float:
+    """What Prometheus' `increase()` adds up over a window that holds these samples: after a fall a counter began at 0 again."""
+    return sum(now - before if now >= before else now for before, now in itertools.pairwise(samples))
+
+
+def _attempt(view: View, metrics: Metrics, *, start: int, stop: int, attempts: int) -> list[tuple[float, float]]:
+    """`steps_total` and `run_steps` at each scrape of an attempt that makes these steps, from the first one on."""
+
+    def scrape() -> tuple[float, float]:
+        series = scraped(metrics)
+        return value(series, "steps_total"), series.get(("run_steps", ()), 0.0)
+
+    def counters(step: int) -> dict[str, int]:
+        return {"steps": step, "examples": step * 10, "epochs": step // 50, "attempts": attempts, "interruptions": 0}
+
+    seen = [scrape()]  # before anything is restored
+    view.training_starts(step=start, total_steps=400, epochs=8, counters=counters(start))
+    for step in range(start + 10, stop + 1, 10):
+        view.count(counters(step))
+        seen.append(scrape())
+    return seen
+
+
+def _two_attempts() -> list[tuple[float, float]]:
+    """100 steps, of which 60 are in a checkpoint when the attempt is killed; the next one makes 60 to 200 on the same address."""
+    seen = []
+    for start, stop, attempts in ((0, 100, 1), (60, 200, 2)):
+        status = Status(run="ns.r")
+        metrics = Metrics(status=status, phases=Phases())
+        view = View(display=Display("json", is_silent=True), metrics=metrics, status=status)
+        seen += _attempt(view, metrics, start=start, stop=stop, attempts=attempts)
+    return seen
+
+
+def test_steps_are_counted_as_often_as_they_were_made_whatever_was_killed_on_the_same_address() -> None:
+    own, of_run = zip(*_two_attempts(), strict=True)
+    assert _increase(list(own)) == 100 + 140
+    going_on = [
+        number for number in of_run if number
+    ]  # a counter that goes on from the restored step falls, and counts all again
+    assert _increase([0.0, *going_on]) == 100 + 70 + 130
+    assert of_run[-1] == 200
+
+
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if not found:
+        pytest.skip("no promtool here")
+    return found
+
+
+def test_prometheus_itself_counts_so(promtool: str, tmp_path: Path) -> None:
+    own = [number for number, _ in _two_attempts()]
+    seconds = 60 * (len(own) - 1)
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": "mnist_train_steps_total", "values": " ".join(f"{number:g}" for number in own)}],
+        "promql_expr_test": [
+            {
+                "expr": f"round(increase(mnist_train_steps_total[{seconds + 1}s]))",
+                "eval_time": f"{seconds}s",
+                "exp_samples": [{"labels": "{}", "value": 240}],
+            }
+        ],
+    }
+    (tmp_path / "test.json").write_text(json.dumps({"rule_files": [], "tests": [test]}))
+    done = subprocess.run(
+        [promtool, "test", "rules", "test.json"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_prometheus_finds_nothing_to_say_about_the_series(promtool: str, metrics: Metrics) -> None:
+    metrics.status.code = ExitCode.OK
+    metrics.set_recalls({"a\nb": 0.5})
+    for families in (metrics.running, metrics.outcome, metrics.everything, metrics.start):
+        text = exposition.to_text(families)
+        done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
+        assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def _get(port: int, path: str) -> tuple[int, str]:
