@@ -470,9 +470,7 @@ def _open_ledger(store: Store, surroundings: Surroundings, *, lineage: Lineage) 
         computed_on=bits_depend_on(lineage),
         first_started_seconds=min(started_seconds),
     )
-    surroundings.view.registered(
-        lineage.attempt, run_started_seconds=ledger.first_started_seconds, goodput=ledger.goodput
-    )
+    surroundings.view.registered(lineage.attempt, goodput=ledger.goodput)
     return ledger
 
 
@@ -515,6 +513,7 @@ def train(
             total_steps=training.total_steps,
             interval_seconds=config.checkpoint.interval_seconds,
         )
+    surroundings.view.run_started(ledger.first_started_seconds)
     training.run(
         result_digest=result_digest,
         writer=writer,

@@ -177,10 +177,9 @@ class Metrics:
         values = self._values | gauges
         self._values = {name: value for name, value in values.items() if math.isfinite(value)}
 
-    def registered(self, *, run_started_seconds: float) -> None:
-        """The attempt is recorded in the store; the run's first one started at that time."""
+    def registered(self) -> None:
+        """The attempt is recorded in the store."""
         self._counts = self._counts | {"attempts": 1}
-        self.set(run_start_timestamp_seconds=round(run_started_seconds, 3))
 
     def restored(self, counters: Mapping[str, int]) -> None:
         """Set how far the run was, over all attempts, when this one went on."""

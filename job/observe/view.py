@@ -50,10 +50,14 @@ class View:
         if num_replicas > 1:
             self._display.placement = say_placement(num_workers=num_workers, num_replicas=num_replicas)
 
-    def registered(self, attempt: str, *, run_started_seconds: float, goodput: Callable[[], Mapping[str, Any]]) -> None:
-        """The attempt has its id, and can say when the run started and where the time of all attempts went."""
+    def registered(self, attempt: str, *, goodput: Callable[[], Mapping[str, Any]]) -> None:
+        """The attempt has its id, and can say where the time of all attempts went."""
         self._status.attempt, self._status.goodput = attempt, goodput
-        self._metrics.registered(run_started_seconds=run_started_seconds)
+        self._metrics.registered()
+
+    def run_started(self, seconds: float) -> None:
+        """The first attempt at the run started then, in seconds since the epoch."""
+        self._metrics.set(run_start_timestamp_seconds=round(seconds, 3))
 
     def checkpoint_restored(self, step: int, *, saved_seconds: float) -> None:
         """The attempt goes on from a checkpoint that was made at that time."""

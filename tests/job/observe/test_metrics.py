@@ -98,7 +98,8 @@ def metrics() -> Metrics:
     """With everything set that a run sets: the largest case."""
     made = Metrics(status=Status(run="ns.r"), phases=Phases(), memory_limit_bytes=2**30)
     made.describe(version="1", image="i", run="ns.r", dataset="mnist", precision="float32", replicas=2, workers=1)
-    made.registered(run_started_seconds=1000.0)
+    made.registered()
+    made.set(run_start_timestamp_seconds=1000.0)
     made.restored({"steps": 5, "examples": 600, "epochs": 0, "attempts": 3, "interruptions": 2})
     made.count({"steps": 7, "examples": 800, "epochs": 1, "attempts": 3, "interruptions": 2})
     made.set(loss=0.5, accuracy=0.8, test_loss=0.6, val_loss=0.6, val_accuracy=0.7, examples_per_second=1e5)
@@ -641,6 +642,7 @@ def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
     ]  # fmt: skip
     environment = job_environment({"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)})
     seen: list[float] = []
+    infos: set[tuple[tuple[str, str], ...]] = set()
     with subprocess.Popen(
         job_command(arguments),
         cwd=tmp_path,
@@ -653,6 +655,7 @@ def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
                 try:
                     text = _get(port, "/metrics")[1]
                     seen += [number for (name, _), number in parse(text).items() if name == "steps_total"]
+                    infos |= {labels for name, labels in parse(text) if name == "info"}
                 except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError):
                     time.sleep(0.02)
             assert process.stdout
@@ -665,16 +668,23 @@ def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
     assert seen[0] < seen[-1]
     [kept] = tmp_path.glob("out/runs/r/logs/*/metrics.prom")
     series = parse(kept.read_text())
-    assert names(series) == _RUNNING | _OUTCOME
-    assert value(series, "steps_total") == events[-1]["step"] == 2700
+    may_lack = {"val_loss", "val_accuracy", "warnings_total", "memory_limit_bytes"}
+    assert names(series) | may_lack == _RUNNING | _AT_EXIT
+    assert value(series, "steps_total") == value(series, "run_steps") == events[-1]["step"] == 2700
+    assert seen[0] == 0, "increase() misses what a counter had when it appeared"
+    assert len(infos) == 1, "a series whose labels change is two"
+    assert dict(infos.pop()).items() >= {"dataset": "digits", "replicas": "1", "origin": "manual", "run": "r"}.items()
     assert value(series, "exit_code") == 0
     assert value(series, "promoted") == 1
     assert value(series, "test_accuracy") == events[-1]["accuracy"]
     assert value(series, "attempts_total") == 1
     requests = {dict(labels)["verb"]: n for (name, labels), n in series.items() if name == "store_requests_total"}
     assert {"create", "get", "list"} <= requests.keys()
-    [(_, path, _)] = gateway[1].received
-    assert path == "/metrics/job/mnist-train/model/digits/release/nightly"
+    (_, path, at_start), (_, path_at_end, at_end) = gateway[1].received
+    assert path == path_at_end == "/metrics/job/mnist-train/model/digits/origin/manual/release/nightly"
+    assert names(parse(at_start)) == {"last_start_timestamp_seconds"}
+    assert names(parse(at_end)) == _OUTCOME
+    assert _hot(parse(at_end), "gate_verdict") == ["promoted"]
 
 
 def test_every_series_is_documented() -> None:

@@ -56,7 +56,7 @@ def series(metrics: Metrics) -> dict[str, float]:
 def test_chunk_is_in_the_metrics_at_once_and_in_the_message_with_the_next_checkpoint(
     view: View, status: Status, metrics: Metrics
 ) -> None:
-    view.registered("a-2", run_started_seconds=1.0, goodput=dict)
+    view.registered("a-2", goodput=dict)
     view.training_starts(step=15, total_steps=60, epochs=4, counters=COUNTERS)
     view.chunk(PROGRESS)
     found = series(metrics)
