@@ -61,6 +61,7 @@ def _obey(arguments: list[str], *, stop: StopSignal, status: Status) -> int:
 
     if split_settings(arguments)[1][:1] == ["run"]:  # a line that is refused is to be found in the pod's status too
         status.path = find_path(arguments, os.environ)
+        status.on_end = lambda: _tell_early_end(arguments, status)
     try:
         line = parse_command_line(arguments)
     except SystemExit:  # argparse after --help
@@ -70,6 +71,13 @@ def _obey(arguments: list[str], *, stop: StopSignal, status: Status) -> int:
     code = dispatch(line, stop=stop, status=status)
     is_list = line.command == "gc" and not line.options.delete
     return _printed() if code == ExitCode.OK and (is_list or line.command in PRINTING) else code
+
+
+def _tell_early_end(arguments: list[str], status: Status) -> None:
+    """Until `run_command` knows better ways."""
+    from job.commands.early_end import tell_early_end
+
+    tell_early_end(arguments, status)
 
 
 def _printed() -> int:

@@ -3,11 +3,14 @@
 Owns the order of the sources, unknown names and the errors that name a setting.
 """
 
+import contextlib
 import difflib
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,72 @@ class _Setting:
 
     value: object
     origin: str
+
+
+def salvage(flags: Sequence[str], *, config_files: Iterable[Path] = ()) -> "Salvaged":
+    """What can be said of settings that `load_config` refuses: who is to hear of it, and where. Never raises a ConfigError."""
+    given: dict[str, _Setting] = {}
+    lost: set[str] = set()
+    for name, read in _readers(flags, config_files):
+        try:
+            given |= read()
+        except (ConfigError, OSError, ValueError, yaml.YAMLError, RecursionError):
+            lost.add(name)
+    right: dict[str, _Setting] = {}
+    for section in Config.model_fields:
+        fields = {name: setting for name, setting in given.items() if name.partition(".")[0] == section}
+        for some in (fields, *({name: setting} for name, setting in fields.items())):
+            with contextlib.suppress(ConfigError):
+                _build(right | some)
+                right |= some
+    return Salvaged(config=_build(right), given=frozenset(right), lost=frozenset(lost | (given.keys() - right.keys())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvaged:
+    """The settings that are right by themselves, the others at their defaults.
+
+    Attributes:
+        given: those that somebody gave, as `section.field`.
+        lost: those that are wrong, and names that are no settings; `--config` for a file that could not be read.
+    """
+
+    config: Config
+    given: frozenset[str]
+    lost: frozenset[str]
+
+    def is_whole(self, section: str) -> bool:
+        """Whether nothing that was given for a section is lost."""
+        return not any(name.partition(".")[0] in (section, "--config") for name in self.lost)
+
+
+def _readers(
+    flags: Sequence[str], config_files: Iterable[Path]
+) -> Iterator[tuple[str, Callable[[], dict[str, _Setting]]]]:
+    """(what is lost when it fails, what reads it), the weakest first."""
+    for path in config_files:
+        if path.is_file():  # a pipe has been read
+            yield "--config", partial(_known_sections, path)
+    if not pod_from_environment(os.environ).chart_version:
+        for variable, text in os.environ.items():
+            if variable.upper().startswith(ENV_PREFIX):
+                name = variable.upper().removeprefix(ENV_PREFIX).lower().replace("__", ".")
+                yield name, partial(_from_environment, {variable: text})
+    for argument, following in itertools.zip_longest(flags, flags[1:], fillvalue="--"):
+        if argument.startswith("--"):
+            name, separator, _ = argument.removeprefix("--").partition("=")
+            yield name, partial(_from_flags, [argument] if separator else [argument, following])
+
+
+def _known_sections(path: Path) -> dict[str, _Setting]:
+    content = strict_yaml.parse_settings(_read_text(path))
+    sections = content if isinstance(content, dict) else {}
+    return {
+        f"{section}.{field}": _Setting(value=value, origin=str(path))
+        for section, fields in sections.items()
+        if section in Config.model_fields and isinstance(fields, dict)
+        for field, value in fields.items()
+    }
 
 
 def _build(given: Mapping[str, _Setting]) -> Config:

@@ -17,23 +17,24 @@ from job.contract import Event
 from job.errors import ConfigError, GateRefusedError, RetiredError
 from job.measures import is_measure
 from job.observe import exposition
-from job.observe.metrics import Metrics
+from job.observe.metrics import Metrics, WarningCounts
 from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status, choose_path
 from job.observe.view import View
 from job.registry import champion
-from job.runs.identity import AttemptIdentity, make_run_id
+from job.runs.identity import AttemptIdentity, make_run_id, wanted_replicas
 from job.runs.lineage import make_attempt_id
 from job.runs.read import read_metrics
 from job.signals import StopSignal
 from job.store.open import open_store
 from job.texts import one_line
+from job.training.devices import memory_limit
 from job.training.keras_workload import KerasWorkload
 from job.training.workers import Workers, workers_from_environment
 
-_READER_SECONDS = 10.0
+READER_SECONDS = 10.0
 """How long a line of the log may wait for its reader, such as a paused `less`: training goes on without it then."""
 
 _TELL_SECONDS = 60.0
@@ -47,7 +48,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         JobError, StopRequested: for `__main__` to report.
     """
     config = loaded.config
-    streams.give_up_after(_READER_SECONDS)
+    streams.give_up_after(READER_SECONDS)
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
     pod, phases = contract.pod_from_environment(os.environ), Phases()
     status.path = choose_path(config.observe.termination_log)
@@ -57,26 +58,31 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     workers = _find_workers(config)
     display = Display(log_format, is_silent=not workers.is_chief)
     stored_log = StoredLog(run=identity.run, attempt=identity.attempt)
-    metrics = _make_metrics(config, pod, status=status, phases=phases, is_chief=workers.is_chief)
+    metrics = make_metrics(config, pod, status=status, phases=phases, is_chief=workers.is_chief)
     report: dict[str, bytes] = {}
 
+    gateway = config.observe.pushgateway_url if workers.is_chief else None
+    group = push_group(config, pod)
+
     def push() -> None:
-        if config.observe.pushgateway_url and workers.is_chief:
-            exposition.push(config.observe.pushgateway_url, metrics.outcome, group=_push_group(config, pod))
+        if gateway:
+            exposition.push(gateway, metrics.outcome, group=group)
 
     def log_end() -> None:
-        _emit_end(status, display, phases=phases)
+        emit_end(status, display, phases=phases)
 
     def store_log() -> None:
         stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
 
-    status.on_end = lambda: _tell_end(push, log_end, store_log)
-    _configure_logs(log_format, identity, workers, display=display, stored_log=stored_log)
+    status.on_end = lambda: tell_end(push, log_end, store_log)
+    _configure_logs(log_format, identity, workers, display=display, stored_log=stored_log, warnings=metrics.warnings)
     status.write()
     logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     if config.observe.metrics_port:
         observe = config.observe
         exposition.serve(metrics.running, port=observe.metrics_port, address=observe.metrics_address)
+    if gateway:
+        exposition.push_start(gateway, metrics.start, group=group)
     surroundings = Surroundings(
         identity=identity,
         pod=pod,
@@ -110,7 +116,13 @@ def _assist(config: Config, surroundings: Surroundings, *, status: Status) -> in
 
 
 def _configure_logs(
-    log_format: logs.LogFormat, identity: AttemptIdentity, workers: Workers, *, display: Display, stored_log: StoredLog
+    log_format: logs.LogFormat,
+    identity: AttemptIdentity,
+    workers: Workers,
+    *,
+    display: Display,
+    stored_log: StoredLog,
+    warnings: WarningCounts,
 ) -> None:
     logs.configure(
         log_format,
@@ -120,9 +132,10 @@ def _configure_logs(
         write=display.write,
         also=stored_log if workers.is_chief else None,
     )
+    logs.tell_too(warnings)
 
 
-def _tell_end(*ways: Callable[[], None]) -> None:
+def tell_end(*ways: Callable[[], None]) -> None:
     """Tell the end in every way; one that fails takes no other along."""
     for tell in ways:
         try:
@@ -194,22 +207,29 @@ def _end_retired(reason: str, *, status: Status, log_format: str) -> int:
     return contract.ExitCode.OK
 
 
-def _make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: Phases, is_chief: bool) -> Metrics:
-    metrics = Metrics(status=status, phases=phases, is_chief=is_chief)
+def make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: Phases, is_chief: bool) -> Metrics:
+    """With what the settings tell about the run."""
+    metrics = Metrics(status=status, phases=phases, is_chief=is_chief, memory_limit_bytes=memory_limit())
     metrics.describe(
         version=__version__,
         image=pod.image,
         run=status.run,
+        dataset=config.data.name,
         precision=config.train.precision,
+        replicas=wanted_replicas(config),
         workers=config.cluster.workers,
+        origin=pod.origin,
     )
     return metrics
 
 
-def _push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
-    """What stays the same from run to run, so that the next run of a schedule replaces what this one pushes."""
+def push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
+    """What stays the same from run to run, so that the next run of a schedule replaces what this one pushes.
+
+    A run by hand has another `origin`: it does not stand for the schedule's.
+    """
     model = champion.model_name(config, dataset=config.data.name)
-    return {"model": model, "namespace": pod.namespace, "release": pod.release}
+    return {"model": model, "namespace": pod.namespace, "origin": pod.origin, "release": pod.release}
 
 
 def _make_report(config: Config, outcome: Outcome) -> dict[str, bytes]:
@@ -238,7 +258,8 @@ def _end_stalled(reason: str, stacks: str, *, status: Status) -> None:
         os._exit(code)
 
 
-def _emit_end(status: Status, display: Display, *, phases: Phases) -> None:
+def emit_end(status: Status, display: Display, *, phases: Phases) -> None:
+    """Log how the attempt ended, and what was lost on the way."""
     display.stop()
     if status.failure:
         logs.warn("termination_log.failed", path=str(status.path), reason=status.failure)

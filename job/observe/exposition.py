@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from job.logs import emit, warn
@@ -51,10 +52,20 @@ def serve(families: Families, *, port: int, address: str | None = None) -> int |
     return int(listener.getsockname()[1])
 
 
-def push(url: str, families: Families, *, group: Mapping[str, str]) -> None:
+def push_start(url: str, families: Families, *, group: Mapping[str, str]) -> None:
+    """`push` from a thread of its own: the attempt does not wait for a gateway. What is lost so, the end says again."""
+    act = partial(push, url, families, group=group, at="start")
+    threading.Thread(target=act, daemon=True, name="push of the start").start()
+
+
+def push(url: str, families: Families, *, group: Mapping[str, str], at: str = "end") -> None:
     """Add series to a group of the Pushgateway at `url`, for `PUSH_SECONDS` at most; others of the group stay as they are.
 
     Says `metrics.pushed`, or `metrics.not_pushed` and why.
+
+    Args:
+        group: labels; what is empty is left out.
+        at: whether the attempt starts or ends, for the log.
     """
     from prometheus_client import pushadd_to_gateway
 
@@ -67,7 +78,7 @@ def push(url: str, families: Families, *, group: Mapping[str, str]) -> None:
                 url,
                 job=_JOB,
                 registry=registry,
-                grouping_key={name: value for name, value in group.items() if value},
+                grouping_key={name: one_line(value) for name, value in group.items() if value},
                 timeout=PUSH_SECONDS,
                 handler=_request,
             )
@@ -80,9 +91,14 @@ def push(url: str, families: Families, *, group: Mapping[str, str]) -> None:
     thread.start()
     thread.join(PUSH_SECONDS)
     if failure:
-        warn("metrics.not_pushed", url=url, reason=f"{failure}; correct observe.pushgateway_url or start the gateway")
+        warn(
+            "metrics.not_pushed",
+            url=url,
+            at=at,
+            reason=f"{failure}; correct observe.pushgateway_url or start the gateway",
+        )
     else:
-        emit("metrics.pushed", url=url)
+        emit("metrics.pushed", url=url, at=at)
 
 
 def _request(

@@ -22,6 +22,10 @@ _FIELD = "termination_log"
 _FLAG, _VARIABLE = f"--observe.{_FIELD}", f"{ENV_PREFIX}OBSERVE__{_FIELD.upper()}"
 
 
+OUTCOMES = ("committed", "already_committed", "skipped", "retired", "assisted", "interrupted", "stalled", "failed")
+"""How an attempt can end."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Status:
     """What is known about this attempt; filled in as the run goes on."""
@@ -35,8 +39,6 @@ class Status:
     epoch: int = 0
     accuracy: float | None = None
     promoted: bool | None = None
-    champion_accuracy: float | None = None
-    """Of the champion after this attempt, on the test split that it was scored on; not part of the message."""
     commit: str | None = None
     seconds: float = 0.0
     started_seconds: float = field(default_factory=clock.elapsed, repr=False)
@@ -50,6 +52,7 @@ class Status:
 
     def end(self, *, outcome: str, code: ExitCode, reason: str = "") -> None:
         """Record how it ended, write the message for the last time, and log it."""
+        assert outcome in OUTCOMES
         self.outcome, self.code, self.reason = outcome, code, reason
         self.write()
         if self.on_end:
@@ -96,11 +99,15 @@ def find_path(arguments: Sequence[str], environ: Mapping[str, str]) -> Path | No
     Args:
         arguments: of `mnist-job`, as given. The last flag counts, then the variable, then the file of `--config`.
     """
-    files = filter(None, map(_to_path, _values_of("--config", arguments)))
-    in_files = (path for file in files for path in _in_yaml(file))
+    in_files = (path for file in config_files(arguments) for path in _in_yaml(file))
     in_environment = (value for name, value in environ.items() if name.upper() == _VARIABLE)
     *_, found = "", *in_files, *in_environment, *_values_of(_FLAG, arguments)
     return choose_path(_to_path(found))
+
+
+def config_files(arguments: Sequence[str]) -> list[Path]:
+    """Those that a command line names, which may be refused for naming two."""
+    return [*filter(None, map(_to_path, _values_of("--config", arguments)))]
 
 
 def _to_path(text: str) -> Path | None:

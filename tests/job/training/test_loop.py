@@ -9,23 +9,28 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from job.attempt import restore_newest
-from job.config import CheckpointSection, TrainSection
+from job.attempt import Surroundings, restore_newest, train
+from job.config import CheckpointSection, Config, TrainSection
+from job.contract import Pod
 from job.errors import IntegrityError
+from job.observe.exposition import to_text
 from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.progress import Display
+from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status
 from job.observe.view import View
 from job.runs import checkpoint as checkpoints
 from job.runs.checkpoint import Checkpoint
 from job.runs.checkpoint_writer import CheckpointWriter
 from job.runs.goodput import Ledger
+from job.runs.identity import AttemptIdentity
 from job.signals import StopSignal
 from job.store.folder import FolderBackend
 from job.store.store import Store
 from job.training.loop import Split, Training
 from job.training.watchdog import Watchdog
+from job.training.workers import ALONE
 from tests.torture.plain import BATCH, NUM_TRAIN, PlainSteps
 
 SETTINGS = TrainSection(
@@ -87,6 +92,35 @@ def test_training_ends_early_and_never_scores_the_test_split(tmp_path: Path) -> 
     again.restore(last)
     assert run(again, tmp_path).key == last.key, "nothing was left to train"
     assert (again.state_digest(), again.decisions()) == (digest, training.decisions())
+
+
+def test_what_is_restored_is_told_to_the_metrics_and_counted_by_nobody_again(tmp_path: Path) -> None:
+    training, _ = make_training()
+    last = run(training, tmp_path)
+    status, phases = Status(), Phases()
+    metrics = Metrics(status=status, phases=phases)
+    surroundings = Surroundings(
+        identity=AttemptIdentity(run="r", attempt="b"),
+        pod=Pod(),
+        environ={},
+        workers=ALONE,
+        phases=phases,
+        stop=StopSignal(),
+        view=View(display=Display("json", is_silent=True), metrics=metrics, status=status),
+        traffic=metrics.traffic,
+        stored_log=StoredLog(run="r", attempt="b"),
+        on_stall=lambda reason, stacks: None,
+    )
+    ledger = Ledger(phases=phases, attempt="b", num_attempts=2, computed_on={}, first_started_seconds=0.0)
+    again, _ = make_training()
+    train(Config(), again, last, None, surroundings=surroundings, ledger=ledger, result_digest="d")
+    lines = (line.split(" ") for line in to_text(metrics.running).decode().splitlines() if line.startswith("mnist_"))
+    series = {name.removeprefix("mnist_train_"): float(value) for name, value in lines}
+    recorded = last.meta["ledger"]
+    assert (series["checkpoint_step"], series["run_steps"], series["steps_total"]) == (last.step, last.step, 0)
+    assert series["checkpoint_last_timestamp_seconds"] == pytest.approx(recorded["saved_seconds"], abs=0.001)
+    assert series["run_start_timestamp_seconds"] == pytest.approx(recorded["first_started_seconds"], abs=0.001)
+    assert (series["run_attempts"], series["epochs_total"]) == (2, 0)
 
 
 def test_same_steps_without_keep_best_have_checkpoints_as_before(tmp_path: Path) -> None:
