@@ -39,7 +39,10 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
     except NothingToTrainError:
         return
     surroundings.view.prepared(
-        dataset=prepared.dataset.name, num_replicas=len(prepared.device.names), num_workers=prepared.device.num_workers
+        dataset=prepared.dataset.name,
+        digest=prepared.dataset.digest,
+        num_replicas=len(prepared.device.names),
+        num_workers=prepared.device.num_workers,
     )
     lineage = describe_attempt(
         surroundings.pod, surroundings.identity, device=prepared.device, environ=surroundings.environ, config=config

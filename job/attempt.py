@@ -110,7 +110,10 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
     surroundings.stored_log.attach(store)
     prepared = _prepare(config, store, surroundings=surroundings, workload=workload, workers=workers)
     surroundings.view.prepared(
-        dataset=prepared.dataset.name, num_replicas=len(prepared.device.names), num_workers=prepared.device.num_workers
+        dataset=prepared.dataset.name,
+        digest=prepared.dataset.digest,
+        num_replicas=len(prepared.device.names),
+        num_workers=prepared.device.num_workers,
     )
     if config.run.skip_if_unchanged:
         with phases("store"):
@@ -385,7 +388,7 @@ def _find_unchanged(config: Config, store: Store, *, surroundings: Surroundings,
         if not is_unchanged(store, committed, pod=surroundings.pod, is_result_of=is_same_result):
             return None
         serving.finish_layout(store, newest)
-        surroundings.view.champion_is(newest.to.accuracy)
+        surroundings.view.champion_is(newest.to.accuracy, version=newest.version, when=newest.when)
         return replace(_outcome(store, committed, surroundings=surroundings), is_skipped=True)
 
     return champion.use_newest(store, champion.model_name(config, dataset=prepared.dataset.name), look_at)
@@ -412,11 +415,11 @@ def finish(
                 who=f"attempt {surroundings.identity.attempt}",
                 reevaluate=workload.predict_with,
             ).settle(committed)
-            view.decided(is_promoted=gate.verdict == "promoted")
+            view.decided(gate.verdict)
     with surroundings.phases("publish"), after_commit("layout.failed", fatal=JobError):
         newest = serving.finish_champions_layout(store, model)
         if newest:
-            view.champion_is(newest.to.accuracy)
+            view.champion_is(newest.to.accuracy, version=newest.version, when=newest.when)
     with surroundings.phases("clean_up"):
         with after_commit("cleanup.failed"):
             write.clean_up(store, committed)
@@ -467,7 +470,9 @@ def _open_ledger(store: Store, surroundings: Surroundings, *, lineage: Lineage) 
         computed_on=bits_depend_on(lineage),
         first_started_seconds=min(started_seconds),
     )
-    surroundings.view.registered(lineage.attempt, goodput=ledger.goodput)
+    surroundings.view.registered(
+        lineage.attempt, run_started_seconds=ledger.first_started_seconds, goodput=ledger.goodput
+    )
     return ledger
 
 
@@ -502,6 +507,8 @@ def train(
         checkpoint = restore_newest(training, checkpoint, older=older)
         if checkpoint:
             emit(Event.CHECKPOINT_RESTORED, step=checkpoint.step, of=training.total_steps)
+            saved_seconds = checkpoint.meta["ledger"]["saved_seconds"]
+            surroundings.view.checkpoint_restored(checkpoint.step, saved_seconds=saved_seconds)
         ledger.start(
             checkpoint.meta["ledger"] if checkpoint else None,
             step=checkpoint.step if checkpoint else 0,

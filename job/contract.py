@@ -188,6 +188,11 @@ TERMINATION_FIELDS = (
 """Of the termination message, in this order."""
 
 
+ORIGIN_VARIABLE = "RUN_ORIGIN"
+ORIGIN_SCHEDULE, ORIGIN_MANUAL = "schedule", "manual"
+"""Of a run: what its release starts itself, and what anybody starts beside that. Part of the group of a push."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
     """Facts about the pod that the chart passes in; all empty outside a cluster."""
@@ -201,6 +206,8 @@ class Pod:
     chart_version: str = ""
     revision: str = ""
     """Of the source that the image was built from."""
+    origin: str = ORIGIN_MANUAL
+    """Who started the run: the release itself (`schedule`), or a person or another program (`manual`)."""
 
 
 def pod_from_environment(environ: Mapping[str, str]) -> Pod:
@@ -217,6 +224,7 @@ def pod_from_environment(environ: Mapping[str, str]) -> Pod:
         image=masked(environ.get("IMAGE", "")),
         chart_version=masked(environ.get("CHART_VERSION", "")),
         revision=masked(environ.get("REVISION", "")),
+        origin=ORIGIN_SCHEDULE if environ.get(ORIGIN_VARIABLE) == ORIGIN_SCHEDULE else ORIGIN_MANUAL,
     )
 
 

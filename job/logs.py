@@ -68,6 +68,11 @@ def configure(
     logger.setLevel(logging.INFO)
 
 
+def tell_too(handler: logging.Handler) -> None:
+    """Give what is logged from now on to one more handler, which needs no text of it."""
+    logging.getLogger(LOGGER_NAME).addHandler(handler)
+
+
 def json_formatter(*, run: str, attempt: str, worker: int = 0) -> logging.Formatter:
     """One JSON object a line, with the keys that every event carries."""
     return _JsonFormatter(run=run, attempt=attempt, worker=worker)

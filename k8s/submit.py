@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from job.contract import is_run_id
+from job.contract import ORIGIN_MANUAL, ORIGIN_SCHEDULE, ORIGIN_VARIABLE, is_run_id
 from job.errors import ConfigError
 from job.texts import quoted
 from k8s.api import Api
@@ -36,6 +36,7 @@ _MAX_NAME_CHARACTERS = 63
 _NEVER = "0 0 31 2 *"
 _GPUS = re.compile(r"nvidia\.com/(gpu|mig-[^/]+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)")
 """The limits that are GPUs; the chart knows the same names (`mnist-train.gpus` in templates/_run.tpl)."""
+_MANAGED_BY, _CLIENT = "app.kubernetes.io/managed-by", "mnist-k8s"
 _GRACE_ABOVE_FINAL_SAVE_SECONDS = 10
 
 _log = logging.getLogger("k8s")
@@ -61,6 +62,7 @@ def build_job(
         added.append("--promotion.enabled=false")
     job = _from_template(cronjob, name=name, settings=", ".join(overrides))
     _append_arguments(job, added)
+    _set_origin(job, ORIGIN_MANUAL)
     _check(job, cronjob)
     job["metadata"]["annotations"][RUN_ANNOTATION] = run_id_of(job)
     return job
@@ -78,13 +80,14 @@ def build_resumed_job(cronjob: Object, old: Object, *, name: str, overrides: Seq
     job = _from_template(cronjob, name=name, settings=", ".join(filter(None, (before, *overrides))))
     container_of(job["spec"]["template"]["spec"])["args"] = arguments[:1]
     _append_arguments(job, arguments[1:])
+    _set_origin(job, _origin_of(old))
     _check(job, cronjob)
     job["metadata"]["annotations"][RUN_ANNOTATION] = run_id
     return job
 
 
 def build_triggered_job(cronjob: Object, *, name: str) -> Object:
-    """What the schedule would start at its next time.
+    """What the schedule would start at its next time; it counts as a run of the schedule.
 
     Raises:
         UsageError: the release has no schedule.
@@ -188,7 +191,7 @@ def _from_template(cronjob: Object, *, name: str, settings: str) -> Object:
         "metadata": {
             "name": name,
             "namespace": cronjob["metadata"]["namespace"],
-            "labels": {**(metadata.get("labels") or {}), "app.kubernetes.io/managed-by": "mnist-k8s"},
+            "labels": {**(metadata.get("labels") or {}), _MANAGED_BY: _CLIENT},
             "annotations": annotations,
             # controller: false, or the history limits of the CronJob would delete it.
             "ownerReferences": [
@@ -208,6 +211,22 @@ def _from_template(cronjob: Object, *, name: str, settings: str) -> Object:
 def _append_arguments(job: Object, arguments: Sequence[str]) -> None:
     container = container_of(job["spec"]["template"]["spec"])
     container["args"] = [*(container.get("args") or []), *(argument.replace("$", "$$") for argument in arguments)]
+
+
+def _set_origin(job: Object, origin: str) -> None:
+    """Say in which group of a Pushgateway the run tells how it ended: one by hand must not stand for the schedule's."""
+    container = container_of(job["spec"]["template"]["spec"])
+    others = [variable for variable in container.get("env") or [] if variable["name"] != ORIGIN_VARIABLE]
+    container["env"] = [*others, {"name": ORIGIN_VARIABLE, "value": origin}]
+
+
+def _origin_of(job: Object) -> str:
+    """What the Job says; one of an older release or client says nothing, and is then told by who made it."""
+    for variable in container_of(job["spec"]["template"]["spec"]).get("env") or []:
+        if variable["name"] == ORIGIN_VARIABLE:
+            return str(variable.get("value", ORIGIN_MANUAL))
+    labels = job["metadata"].get("labels") or {}
+    return ORIGIN_MANUAL if labels.get(_MANAGED_BY) == _CLIENT else ORIGIN_SCHEDULE
 
 
 def _check(job: Object, cronjob: Object) -> None:

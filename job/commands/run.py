@@ -17,19 +17,20 @@ from job.contract import Event
 from job.errors import ConfigError, GateRefusedError, RetiredError
 from job.measures import is_measure
 from job.observe import exposition
-from job.observe.metrics import Metrics
+from job.observe.metrics import Metrics, WarningCounts
 from job.observe.phases import Phases
 from job.observe.progress import Display
 from job.observe.stored_logs import StoredLog
 from job.observe.termination import Status, choose_path
 from job.observe.view import View
 from job.registry import champion
-from job.runs.identity import AttemptIdentity, make_run_id
+from job.runs.identity import AttemptIdentity, make_run_id, wanted_replicas
 from job.runs.lineage import make_attempt_id
 from job.runs.read import read_metrics
 from job.signals import StopSignal
 from job.store.open import open_store
 from job.texts import one_line
+from job.training.devices import memory_limit
 from job.training.keras_workload import KerasWorkload
 from job.training.workers import Workers, workers_from_environment
 
@@ -71,7 +72,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
 
     status.on_end = lambda: _tell_end(push, log_end, store_log)
-    _configure_logs(log_format, identity, workers, display=display, stored_log=stored_log)
+    _configure_logs(log_format, identity, workers, display=display, stored_log=stored_log, warnings=metrics.warnings)
     status.write()
     logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
     if config.observe.metrics_port:
@@ -110,7 +111,13 @@ def _assist(config: Config, surroundings: Surroundings, *, status: Status) -> in
 
 
 def _configure_logs(
-    log_format: logs.LogFormat, identity: AttemptIdentity, workers: Workers, *, display: Display, stored_log: StoredLog
+    log_format: logs.LogFormat,
+    identity: AttemptIdentity,
+    workers: Workers,
+    *,
+    display: Display,
+    stored_log: StoredLog,
+    warnings: WarningCounts,
 ) -> None:
     logs.configure(
         log_format,
@@ -120,6 +127,7 @@ def _configure_logs(
         write=display.write,
         also=stored_log if workers.is_chief else None,
     )
+    logs.tell_too(warnings)
 
 
 def _tell_end(*ways: Callable[[], None]) -> None:
@@ -195,13 +203,16 @@ def _end_retired(reason: str, *, status: Status, log_format: str) -> int:
 
 
 def _make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: Phases, is_chief: bool) -> Metrics:
-    metrics = Metrics(status=status, phases=phases, is_chief=is_chief)
+    metrics = Metrics(status=status, phases=phases, is_chief=is_chief, memory_limit_bytes=memory_limit())
     metrics.describe(
         version=__version__,
         image=pod.image,
         run=status.run,
+        dataset=config.data.name,
         precision=config.train.precision,
+        replicas=wanted_replicas(config),
         workers=config.cluster.workers,
+        origin=pod.origin,
     )
     return metrics
 
@@ -209,7 +220,7 @@ def _make_metrics(config: Config, pod: contract.Pod, *, status: Status, phases: 
 def _push_group(config: Config, pod: contract.Pod) -> dict[str, str]:
     """What stays the same from run to run, so that the next run of a schedule replaces what this one pushes."""
     model = champion.model_name(config, dataset=config.data.name)
-    return {"model": model, "namespace": pod.namespace, "release": pod.release}
+    return {"model": model, "namespace": pod.namespace, "origin": pod.origin, "release": pod.release}
 
 
 def _make_report(config: Config, outcome: Outcome) -> dict[str, bytes]:

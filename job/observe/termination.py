@@ -22,6 +22,10 @@ _FIELD = "termination_log"
 _FLAG, _VARIABLE = f"--observe.{_FIELD}", f"{ENV_PREFIX}OBSERVE__{_FIELD.upper()}"
 
 
+OUTCOMES = ("committed", "already_committed", "skipped", "retired", "assisted", "interrupted", "stalled", "failed")
+"""How an attempt can end."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Status:
     """What is known about this attempt; filled in as the run goes on."""
@@ -35,8 +39,6 @@ class Status:
     epoch: int = 0
     accuracy: float | None = None
     promoted: bool | None = None
-    champion_accuracy: float | None = None
-    """Of the champion after this attempt, on the test split that it was scored on; not part of the message."""
     commit: str | None = None
     seconds: float = 0.0
     started_seconds: float = field(default_factory=clock.elapsed, repr=False)
@@ -50,6 +52,7 @@ class Status:
 
     def end(self, *, outcome: str, code: ExitCode, reason: str = "") -> None:
         """Record how it ended, write the message for the last time, and log it."""
+        assert outcome in OUTCOMES
         self.outcome, self.code, self.reason = outcome, code, reason
         self.write()
         if self.on_end:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from job.observe.metrics import Metrics
+from job.observe.metrics import Champion, Metrics
 from job.observe.progress import Display
 from job.observe.termination import Status
 from job.texts import say_placement
@@ -23,7 +23,7 @@ class Progress:
         loss, accuracy: of the running epoch so far.
         examples_per_second, eta_seconds: smoothed.
         counters: what the run has made over all attempts.
-        goodput_ratio: time in training steps that were kept, over the wall time of all attempts.
+        goodput: where the time of all attempts went, as `Ledger.goodput` has it.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Progress:
     examples_per_second: float
     eta_seconds: float
     counters: Mapping[str, int]
-    goodput_ratio: float
+    goodput: Mapping[str, Any]
 
 
 class View:
@@ -43,25 +43,35 @@ class View:
     def __init__(self, *, display: Display, metrics: Metrics, status: Status) -> None:
         self._display, self._metrics, self._status = display, metrics, status
 
-    def prepared(self, *, dataset: str, num_replicas: int, num_workers: int) -> None:
+    def prepared(self, *, dataset: str, digest: str | None, num_replicas: int, num_workers: int) -> None:
         """Data and devices are there."""
+        self._metrics.dataset_digest = digest or ""
         self._metrics.describe(dataset=dataset, replicas=num_replicas)
         if num_replicas > 1:
             self._display.placement = say_placement(num_workers=num_workers, num_replicas=num_replicas)
 
-    def registered(self, attempt: str, *, goodput: Callable[[], Mapping[str, Any]]) -> None:
-        """The attempt has its id, and can say where the time of all attempts went."""
+    def registered(self, attempt: str, *, run_started_seconds: float, goodput: Callable[[], Mapping[str, Any]]) -> None:
+        """The attempt has its id, and can say when the run started and where the time of all attempts went."""
         self._status.attempt, self._status.goodput = attempt, goodput
+        self._metrics.registered(run_started_seconds=run_started_seconds)
+
+    def checkpoint_restored(self, step: int, *, saved_seconds: float) -> None:
+        """The attempt goes on from a checkpoint that was made at that time."""
+        self._metrics.checkpoint_restored(step, saved_seconds)
 
     def training_starts(self, *, step: int, total_steps: int, epochs: int, counters: Mapping[str, int]) -> None:
         """The newest checkpoint is restored, or there is none."""
         self._status.step = step
-        self._metrics.count(counters)
+        self._metrics.restored(counters)
         self._display.start(num_steps=total_steps, done_steps=step, num_epochs=epochs)
 
     def set(self, **gauges: float) -> None:
         """Set metrics by name, such as `view.set(learning_rate=0.1)`; `metrics.py` has the names."""
         self._metrics.set(**gauges)
+
+    def count(self, counters: Mapping[str, int]) -> None:
+        """The run has made so much by now, over all attempts."""
+        self._metrics.count(counters)
 
     def steps_timed(self, num_steps: int, *, seconds: float) -> None:
         """One call made so many steps, which took `seconds` all together."""
@@ -86,8 +96,8 @@ class View:
             examples_per_second=now.examples_per_second,
             eta_seconds=now.eta_seconds,
             progress_ratio=now.step / now.total_steps,
-            goodput_ratio=now.goodput_ratio,
         )
+        self._metrics.set_goodput(now.goodput)
 
     def epoch_ends(
         self,
@@ -129,10 +139,10 @@ class View:
         """The run has a result: this attempt's, or that of another."""
         self._status.commit, self._status.accuracy = commit_key, test_accuracy
 
-    def decided(self, *, is_promoted: bool) -> None:
+    def decided(self, verdict: str) -> None:
         """The gate was asked."""
-        self._status.promoted = is_promoted
+        self._status.promoted, self._metrics.verdict = verdict == "promoted", verdict
 
-    def champion_is(self, accuracy: float) -> None:
-        """How good the model is that is served now."""
-        self._status.champion_accuracy = accuracy
+    def champion_is(self, accuracy: float, *, version: int, when: str) -> None:
+        """How good the model is that is served now, and since when it is."""
+        self._metrics.champion = Champion(accuracy=accuracy, version=version, when=when)

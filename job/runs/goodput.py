@@ -152,6 +152,11 @@ class Ledger:
     def _by_category(self, phases: Mapping[str, float]) -> dict[str, float]:
         seconds = dict(self.earlier_seconds)
         for phase, value in phases.items():
-            category = _CATEGORY_OF_PHASE.get(phase, phase)
+            category = category_of(phase)
             seconds[category] = seconds.get(category, 0.0) + value
         return seconds
+
+
+def category_of(phase: str) -> str:
+    """Under which name goodput counts the time of a phase."""
+    return _CATEGORY_OF_PHASE.get(phase, phase)

@@ -25,6 +25,11 @@ _STALE_SECONDS = 3600.0
 T = TypeVar("T")
 
 
+VERBS = ("check", "create", "delete", "get", "list", "put", "sweep")
+OUTCOMES = ("ok", "error")
+"""Of requests, as `Traffic` counts them."""
+
+
 class Traffic:
     """Counts requests, over all the stores that share it and all their threads."""
 
@@ -36,6 +41,7 @@ class Traffic:
 
     def count(self, verb: str, *, outcome: str) -> None:
         """One request was answered, or was given up."""
+        assert verb in VERBS and outcome in OUTCOMES
         with self._lock:
             self.requests[verb, outcome] += 1
 

@@ -195,6 +195,7 @@ class Training:
             if writer and step > self._start_step:  # else it is the checkpoint that was restored
                 with phases("checkpoint"):
                     ledger.num_interruptions += 1 if stop.requested else 0
+                    view.count(self.counters(step, ledger=ledger))
                     writer.save_last(checkpoint(), stop=stop)
         view.training_ends()
 
@@ -342,7 +343,7 @@ class Training:
             examples_per_second=meter.steps_per_second * self._settings.global_batch_size,
             eta_seconds=meter.eta_seconds,
             counters=self.counters(result.step, ledger=ledger),
-            goodput_ratio=ledger.goodput()["ratio"],
+            goodput=ledger.goodput(),
         )
         view.chunk(progress)
         if meter.is_due():

@@ -26,7 +26,8 @@ def main() -> None:
         metrics.add_steps(67, seconds=0.28)
         metrics.set(loss=0.5, accuracy=0.5, examples_per_second=1e5, eta_seconds=3.0)
         metrics.count(counters)
-        metrics.set(progress_ratio=0.5, goodput_ratio=ledger.goodput()["ratio"])
+        metrics.set(progress_ratio=0.5)
+        metrics.set_goodput(ledger.goodput())
 
     chunk_seconds = timeit.timeit(set_after_chunk, number=_CHUNKS) / _CHUNKS
     scrape_seconds = timeit.timeit(lambda: exposition.to_text(metrics.running), number=_SCRAPES) / _SCRAPES

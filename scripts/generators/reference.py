@@ -7,8 +7,8 @@ from typing import Any
 from generators.splice import splice, to_rows
 from job.ambient import TABLE
 from job.config import describe_fields
-from job.contract import ExitCode
-from job.observe.metrics import Metrics
+from job.contract import ExitCode, commit_key
+from job.observe.metrics import Champion, Metrics
 from job.observe.phases import Phases
 from job.observe.termination import Status
 
@@ -71,13 +71,15 @@ def make_series() -> str:
 
 
 def _metrics_with_everything() -> Metrics:
-    status = Status(code=ExitCode.OK, accuracy=0.0, promoted=False, champion_accuracy=0.0)
-    metrics = Metrics(status=status, phases=Phases())
+    status = Status(run="r", code=ExitCode.OK, outcome="committed", accuracy=0.0, commit=commit_key("r"))
+    metrics = Metrics(status=status, phases=Phases(), memory_limit_bytes=1, verdict="promoted", dataset_digest="0")
+    metrics.champion = Champion(accuracy=0.0, version=1, when="2026-01-01T00:00:00+00:00")
+    metrics.restored(dict.fromkeys(metrics.counters(), 0))
     metrics.set(**dict.fromkeys(metrics.gauges(), 0.0))
-    metrics.count(dict.fromkeys(metrics.counters(), 0))
+    metrics.set_goodput({"ratio": 0.0, "seconds": {"train": 0.0}})
     metrics.set_recalls({"0": 0.0})
     metrics.set_metrics({"auc": 0.0})
-    metrics.traffic.count("get", outcome="ok")
+    metrics.warnings.by_event["checkpoint.failed"] += 1
     return metrics
 
 

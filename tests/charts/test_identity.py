@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from job.contract import is_run_id
-from tests.charts.helm import arguments, find, is_binding, render, run_id
+from job.contract import is_run_id, pod_from_environment
+from tests.charts.helm import arguments, find, is_binding, pod_spec, render, run_id
 
 _LONGEST_RELEASE = "a" * 53
 
@@ -76,6 +76,18 @@ def test_a_schedule_names_its_runs_after_their_jobs() -> None:
     manifests = render({"schedule": "0 3 * * *", "activeDeadlineSeconds": 60, "clusterName": "berlin"})
     assert not [manifest for manifest in manifests if manifest["kind"] == "Job" and not is_binding(manifest)]
     assert "--run.id=berlin.ml.$(JOB_NAME)" in arguments(find(manifests, "CronJob"))
+
+
+@pytest.mark.parametrize("values", [{}, {"schedule": "0 3 * * *", "activeDeadlineSeconds": 60}])
+def test_what_the_release_starts_says_so_in_its_environment_and_not_in_its_settings(values: dict[str, Any]) -> None:
+    made = [
+        manifest for manifest in render(values) if manifest["kind"] in ("Job", "CronJob") and not is_binding(manifest)
+    ]
+    for manifest in made:
+        variables = pod_spec(manifest)["containers"][0]["env"]
+        facts = pod_from_environment({each["name"]: each["value"] for each in variables if "value" in each})
+        assert facts.origin == "schedule"
+        assert not any("origin" in argument for argument in arguments(manifest))
 
 
 @pytest.mark.parametrize("release", ["a", "a" * 43, "a" * 44, _LONGEST_RELEASE, "a.b.c", ("ab-" * 18)[:53].rstrip("-")])

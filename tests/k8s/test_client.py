@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from job.contract import ORIGIN_VARIABLE
 from k8s import RunClient
 from k8s.cli import parse_command_line
 from k8s.connection import connect
@@ -49,6 +50,42 @@ def test_a_submitted_run_is_the_releases_with_other_settings(client: RunClient, 
     assert (owner["kind"], owner["name"], owner["controller"]) == ("CronJob", "train", False)
     assert job["metadata"]["labels"].items() >= LABELS.items()
     assert job["metadata"]["name"].startswith("train-")
+
+
+def _origin(job: Object) -> list[str]:
+    variables = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    return [variable["value"] for variable in variables if variable["name"] == ORIGIN_VARIABLE]
+
+
+@pytest.mark.parametrize("env", [[], [{"name": "A", "value": "$(B)"}, {"name": ORIGIN_VARIABLE, "value": "schedule"}]])
+def test_a_run_by_hand_does_not_stand_for_the_schedule(
+    env: list[Object], client: RunClient, cluster: ApiServer
+) -> None:
+    """Also in a release of an older chart, whose pods do not say who started them."""
+    container = cluster.get("cronjobs")[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    container["env"] = env
+    submitted = client.submit(["train.epochs=9"], promote=True)
+    [job] = cluster.get("jobs")
+    assert _origin(job) == ["manual"]
+    assert container["env"] == env
+    end(job, kind="Failed", reason="BackoffLimitExceeded")
+    client.resume(submitted.run)
+    assert [_origin(job) for job in cluster.get("jobs")] == [["manual"], ["manual"]]
+
+
+@pytest.mark.parametrize(
+    ("env", "managed_by"), [([], "Helm"), ([{"name": ORIGIN_VARIABLE, "value": "schedule"}], "mnist-k8s")]
+)
+def test_a_run_of_the_schedule_stays_one_when_it_is_resumed(
+    env: list[Object], managed_by: str, client: RunClient, cluster: ApiServer
+) -> None:
+    run = client.trigger().run
+    [job] = cluster.get("jobs")
+    job["spec"]["template"]["spec"]["containers"][0]["env"] = env
+    job["metadata"]["labels"]["app.kubernetes.io/managed-by"] = managed_by
+    end(job, kind="Failed", reason="BackoffLimitExceeded")
+    client.resume(run)
+    assert _origin(cluster.get("jobs")[1]) == ["schedule"]
 
 
 def test_promotion_is_left_to_the_release_when_asked(client: RunClient, cluster: ApiServer) -> None:

@@ -55,6 +55,8 @@ containers:
         value: {{ include "mnist-train.image" $root | toJson }}
       - name: CHART_VERSION
         value: {{ toJson $root.Chart.Version }}
+      - name: RUN_ORIGIN
+        value: schedule {{- /* what the release starts; mnist-k8s submit says manual */}}
       {{- if .isPeer }}
       {{- /* JOB_COMPLETION_INDEX cannot be used: Kubernetes puts it at the end of the list, and TF_CONFIG sees only what stands before it. */}}
       - name: WORKER_INDEX

@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import http.server
 import json
+import logging
+import math
 import re
 import socket
 import subprocess
@@ -14,28 +16,57 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from job import contract, logs
 from job.contract import ExitCode
 from job.observe import exposition
-from job.observe.metrics import Metrics
-from job.observe.phases import PHASES, Phases
-from job.observe.termination import Status
+from job.observe.metrics import Champion, Metrics
+from job.observe.phases import PAUSED, PHASES, Phases
+from job.observe.termination import OUTCOMES, Status
+from job.registry.rules import Verdict
+from job.runs import goodput
+from job.runs.goodput import LOST
 from tests.conftest import QUICK, REPOSITORY, RunJob, job_command, job_environment
 
 # The contract with dashboards and alerts: a series that is renamed breaks them.
-_RUNNING = {
-    "info", "phase", "steps_total", "examples_total", "epochs_total", "attempts_total", "interruptions_total", "loss", "accuracy",
-    "test_loss", "test_accuracy", "class_recall_ratio", "step_seconds_bucket", "step_seconds_sum", "step_seconds_count",
-    "examples_per_second", "checkpoint_seconds", "checkpoint_last_timestamp_seconds", "checkpoint_step", "store_requests_total",
-    "store_retries_total", "goodput_ratio", "progress_ratio", "eta_seconds", "learning_rate", "metric",
+_OWN = {
+    "info", "phase", "seconds_since_progress", "warnings_total", "store_requests_total", "store_retries_total", "memory_limit_bytes",
+    "process_resident_memory_bytes", "process_cpu_seconds_total", "process_start_time_seconds", "process_open_fds",
 }  # fmt: skip
-_OUTCOME = {
-    "last_success_timestamp_seconds", "last_run_timestamp_seconds", "duration_seconds", "exit_code", "promoted", "test_accuracy",
-    "champion_accuracy",
+"""Of every worker; the others are the chief's."""
+_COUNTERS = {
+    "steps_total", "examples_total", "epochs_total", "attempts_total", "interruptions_total", "checkpoint_failures_total",
 }  # fmt: skip
+_RUNNING = _OWN | _COUNTERS | {
+    "loss", "accuracy", "test_loss", "test_accuracy", "val_loss", "val_accuracy", "class_recall_ratio", "step_seconds_bucket",
+    "step_seconds_sum", "step_seconds_count", "examples_per_second", "checkpoint_seconds", "checkpoint_last_timestamp_seconds",
+    "checkpoint_step", "run_steps", "run_attempts", "run_interruptions", "run_start_timestamp_seconds", "goodput_ratio",
+    "goodput_seconds", "progress_ratio", "eta_seconds", "learning_rate", "metric", "dataset_info",
+}  # fmt: skip
+_AT_EXIT = {
+    "last_success_timestamp_seconds", "last_run_timestamp_seconds", "last_start_timestamp_seconds", "duration_seconds",
+    "run_duration_seconds", "exit_code", "outcome", "promoted", "gate_verdict", "champion_accuracy", "champion_version",
+    "champion_timestamp_seconds",
+}  # fmt: skip
+_OUTCOME = _AT_EXIT | {
+    "test_accuracy",
+    "dataset_info",
+    "run_start_timestamp_seconds",
+    "goodput_ratio",
+    "goodput_seconds",
+}
+_ANY_END = {
+    "last_run_timestamp_seconds", "last_start_timestamp_seconds", "exit_code", "outcome",
+}  # fmt: skip
+"""What is pushed however soon an attempt ends."""
+_GOODPUT_SECONDS = dict.fromkeys(
+    ("start_up", "wait_for_workers", "data", "compile", "train", "evaluate", "checkpoint", "publish", "paused", "lost"),
+    1.0,
+)
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -59,51 +90,201 @@ def value(series: Series, name: str) -> float:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    """With everything set that a run sets."""
-    made = Metrics(status=Status(), phases=Phases())
+    """With everything set that a run sets: the largest case."""
+    made = Metrics(status=Status(run="ns.r"), phases=Phases(), memory_limit_bytes=2**30)
     made.describe(version="1", image="i", run="ns.r", dataset="mnist", precision="float32", replicas=2, workers=1)
+    made.registered(run_started_seconds=1000.0)
+    made.restored({"steps": 5, "examples": 600, "epochs": 0, "attempts": 3, "interruptions": 2})
     made.count({"steps": 7, "examples": 800, "epochs": 1, "attempts": 3, "interruptions": 2})
-    made.set(loss=0.5, accuracy=0.8, test_loss=0.6, examples_per_second=1e5, goodput_ratio=0.9, progress_ratio=0.1)
-    made.set(eta_seconds=12, learning_rate=0.1)
+    made.set(loss=0.5, accuracy=0.8, test_loss=0.6, val_loss=0.6, val_accuracy=0.7, examples_per_second=1e5)
+    made.set(progress_ratio=0.1, eta_seconds=12, learning_rate=0.1)
     made.set_metrics({f"metric_{number}": 0.5 for number in range(20)})
     made.checkpoint_saved(7, 0.004)
     made.set_recalls({str(digit): digit / 10 for digit in range(10)})
-    for verb in ("create", "put", "get", "list", "delete", "sweep"):
-        for outcome in ("ok", "error"):
-            made.traffic.count(verb, outcome=outcome)
-    made.status.accuracy, made.status.promoted, made.status.champion_accuracy = 0.88, True, 0.87
+    made.warnings.by_event.update({f"event.{number}": 1 for number in range(20)})
+    made.status.goodput = lambda: {"ratio": 0.5, "seconds": _GOODPUT_SECONDS}
+    made.set_goodput(made.status.goodput())
+    made.dataset_digest = "0123456789abcdef"
+    made.status.accuracy, made.status.commit = 0.88, contract.commit_key("ns.r")
+    made.verdict, made.champion = "same", Champion(accuracy=0.87, version=4, when="1970-01-01T00:01:40.000+00:00")
     return made
 
 
-def test_the_series_are_those_of_the_contract_and_at_most_96(metrics: Metrics) -> None:
-    running = parse(exposition.to_text(metrics.running).decode())
+def pushed(metrics: Metrics) -> Series:
+    return parse(exposition.to_text(metrics.outcome).decode())
+
+
+def scraped(metrics: Metrics) -> Series:
+    return parse(exposition.to_text(metrics.running).decode())
+
+
+def test_the_series_are_those_of_the_contract_at_most_120_of_a_target_and_40_of_a_group(metrics: Metrics) -> None:
+    running = scraped(metrics)
     assert names(running) == _RUNNING
+    assert len(running) <= 120
     metrics.status.code = ExitCode.OK
-    assert names(parse(exposition.to_text(metrics.outcome).decode())) == _OUTCOME
+    assert names(pushed(metrics)) == _OUTCOME
+    assert len(pushed(metrics)) <= 40
     everything = parse(exposition.to_text(metrics.everything).decode())
-    assert names(everything) == _RUNNING | _OUTCOME
-    assert len(everything) <= 96
+    assert names(everything) == _RUNNING | _AT_EXIT
     assert {name for name, labels in everything if "run" in dict(labels)} == {"info"}
+    assert names(parse(exposition.to_text(metrics.start).decode())) == {"last_start_timestamp_seconds"}
+
+
+def test_every_phase_of_goodput_is_in_the_largest_case() -> None:
+    assert {goodput.category_of(phase) for phase in (*PHASES, PAUSED)} | {LOST} == _GOODPUT_SECONDS.keys()
+
+
+def test_no_series_is_there_twice(metrics: Metrics) -> None:
+    metrics.status.code = ExitCode.OK
+    for families in (metrics.running, metrics.outcome, metrics.everything):
+        lines = [
+            line.rpartition(" ")[0] for line in exposition.to_text(families).decode().splitlines() if line[0] != "#"
+        ]
+        assert len(lines) == len(set(lines))
+
+
+def test_another_worker_tells_about_itself_only(metrics: Metrics) -> None:
+    metrics.is_chief = False
+    assert names(scraped(metrics)) == _OWN
+
+
+def test_counters_and_info_are_there_from_the_first_scrape() -> None:
+    """`increase()` misses what a counter had when it appeared; a series whose labels change is two."""
+    series = scraped(Metrics(status=Status(), phases=Phases()))
+    assert names(series) >= _COUNTERS | {"info", "store_requests_total", "store_retries_total"}
+    assert not any(number for (name, _), number in series.items() if name in _COUNTERS or name.startswith("store_"))
+    assert len([name for name, _ in series if name == "store_requests_total"]) == 14
 
 
 def test_values_are_what_was_set(metrics: Metrics) -> None:
-    series = parse(exposition.to_text(metrics.running).decode())
-    assert value(series, "steps_total") == 7
-    assert value(series, "interruptions_total") == 2
+    series = scraped(metrics)
+    assert [value(series, f"{name}_total") for name in ("steps", "examples", "epochs", "attempts")] == [2, 200, 1, 1]
+    assert [value(series, f"run_{name}") for name in ("steps", "attempts", "interruptions")] == [7, 3, 2]
+    assert value(series, "interruptions_total") == 0, "those of the attempts before are theirs"
     assert value(series, "test_accuracy") == 0.88
     assert value(series, "checkpoint_step") == 7
+    assert value(series, "memory_limit_bytes") == 2**30
+    assert value(series, "process_resident_memory_bytes") > 1e6
     assert series["class_recall_ratio", (("digit", "3"),)] == 0.3
+    assert series["dataset_info", (("dataset", "mnist"), ("digest", "0123456789ab"))] == 1
     assert len([name for name, _ in series if name == "metric"]) == 16, "more would be too many series"
-    assert series["store_requests_total", (("outcome", "error"), ("verb", "get"))] == 1
     [info] = [dict(labels) for name, labels in series if name == "info"]
     assert (info["run"], info["replicas"]) == ("ns.r", "2")
+
+
+def test_warnings_are_counted_by_event_and_failed_checkpoints_among_them(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics(status=Status(), phases=Phases())
+    logs.tell_too(metrics.warnings)
+    try:
+        for _ in range(2):
+            logs.warn("checkpoint.failed", reason="x")
+        logs.emit("run.start")
+        logs.error("error")
+        for number in range(10):
+            logs.warn(f"event.{number}")
+    finally:
+        logging.getLogger(logs.LOGGER_NAME).removeHandler(metrics.warnings)
+    series = scraped(metrics)
+    told = {labels[0][1]: number for (name, labels), number in series.items() if name == "warnings_total"}
+    assert told == {"checkpoint.failed": 2} | {f"event.{number}": 1 for number in range(7)} | {"other": 3}
+    assert value(series, "checkpoint_failures_total") == 2
+
+
+def test_a_restored_checkpoint_has_its_time_and_step(metrics: Metrics) -> None:
+    metrics.checkpoint_restored(5, 1234.5678)
+    series = scraped(metrics)
+    assert (value(series, "checkpoint_step"), value(series, "checkpoint_last_timestamp_seconds")) == (5, 1234.568)
+
+
+def _hot(series: Series, name: str) -> list[str]:
+    return [labels[0][1] for (of, labels), number in series.items() if of == name and number == 1]
+
+
+def test_an_end_says_outcome_verdict_champion_and_how_long_the_run_took(metrics: Metrics) -> None:
+    metrics.status.outcome, metrics.status.code = "committed", ExitCode.OK
+    series = pushed(metrics)
+    assert [_hot(series, name) for name in ("outcome", "gate_verdict")] == [["committed"], ["same"]]
+    assert {labels[0][1] for name, labels in series if name == "outcome"} == set(OUTCOMES)
+    assert {labels[0][1] for name, labels in series if name == "gate_verdict"} == set(get_args(Verdict))
+    assert (value(series, "promoted"), value(series, "champion_version")) == (0, 4)
+    assert (value(series, "champion_timestamp_seconds"), value(series, "run_start_timestamp_seconds")) == (100, 1000)
+    assert value(series, "run_duration_seconds") == len(_GOODPUT_SECONDS)
+    assert series["goodput_seconds", (("category", "lost"),)] == 1
+    assert 0 <= time.time() - value(series, "last_start_timestamp_seconds") < 600
+    assert _hot(parse(exposition.to_text(metrics.everything).decode()), "phase") == ["end"]
+
+
+def test_a_skipped_night_leaves_durations_accuracy_verdict_and_goodput_as_they_are() -> None:
+    metrics = Metrics(
+        status=Status(run="ns.tonight", commit=contract.commit_key("ns.champion"), accuracy=0.9), phases=Phases()
+    )
+    metrics.dataset_digest, metrics.champion = "0", Champion(accuracy=0.9, version=1, when="1970-01-01T00:00:00+00:00")
+    metrics.status.outcome, metrics.status.code, metrics.status.seconds = "skipped", ExitCode.OK, 3.0
+    of_champion = {"champion_accuracy", "champion_version", "champion_timestamp_seconds"}
+    assert names(pushed(metrics)) == _ANY_END | of_champion | {"last_success_timestamp_seconds", "dataset_info"}
+    assert "test_accuracy" not in names(scraped(metrics)), "that is the champion's"
+
+
+def test_an_attempt_that_was_interrupted_in_training_pushes_no_accuracy_and_no_duration_of_the_run(
+    metrics: Metrics,
+) -> None:
+    metrics.status.commit, metrics.status.outcome, metrics.status.code = None, "interrupted", ExitCode.INTERRUPTED
+    metrics.verdict = None
+    missing = {"test_accuracy", "run_duration_seconds", "gate_verdict", "promoted", "last_success_timestamp_seconds"}
+    assert names(pushed(metrics)) == _OUTCOME - missing
+    assert value(scraped(metrics), "test_accuracy") == 0.88, "while it trains it is of this run"
+
+
+_HOSTILE = [
+    'a"b\\c',
+    "line\nbreak",
+    "\x1b[31mred",
+    "\u202egnp",
+    "caf\udce9",
+    "x" * 5000,
+    "",
+    "a}1 2\n# TYPE evil counter",
+]
+
+
+def test_hostile_names_are_labels_of_one_line(metrics: Metrics) -> None:
+    metrics.set_recalls({name: 0.5 for name in _HOSTILE})
+    metrics.set_metrics({name: 0.5 for name in _HOSTILE})
+    metrics.describe(dataset=_HOSTILE[2], image=_HOSTILE[4])
+    metrics.warnings.by_event[_HOSTILE[1]] += 1
+    metrics.status.code = ExitCode.OK
+    text = exposition.to_text(metrics.everything).decode()
+    assert text.isascii() and "\x1b" not in text
+    assert names(parse(text)) <= _RUNNING | _AT_EXIT
+    labels = [label for (name, pairs) in parse(text) for _, label in pairs]
+    assert max(map(len, labels)) <= 200
+    assert sum(name == "class_recall_ratio" for name, _ in parse(text)) == len(_HOSTILE)
+
+
+def test_names_that_become_one_label_are_one_series(metrics: Metrics) -> None:
+    metrics.set_recalls({"a b": 0.5, "a  b": 0.6})
+    assert [n for (name, _), n in scraped(metrics).items() if name == "class_recall_ratio"] == [0.5]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_no_finite_number_is_left_out(number: float, metrics: Metrics) -> None:
+    metrics.set(loss=number, val_loss=number, eta_seconds=number)
+    metrics.set_metrics({"auc": number, "f1_macro": 0.5})
+    metrics.set_recalls({"0": number, "1": 0.5})
+    metrics.status.accuracy = number
+    metrics.status.code = ExitCode.OK
+    series = parse(exposition.to_text(metrics.everything).decode())
+    assert not any(math.isnan(found) or math.isinf(found) for found in series.values())
+    assert not names(series) & {"loss", "val_loss", "eta_seconds", "test_accuracy"}
+    assert [dict(labels) for name, labels in series if name == "metric"] == [{"metric": "f1_macro"}]
 
 
 def test_one_phase_is_the_current_one(metrics: Metrics) -> None:
     metrics.phases.switch("train")
     series = parse(exposition.to_text(metrics.running).decode())
     phases = {labels[0][1]: number for (name, labels), number in series.items() if name == "phase"}
-    assert phases == {name: float(name == "train") for name in PHASES}
+    assert phases == {name: float(name == "train") for name in (*PHASES, "end")}
 
 
 def test_steps_are_counted_in_the_bucket_of_their_mean(metrics: Metrics) -> None:
@@ -122,12 +303,10 @@ def test_many_classes_have_no_series_each(metrics: Metrics) -> None:
     assert "class_recall_ratio" not in names(parse(exposition.to_text(metrics.running).decode()))
 
 
-def test_a_failure_leaves_the_last_success_as_it_is(metrics: Metrics) -> None:
-    metrics.status.code = ExitCode.UNAVAILABLE
-    metrics.status.promoted = None
-    series = parse(exposition.to_text(metrics.outcome).decode())
-    assert names(series) == _OUTCOME - {"last_success_timestamp_seconds", "promoted"}
-    assert value(series, "exit_code") == 69
+def test_a_failure_leaves_the_last_success_as_it_is() -> None:
+    metrics = Metrics(status=Status(run="ns.r", outcome="failed", code=ExitCode.CONFIG), phases=Phases())
+    assert names(pushed(metrics)) == _ANY_END
+    assert value(pushed(metrics), "exit_code") == 64
 
 
 def _get(port: int, path: str) -> tuple[int, str]:
@@ -410,6 +589,6 @@ def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
 
 def test_every_series_is_documented() -> None:
     text = (REPOSITORY / "docs" / "reference.md").read_text()
-    documented = set(re.findall(r"`mnist_train_([a-z_]+)(?:\{[a-z,]+\})?`", text[text.index("## Metrics") :]))
-    wanted = {re.sub(r"^step_seconds_.*", "step_seconds", name) for name in _RUNNING | _OUTCOME}
+    documented = set(re.findall(r"`(?:mnist_train_)?([a-z_]+)(?:\{[a-z,]+\})?`", text[text.index("## Metrics") :]))
+    wanted = {re.sub(r"^step_seconds_.*", "step_seconds", name) for name in _RUNNING | _AT_EXIT}
     assert wanted <= documented

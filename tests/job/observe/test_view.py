@@ -22,7 +22,7 @@ PROGRESS = Progress(
     examples_per_second=1000.0,
     eta_seconds=3.0,
     counters=COUNTERS,
-    goodput_ratio=0.9,
+    goodput={"ratio": 0.9, "seconds": {"train": 9.0, "lost": 1.0}},
 )
 
 
@@ -48,18 +48,19 @@ def message(status: Status) -> dict[str, object]:
 
 
 def series(metrics: Metrics) -> dict[str, float]:
-    lines = (line for line in to_text(metrics.running).decode().splitlines() if not line.startswith("#"))
+    text = to_text(metrics.running).decode()
+    lines = (line for line in text.splitlines() if line.startswith("mnist_train_"))
     return {line.split(" ")[0].removeprefix("mnist_train_"): float(line.split(" ")[1]) for line in lines}
 
 
 def test_chunk_is_in_the_metrics_at_once_and_in_the_message_with_the_next_checkpoint(
     view: View, status: Status, metrics: Metrics
 ) -> None:
-    view.registered("a-2", goodput=dict)
+    view.registered("a-2", run_started_seconds=1.0, goodput=dict)
     view.training_starts(step=15, total_steps=60, epochs=4, counters=COUNTERS)
     view.chunk(PROGRESS)
     found = series(metrics)
-    assert (found["steps_total"], found["progress_ratio"], found["loss"]) == (30, 0.5, 0.5)
+    assert (found["steps_total"], found["run_steps"], found["progress_ratio"], found["loss"]) == (0, 30, 0.5, 0.5)
     view.checkpoint_starts()
     told = message(status)
     assert (told["attempt"], told["step"], told["epoch"], told["outcome"]) == ("a-2", 30, 2, "running")
@@ -68,7 +69,7 @@ def test_chunk_is_in_the_metrics_at_once_and_in_the_message_with_the_next_checkp
 def test_results_follow_in_both(view: View, status: Status, metrics: Metrics) -> None:
     view.epoch_ends(test_loss=0.4, test_accuracy=0.8)
     view.committed("runs/r/COMMIT.json", test_accuracy=0.81)
-    view.decided(is_promoted=True)
+    view.decided("promoted")
     view.evaluated({"zero": 0.5}, {"auc": 0.9})
     status.write()
     told, found = message(status), series(metrics)

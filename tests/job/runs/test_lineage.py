@@ -215,5 +215,8 @@ def test_facts_of_the_pod_hold_no_credentials() -> None:
     pod = pod_from_environment(dict.fromkeys(names, "https://me:pw1@registry/image") | {"POD_UID": "u-1"})
     assert "pw1" not in str(pod)
     assert pod.image == "https://***@registry/image"
+    assert pod_from_environment({"RUN_ORIGIN": "schedule"}).origin == "schedule"
+    for text in ("", "manual", "Schedule", "https://me:pw1@registry/image"):
+        assert pod_from_environment({"RUN_ORIGIN": text}).origin == "manual"
     image = "registry:5000/mnist-train:1.2@sha256:0123456789abcdef"
     assert pod_from_environment({"IMAGE": image}).image == image
