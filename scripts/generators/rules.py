@@ -22,9 +22,9 @@ MATCHERS = {
 """As `mnist-train.rulePlaces` of the chart, for all releases; kube-state-metrics needs the name of one."""
 
 _HEAD = """\
-# Made by scripts/generate of rules.yaml: the alerts for a Prometheus without the operator (rule_files), with the thresholds' defaults.
+# Made by scripts/generate of rules.yaml, with the thresholds' defaults: the alerts for a Prometheus without the operator (rule_files).
 # Series of runs are told apart by their labels, whatever the release. The rules on kube-state-metrics name the release "train":
-#     sed 's/"train/"NAME/' mnist-train.rules.yaml
+#     sed 's/cronjob="train"/cronjob="NAME"/; s/"train-/"NAME-/' mnist-train.rules.yaml
 # With other thresholds, and for one release alone, take the spec of what Helm makes:
 #     helm template NAME charts/mnist-train -f values.yaml --set monitoring.rules.enabled=true -s templates/prometheusrule.yaml
 # What each alert means, and what to do: docs/operations.md.
@@ -77,7 +77,9 @@ def make_table(source: dict[str, Any]) -> str:
     """A row for each alert; the matchers of the release are left out of its expression."""
     rows = (_make_row(rule, source["thresholds"]) for group in source["groups"] for rule in group["rules"])
     numbers = ", ".join(f"`{name}` {json.dumps(value)}" for name, value in source["thresholds"].items())
-    return to_rows(("alert", "severity", "fires when", "test"), *rows) + f"\nThresholds and their defaults: {numbers}.\n"
+    return (
+        to_rows(("alert", "severity", "fires when", "test"), *rows) + f"\nThresholds and their defaults: {numbers}.\n"
+    )
 
 
 def _make_row(rule: dict[str, Any], thresholds: dict[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Every alert, with Prometheus' own promtool: it fires, it stays silent, it ends. And what the chart makes of the rules."""
 
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import pytest
 import yaml
 
 from tests.charts.helm import CHART
-from tests.conftest import REPOSITORY
 
 _PLAIN = CHART / "files" / "mnist-train.rules.yaml"
 _HOUR, _DAY = 3600, 86400
@@ -64,12 +62,21 @@ class Story:
         self.put(f"push_failure_time_seconds{{{group}}}", {at: 0})
 
     def push(
-        self, at: int, *, code: int = 0, outcome: str = "committed", verdict: str = "", group: str = _PUSHED, **more: float
+        self,
+        at: int,
+        *,
+        code: int = 0,
+        outcome: str = "committed",
+        verdict: str = "",
+        group: str = _PUSHED,
+        **more: float,
     ) -> None:
         """An attempt ends at this step; it has started 15 minutes before. Without a verdict the gate was not asked."""
         now = at * self.seconds
         self.push_start(at, group=group)
-        trained = {"run_start_timestamp_seconds": now - 900, "run_duration_seconds": 900} if outcome == "committed" else {}
+        trained = (
+            {"run_start_timestamp_seconds": now - 900, "run_duration_seconds": 900} if outcome == "committed" else {}
+        )
         values = {"last_run_timestamp_seconds": now, "exit_code": code, **trained, **more}
         values |= {"last_success_timestamp_seconds": now} if code == 0 else {}
         values |= {"champion_timestamp_seconds": now} if verdict == "promoted" else {}
@@ -127,7 +134,9 @@ class Story:
 def _to_values(values: Values, last: int) -> str:
     ordered = sorted(values.items())
     pieces = [f"_x{ordered[0][0]}"] if ordered[0][0] else []
-    for (step, value), (following, _) in zip(ordered, [*ordered[1:], (max(last, ordered[-1][0]) + 1, None)], strict=True):
+    for (step, value), (following, _) in zip(
+        ordered, [*ordered[1:], (max(last, ordered[-1][0]) + 1, None)], strict=True
+    ):
         num = following - step
         if value is None:
             pieces += ["stale", *([f"_x{num - 1}"] if num > 1 else [])]
@@ -471,7 +480,9 @@ def complaints(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("alert", [rule["alert"] for group in _groups().values() for rule in group["rules"]])
 def test_alert(alert: str, complaints: str) -> None:
     said = {is_firing for story in STORIES for name, _, is_firing in story.said if name == alert}
-    assert said == {True, False}, "an alert has a story in which it fires, and steps before and after at which it does not"
+    assert said == {True, False}, (
+        "an alert has a story in which it fires, and steps before and after at which it does not"
+    )
     assert f'"{alert}"' not in complaints.replace("\\", ""), complaints
 
 
@@ -479,7 +490,7 @@ def test_alert(alert: str, complaints: str) -> None:
     ("alert", "right", "wrong"),
     [
         ("MnistTrainNoSuccess", 'origin="schedule"', 'origin=~".+"'),
-        ("MnistTrainFailures", "exit_code{origin=\"schedule\",} != 75", "exit_code{origin=\"schedule\",} != 76"),
+        ("MnistTrainFailures", 'exit_code{origin="schedule",} != 75', 'exit_code{origin="schedule",} != 76'),
         ("MnistTrainKubeNoSuccess", "train-[0-9]{8}", "train-.*"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The PrometheusRule of the chart: for its own release alone, with the user's thresholds, severities and labels; and the runbook."""
+"""The PrometheusRule of the chart: for its own release alone, with the user's thresholds and severities; and the runbook."""
 
 import json
 import re
@@ -29,9 +29,9 @@ def _values(scrape: str = "podMonitor", **rules: Any) -> dict[str, Any]:
     return _NIGHTS | {"monitoring": {"scrape": scrape, "rules": {"enabled": True} | rules}}
 
 
-def _rules(values: dict[str, Any], **release: str) -> dict[str, dict[str, Any]]:
+def _rules(values: dict[str, Any], *, name: str = "train", namespace: str = "ml") -> dict[str, dict[str, Any]]:
     """Alert -> rule, as the operator gives it to Prometheus."""
-    groups = find(render(values, **release), "PrometheusRule")["spec"]["groups"]
+    groups = find(render(values, name=name, namespace=namespace), "PrometheusRule")["spec"]["groups"]
     return {rule["alert"]: rule for group in groups for rule in group["rules"]}
 
 
@@ -60,7 +60,12 @@ def test_pods_and_jobs_of_a_release_with_a_longer_name_are_not_taken_for_its_own
     assert not any(re.fullmatch(job, name) for name in ("train-b-29123456", "train-bcdfghjklm", "train-0a1b2c3d4e"))
     ours = ("train-29123456-x2x4z", "train-0123abcd-x2x4z", "train-bcdfghjklm-x2x4z", "train-29123456-1-x2x4z")
     assert all(re.fullmatch(pod, name) for name in ours)
-    others = ("train-nightly1-29123456-x2x4z", "train-b-29123456-x2x4z", "train-bind-0123abcd-x2x4z", "other-29123456-x2x4z")
+    others = (
+        "train-nightly1-29123456-x2x4z",
+        "train-b-29123456-x2x4z",
+        "train-bind-0123abcd-x2x4z",
+        "other-29123456-x2x4z",
+    )
     assert not any(re.fullmatch(pod, name) for name in others)
 
 
@@ -130,7 +135,7 @@ def test_alerts_that_nothing_could_fire_are_left_out() -> None:
     ids=str,
 )
 def test_what_is_no_rule_is_refused(rules: dict[str, Any]) -> None:
-    with pytest.raises(RenderError, match="monitoring|invalid propertyName"):
+    with pytest.raises(RenderError, match=r"monitoring|invalid propertyName"):
         render(_values(**rules))
 
 
@@ -151,9 +156,7 @@ def test_prometheus_reads_what_helm_and_generate_make(tmp_path: Path) -> None:
         spec = find(render(_values(scrape)), "PrometheusRule")["spec"]
         (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump(spec))
     files = [str(path) for path in (_PLAIN, *tmp_path.glob("*.yaml"))]
-    done = subprocess.run(
-        [promtool, "check", "rules", *files], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run([promtool, "check", "rules", *files], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout.count(f"SUCCESS: {len(_ALL)} rules found")) == (0, 3), done.stderr
 
 
@@ -176,8 +179,17 @@ def test_every_alert_says_what_is_wrong_and_has_a_runbook(alert: str) -> None:
 
 def test_every_series_of_the_job_is_one_that_it_has() -> None:
     table = (REPOSITORY / "docs" / "reference.md").read_text("utf-8").partition("<!-- series:")[2]
-    known = {name: set((labels or "{}")[1:-1].split(",")) for name, labels in re.findall(r"\| `(\w+)(\{[^}]*\})?`", table)}
-    own = {"namespace", "release", "model", "origin", "job", "pod"}  # of the group on the Pushgateway, and of Prometheus
+    known = {
+        name: set((labels or "{}")[1:-1].split(",")) for name, labels in re.findall(r"\| `(\w+)(\{[^}]*\})?`", table)
+    }
+    own = {
+        "namespace",
+        "release",
+        "model",
+        "origin",
+        "job",
+        "pod",
+    }  # of the group on the Pushgateway, and of Prometheus
     for rule in _ALL.values():
         for name, matchers in re.findall(r"\b((?:mnist_train|process)_\w+)\{([^}]*)\}", rule["expr"]):
             assert name in known, rule["alert"]
