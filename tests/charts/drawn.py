@@ -110,6 +110,9 @@ def _leave_out_what_is_ignored(values: dict[str, Any]) -> None:
             values.get(section, {}).pop(name, None)
     if "monitoring" in values:
         values["monitoring"]["scrape"] = "podMonitor"
+        dashboard = values["monitoring"].get("dashboard", {})
+        if not dashboard.get("enabled"):
+            dashboard.clear()
 
 
 def draw(num: int, *, seed: int) -> list[dict[str, Any]]:

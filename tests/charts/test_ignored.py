@@ -40,6 +40,10 @@ _IGNORED: list[tuple[dict[str, Any], str]] = [
         {"monitoring": {"scrape": "none", "labels": {"a": "b"}}},
         r"monitoring\.labels needs monitoring\.scrape=podMonitor",
     ),
+    (
+        {"monitoring": {"dashboard": {"annotations": {"grafana_folder": "Training"}}}},
+        r"monitoring\.dashboard\.annotations needs monitoring\.dashboard\.enabled=true",
+    ),
     ({"networkPolicy": {"egressPorts": [9000]}}, r"networkPolicy\.egressPorts needs networkPolicy\.enabled=true"),
     (
         {"networkPolicy": {"egressCIDRs": ["10.0.0.0/8"]}},
