@@ -1,6 +1,6 @@
 """The Grafana dashboard of the chart, as JSON. Owns its panels and their expressions; job/observe/metrics.py owns the series.
 
-A series that was pushed has the label `model`. One that a pod serves has none, and `mnist_train_info` of its target names the run.
+A series that was pushed has the label `model`. One that a pod serves has none: `mnist_train_info` of its target names the run.
 """
 
 import json

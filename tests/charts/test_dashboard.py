@@ -1,4 +1,4 @@
-"""The dashboard: JSON that Grafana imports, series that exist, expressions that Prometheus parses, a ConfigMap that a sidecar finds."""
+"""The dashboard: JSON that Grafana imports, series that exist, expressions that Prometheus parses, a ConfigMap for a sidecar."""
 
 import json
 import re
@@ -95,7 +95,11 @@ def _check_rules(folder: Path, expressions: list[str]) -> subprocess.CompletedPr
 
 def test_the_config_map_is_off_by_default_and_holds_the_file_as_it_is() -> None:
     assert [each for each in render() if each["kind"] == "ConfigMap"] == []
-    dashboard = {"enabled": True, "labels": {"grafana_dashboard": "team"}, "annotations": {"grafana_folder": "Training"}}
+    dashboard = {
+        "enabled": True,
+        "labels": {"grafana_dashboard": "team"},
+        "annotations": {"grafana_folder": "Training"},
+    }
     made = find(render({"monitoring": {"dashboard": dashboard}, "commonLabels": {"team": "ml"}}), "ConfigMap")
     assert json.loads(made["data"]["mnist-train.json"]) == read_dashboard()
     assert "{{release}}" in made["data"]["mnist-train.json"]
