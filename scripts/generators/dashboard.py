@@ -23,7 +23,9 @@ _GROUP = "namespace, release, model, origin"
 _NAME = "{{release}} {{model}} {{origin}}"
 _RUN = "{{run}} {{worker}}"
 _VERDICTS: tuple[str, ...] = get_args(Verdict)
-_COLORS = {"promoted": "green", "same": "blue", "refused": "orange"}
+_ENDS = (*_VERDICTS, "skipped")
+"""Of a night that did not fail."""
+_COLORS = {"promoted": "green", "same": "blue", "refused": "orange", "skipped": "gray"}
 _SHOWN = 0.8
 """How long an end stays in a timeline, in periods of the schedule: a night that is missing is a gap."""
 
@@ -160,7 +162,7 @@ def _schedule() -> Iterator[Json]:
     )
     yield _stat(
         "Last outcome",
-        "What the last attempt that ended came to: committed, skipped, failed, interrupted, stalled, retired.",
+        "What the last attempt that ended came to, such as committed, skipped or failed.",
         "none",
         f"{pushed('outcome')} == 1",
         legend="{{release}} {{outcome}}",
@@ -168,7 +170,7 @@ def _schedule() -> Iterator[Json]:
     )
     yield _stat(
         "Last verdict",
-        "What the gate said of the last run: promoted, same (the champion's twin), or refused.",
+        "What the gate last said: promoted, same (the champion's twin), or refused. A failed or skipped night does not ask it.",
         "none",
         f"{pushed('gate_verdict')} == 1",
         legend="{{release}} {{verdict}}",
@@ -182,7 +184,7 @@ def _schedule() -> Iterator[Json]:
     )
     yield _timeline(
         "Nights by verdict",
-        "What the gate said of each night's run. A gap is a night without an end, or one that no gate judged.",
+        "What the gate said of each night's run, or that it was skipped. A gap is a night that failed, or one without an end.",
         _recent(_verdict_number()),
         mappings=_numbered_verdicts(),
     )
@@ -206,7 +208,7 @@ def _models() -> Iterator[Json]:
     )
     yield _stat(
         "Tonight's model minus the champion",
-        "Test accuracy of the last model less that of the one that is served. 0 when it was promoted.",
+        "Test accuracy of the last model less that of the one that is served: 0 when it was promoted.",
         "percentunit",
         f"{pushed('test_accuracy')} - {pushed('champion_accuracy')}",
         width=6,
@@ -244,7 +246,7 @@ def _time() -> Iterator[Json]:
     )
     yield _graph(
         "Time by cause",
-        "Wall time of the last run's attempts by what it was spent on, as shares. docs/reference.md explains the causes.",
+        "Wall time of all attempts at the last run that trained, as shares. docs/reference.md explains the causes.",
         "percentunit",
         (f"{seconds} / on {group} group_left () sum by {group} ({seconds})", f"{_NAME} {{{{category}}}}"),
         steps=True,
@@ -384,11 +386,14 @@ def _recent(expression: str) -> str:
 
 
 def _verdict_number() -> str:
-    """The place of the verdict in the code's list, from 1: one line in a timeline in place of one for each verdict."""
+    """The place in `_ENDS`: one line in a timeline in place of one for each verdict. A failed night has no verdict."""
     numbered = [
         f"{number} * " + pushed("gate_verdict", f'verdict="{name}"') for number, name in enumerate(_VERDICTS, 1)
     ]
-    return f"(sum by ({_GROUP}) ({' or '.join(numbered)}) > 0)"
+    verdict = f"sum by ({_GROUP}) ({' or '.join(numbered)}) > 0"
+    judged = pushed("outcome", 'outcome=~"committed|already_committed"') + f" == 1 or {pushed('exit_code')} == 78"
+    skipped = f"{len(_ENDS)} * sum by ({_GROUP}) (" + pushed("outcome", 'outcome="skipped"') + " == 1)"
+    return f"(({verdict}) and on ({_GROUP}) ({judged}) or on ({_GROUP}) ({skipped}))"
 
 
 def _quantile(part: float) -> str:
@@ -418,7 +423,7 @@ def _exit_codes() -> list[Json]:
 def _numbered_verdicts() -> list[Json]:
     options = {
         str(number): {"text": name, "color": _COLORS.get(name, "purple"), "index": number}
-        for number, name in enumerate(_VERDICTS, 1)
+        for number, name in enumerate(_ENDS, 1)
     }
     return [{"type": "value", "options": options}]
 
