@@ -13,7 +13,7 @@ from generators.reference import make_series
 
 from tests.charts.dashboard import FILE, Json, Query, read_dashboard, read_panels, read_queries, read_variables
 from tests.charts.helm import RenderError, find, render
-from tests.conftest import skip_or_fail
+from tests.conftest import REPOSITORY
 
 _OF_GRAFANA = {"__rate_interval", "__all"}
 _OF_TARGETS = {"job", "instance", "namespace", "worker", "release", "model", "origin", "le"}
@@ -71,6 +71,13 @@ def test_titles_are_unique_as_the_documents_name_panels_by_them() -> None:
     assert len(set(titles)) == len(titles)
 
 
+def test_panels_that_the_documents_name_exist() -> None:
+    page = (REPOSITORY / "docs" / "monitoring.md").read_text("utf-8")
+    named = set(re.findall(r"\*\*(.+?)\*\*", page))
+    assert len(named) > 5
+    assert named <= {panel["title"] for panel in read_panels()}
+
+
 def test_prometheus_parses_every_expression(tmp_path: Path) -> None:
     done = _check_rules(tmp_path, [query.expression for query in read_queries()])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -85,7 +92,7 @@ def _check_rules(folder: Path, expressions: list[str]) -> subprocess.CompletedPr
     """What promtool says of them as rules."""
     promtool = shutil.which("promtool")
     if promtool is None:
-        skip_or_fail("no promtool on PATH (Debian's package prometheus has it)")
+        pytest.skip("no promtool on PATH (Debian: apt-get install prometheus)")
     rules = [{"record": f"query:{number}", "expr": expression} for number, expression in enumerate(expressions)]
     path = folder / "rules.yaml"
     path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
