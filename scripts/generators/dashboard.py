@@ -12,7 +12,6 @@ from job.registry.rules import Verdict
 
 Json = dict[str, Any]
 
-_FILE = "charts/mnist-train/files/dashboard.json"
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _WIDTH = 24
 """Columns of Grafana's grid."""
@@ -30,9 +29,9 @@ _SHOWN = 0.8
 """How long an end stays in a timeline, in periods of the schedule: a night that is missing is a gap."""
 
 
-def make_files() -> dict[str, str]:
-    """Path -> content."""
-    return {_FILE: json.dumps(make_dashboard(), indent=1, ensure_ascii=False) + "\n"}
+def to_text() -> str:
+    """The whole dashboard as the chart holds it."""
+    return json.dumps(make_dashboard(), indent=1, ensure_ascii=False) + "\n"
 
 
 def make_dashboard() -> Json:

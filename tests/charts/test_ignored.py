@@ -40,10 +40,6 @@ _IGNORED: list[tuple[dict[str, Any], str]] = [
         {"monitoring": {"scrape": "none", "labels": {"a": "b"}}},
         r"monitoring\.labels needs monitoring\.scrape=podMonitor",
     ),
-    (
-        {"monitoring": {"dashboard": {"annotations": {"grafana_folder": "Training"}}}},
-        r"monitoring\.dashboard\.annotations needs monitoring\.dashboard\.enabled=true",
-    ),
     ({"networkPolicy": {"egressPorts": [9000]}}, r"networkPolicy\.egressPorts needs networkPolicy\.enabled=true"),
     (
         {"networkPolicy": {"egressCIDRs": ["10.0.0.0/8"]}},
@@ -52,6 +48,10 @@ _IGNORED: list[tuple[dict[str, Any], str]] = [
     (
         {"clientRole": {"subjects": [{"kind": "User", "name": "a"}]}},
         r"clientRole\.subjects needs clientRole\.create=true",
+    ),
+    (
+        {"monitoring": {"dashboard": {"annotations": {"grafana_folder": "Training"}}}},
+        r"monitoring\.dashboard\.annotations needs monitoring\.dashboard\.enabled=true",
     ),
     ({"store": {"endpoint": "http://minio:9000"}}, r"store\.endpoint needs an object store, .*: set store\.uri=s3://"),
     (
