@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from generators import dashboard
 from generators.splice import splice, to_rows
 from job.config import Config, default_values
 from job.contract import ExitCode
@@ -27,6 +28,7 @@ def make_files(root: Path, schema: type[Config] = Config) -> dict[str, str]:
     return {
         f"{_CHART}/values.schema.json": make_schema(chart, schema),
         f"{_CHART}/files/defaults.json": make_defaults(schema),
+        f"{_CHART}/files/dashboard.json": dashboard.to_text(),
         f"{_CHART}/files/values.json": make_values(chart),
         f"{_CHART}/files/decides.json": make_deciding(schema),
         f"{_CHART}/files/bounds.json": make_bounds(schema),

@@ -91,6 +91,9 @@ def _leave_out_what_is_ignored(values: dict[str, Any]) -> None:
     """As `mnist-train.checkIgnored` asks for it."""
     for name in ("retry",) if values.get("schedule") else ("timeZone", "concurrencyPolicy", "startingDeadlineSeconds"):
         values.pop(name, None)
+    dashboard = values.get("monitoring", {}).get("dashboard", {})
+    if not dashboard.get("enabled"):
+        dashboard.clear()
     claim = values.get("persistence", {})
     if claim.get("existingClaim") or (values.get("store") and not claim.get("cache")):
         for name in ("size", "storageClassName", "accessModes", "labels", "annotations"):

@@ -57,6 +57,10 @@ _IGNORED: list[tuple[dict[str, Any], str]] = [
         {"clientRole": {"subjects": [{"kind": "User", "name": "a"}]}},
         r"clientRole\.subjects needs clientRole\.create=true",
     ),
+    (
+        {"monitoring": {"dashboard": {"annotations": {"grafana_folder": "Training"}}}},
+        r"monitoring\.dashboard\.annotations needs monitoring\.dashboard\.enabled=true",
+    ),
     ({"store": {"endpoint": "http://minio:9000"}}, r"store\.endpoint needs an object store, .*: set store\.uri=s3://"),
     (
         _S3 | {"store": {"uri": "s3://b", "account_name": "mine"}},

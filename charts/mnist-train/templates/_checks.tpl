@@ -54,6 +54,7 @@ Allowed on purpose: image.tag beside image.digest (release tools write both), hi
   (list (not $values.monitoring.rules.enabled) (list "monitoring.rules.labels" "monitoring.rules.alertLabels" "monitoring.rules.severities" "monitoring.rules.thresholds" "monitoring.rules.runbookUrl") "needs monitoring.rules.enabled=true" "set that, or leave it out")
   (list (not $values.networkPolicy.enabled) (list "networkPolicy.egressCIDRs" "networkPolicy.egressPorts") "needs networkPolicy.enabled=true" "set that, or leave it out")
   (list (not $values.clientRole.create) (list "clientRole.subjects") "needs clientRole.create=true" "set that, or leave it out")
+  (list (not $values.monitoring.dashboard.enabled) (list "monitoring.dashboard.labels" "monitoring.dashboard.annotations") "needs monitoring.dashboard.enabled=true" "set that, or leave it out")
   (list (not $usesAzure) (list "store.account_name") "needs store.uri or data.uri with az://" "leave it out")
   (list (not $usesStores) (list "store.endpoint" "store.region" "store.path_style") "needs an object store, and there is none" "set store.uri=s3://BUCKET/PREFIX, or leave it out to keep results on the PVC")
 -}}

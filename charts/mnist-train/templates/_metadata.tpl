@@ -46,7 +46,7 @@ objects wins over what is said of more; what the chart sets itself wins over all
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- range $name, $map := dict "commonAnnotations" .Values.commonAnnotations "jobAnnotations" .Values.jobAnnotations "persistence.annotations" .Values.persistence.annotations -}}
+{{- range $name, $map := dict "commonAnnotations" .Values.commonAnnotations "jobAnnotations" .Values.jobAnnotations "persistence.annotations" .Values.persistence.annotations "monitoring.dashboard.annotations" .Values.monitoring.dashboard.annotations -}}
 {{- range $key, $_ := $map -}}
 {{- if hasPrefix "helm.sh/hook" $key -}}
 {{- fail (printf "%s must not hold %s: Helm runs a hook once, and neither upgrades nor removes it; leave it out" $name $key) -}}
