@@ -38,7 +38,8 @@ def to_picture(image: NDArray[Any]) -> NDArray[np.uint8]:
     if image.ndim == 3:
         image = image[..., 0] if image.shape[2] < 3 else image[..., :3]
     shades = image if image.dtype == np.uint8 else _to_shades(image)
-    return np.rint(_shrink(shades.astype(np.float32))).astype(np.uint8)
+    picture: NDArray[np.uint8] = np.rint(_shrink(shades.astype(np.float32))).astype(np.uint8)
+    return picture
 
 
 def _to_shades(image: NDArray[Any]) -> NDArray[np.float64]:
@@ -50,7 +51,7 @@ def _to_shades(image: NDArray[Any]) -> NDArray[np.float64]:
     return known * 255
 
 
-def _shrink(image: NDArray[np.float32]) -> NDArray[np.float32]:
+def _shrink(image: NDArray[Any]) -> NDArray[Any]:
     """The mean of neighbouring pixels, so that the longer side is at most `PICTURE_SIDE`."""
     height, width = image.shape[:2]
     share = min(1.0, PICTURE_SIDE / max(height, width))
