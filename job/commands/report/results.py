@@ -157,7 +157,7 @@ def confusion(facts: Facts) -> Iterable[ET.Element]:
     yield element("h2", "Confusion")
     yield element(
         "p",
-        "Each row is a true class, each column what the model said. The darker, the more of the row.",
+        "Each row is a true class, each column what the model said. The stronger the colour of a mistake, the more of the row.",
         class_="soft",
     )
     if len(places) < len(every):

@@ -184,7 +184,6 @@ def test_gates_numbers_of_somebody_else_are_shown_as_they_are(value: Any) -> Non
     assert str(value) in text
 
 
-@pytest.mark.security("S10")
 def test_commands_reach_the_store_and_a_shell_takes_each_as_one_word() -> None:
     settings = StoreSection(uri="file:/tmp/a b'c", endpoint="http://127.0.0.1:9000", timeout_seconds=3)
     text = Page(page_of(gate=_GATE | {"verdict": "promoted", "version": 1}, store=settings)).text
