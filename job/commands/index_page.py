@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from job import clock
-from job.commands.report import _element, _row
+from job.commands.report.charts import linear_ticks
+from job.commands.report.elements import STYLE, element, row_of, say_count, say_seconds, say_share, to_page
 from job.texts import one_line
 
 _TO_ROOT = "../../"
@@ -19,34 +20,28 @@ _TO_ROOT = "../../"
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 600, 190, 52, 10, 12, 26
 _MAX_REASON_CHARACTERS = 300
 _DAY_SECONDS = 86400.0
-_STYLE = """
-:root { color-scheme: light dark; --text: #1f2328; --faint: #59636e; --line: #d1d9e0; --good: #1f6feb; --bad: #c93c0c;
-  --row: #f6f8fa }
-@media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --faint: #9198a1; --line: #3d444d; --good: #58a6ff;
-  --bad: #ff8b5e; --row: #151b23 } body { background: #0d1117 } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 64em; padding: 0 1em; color: var(--text) }
-h1 { font-size: 1.6em; margin-bottom: .2em; overflow-wrap: anywhere } p { margin: .4em 0; overflow-wrap: anywhere }
-a { color: var(--good) } .faint { color: var(--faint) } .good { color: var(--good) } .bad { color: var(--bad) }
-svg { display: block; width: 100%; height: auto; margin: 1em 0 0 }
-svg text { font: 9px system-ui, sans-serif; fill: var(--faint) }
-.grid { stroke: var(--line) } .champion { fill: none; stroke: var(--good); stroke-width: 1.5; stroke-dasharray: 5 4 }
-.promoted { fill: var(--good); stroke: var(--good) } .refused { fill: none; stroke: var(--bad); stroke-width: 2 }
-.other { fill: var(--faint); stroke: var(--faint) }
+_STYLE = (
+    STYLE
+    + """
+a { color: var(--blue) } svg.curve { display: block; width: 100%; height: auto; margin-top: 1em }
+svg.curve text { font-size: 9px }
+svg .champion { fill: none; stroke: var(--blue); stroke-width: 1.5; stroke-dasharray: 5 4 }
+svg .promoted { fill: var(--good); stroke: var(--good) } svg .refused { fill: none; stroke: var(--bad); stroke-width: 2 }
+svg .other { fill: var(--soft); stroke: var(--soft) } .good { color: var(--good) } .bad { color: var(--bad) }
 ul.key { list-style: none; padding: 0; margin: .3em 0 1.5em; display: flex; flex-wrap: wrap; gap: .2em 1.5em }
-ul.key li { color: var(--faint) }
-ul.key svg { display: inline-block; width: 1.6em; height: .8em; margin: 0 .4em 0 0 }
-table { border-collapse: collapse; width: 100% } th { text-align: left; border-bottom: 2px solid var(--line) }
-th, td { padding: .3em .9em .3em 0; vertical-align: top } td { border-bottom: 1px solid var(--line) }
-td.run { overflow-wrap: anywhere; min-width: 12em } td.number, th.number { text-align: right; white-space: nowrap }
-td.time { white-space: nowrap } tr.champion-now td { background: var(--row) }
-small { color: var(--faint); overflow-wrap: anywhere }
+ul.key svg { width: 1.6em; height: .8em; margin-right: .4em }
+table { width: 100% } thead th { border-bottom: 2px solid var(--line) } td { border-bottom: 1px solid var(--line) }
+th, td { padding: .3em .9em .3em 0 } td.run { min-width: 12em } .number { text-align: right; white-space: nowrap }
+td.time { white-space: nowrap } tr.now td { background: var(--box) } small { color: var(--soft) }
 @media (max-width: 640px) {
   body { margin: 1em auto } svg.curve text { font-size: 17px } svg.curve circle { r: 5px } thead { display: none }
-  tr { display: grid; grid-template-columns: 1fr auto; gap: 0 1em; padding: .5em 0; border-bottom: 1px solid var(--line) }
-  td { border: 0; padding: 0; min-width: 0 } td.run { grid-column: 1 / 3; min-width: 0 } td.number { text-align: right }
-  td.state { grid-column: 1 / 3 } td.short::before { content: attr(data-name) " "; color: var(--faint) } }
-@media print { body { margin: 0; max-width: none } tr { break-inside: avoid } a { color: inherit } }
+  tr { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 0 1em; padding: .5em 0; border-bottom: 1px solid var(--line) }
+  tr.now { background: var(--box) } td { border: 0; padding: 0; min-width: 0 } .number { text-align: left }
+  td.time, td.run, td.state { grid-column: 1 / 4; min-width: 0 }
+  td.number::before { content: attr(data-name) " "; color: var(--soft) } }
+@media print { a { color: inherit } }
 """
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,47 +92,34 @@ def make_page(
         num_left_out: older runs in the store, which may be this model's.
     """
     title = f"Runs of {one_line(model)}"
-    page = _element(
-        "html",
-        _element(
-            "head",
-            _element("meta", charset="utf-8"),
-            _element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            _element("title", title),
-            _element("style", _STYLE),
-        ),
-        _element(
-            "body",
-            _element("h1", title),
-            _headline(nights, promotions),
-            *_curve(nights, promotions),
-            _runs(nights, promotions),
-            _element(
-                "p", *_footnote(nights, num_left_out=num_left_out, made_seconds=made_seconds), **{"class": "faint"}
-            ),
-        ),
-        lang="en",
+    return to_page(
+        title,
+        element("h1", title),
+        _headline(nights, promotions),
+        *_curve(nights, promotions),
+        _runs(nights, promotions),
+        element("p", *_footnote(nights, num_left_out=num_left_out, made_seconds=made_seconds), class_="soft"),
+        style=_STYLE,
     )
-    return f"<!doctype html>\n{ET.tostring(page, encoding='unicode', method='html')}\n".encode(errors="replace")
 
 
 def _headline(nights: Sequence[Night], promotions: Sequence[Promotion]) -> ET.Element:
     if not promotions:
-        return _element("p", "No run was promoted yet.")
+        return element("p", "No run was promoted yet.")
     newest = promotions[0]
     reports = {night.run: night.report for night in nights}
-    return _element(
+    return element(
         "p",
-        _element("strong", f"Champion: version {newest.version}"),
+        element("strong", f"Champion: version {newest.version}"),
         ", run ",
         _link(newest.run, reports.get(newest.run)),
-        f", accuracy {newest.accuracy:.4f}, since {_time(newest.when)}",
+        f", accuracy {say_share(newest.accuracy)}, since {_time(newest.when)}",
         f" ({one_line(newest.by, limit=20)})" if newest.by != "gate" else "",
     )
 
 
 def _footnote(nights: Sequence[Night], *, num_left_out: int, made_seconds: float) -> Iterable[str]:
-    yield f"{len(nights)} run{'s'[: len(nights) > 1]}, newest first; times in UTC. "
+    yield f"{say_count(len(nights), 'run')}, newest first; times in UTC. "
     yield f"Made {_time(made_seconds)}; each run makes this page again."
     if num_left_out:
         yield f" {num_left_out} older runs of the store are left out."
@@ -148,32 +130,32 @@ def _runs(nights: Sequence[Night], promotions: Sequence[Promotion]) -> ET.Elemen
     for made in promotions:
         versions.setdefault(made.run, []).append(made.version)
     champion = promotions[0].run if promotions else None
-    heading = _row("th", ("started", "run", "result", "accuracy", "duration", "attempts"))
+    heading = row_of("th", ("started", "run", "result", "accuracy", "duration", "attempts"))
     for cell in list(heading)[3:]:
         cell.set("class", "number")
-    body = _element("tbody")
+    body = element("tbody")
     for night in nights:
         body.append(_run(night, versions.get(night.run, []), is_champion=night.run == champion))
-    return _element("table", _element("thead", heading), body)
+    return element("table", element("thead", heading), body)
 
 
 def _run(night: Night, versions: Sequence[int], *, is_champion: bool) -> ET.Element:
-    row = _element(
+    row = element(
         "tr",
-        _element("td", _time(night.started_seconds), **{"class": "time"}),
-        _element("td", _link(night.run, night.report), **{"class": "run"}),
+        element("td", _time(night.started_seconds), class_="time"),
+        element("td", _link(night.run, night.report), class_="run"),
         _result(night, versions, is_champion=is_champion),
-        _number("accuracy", f"{night.accuracy:.4f}" if night.accuracy is not None else "-"),
-        _number("took", _duration(night.duration_seconds)),
+        _number("accuracy", "-" if night.accuracy is None else say_share(night.accuracy)),
+        _number("took", "-" if night.duration_seconds is None else say_seconds(night.duration_seconds)),
         _number("attempts", str(night.num_attempts)),
     )
     if is_champion:
-        row.set("class", "champion-now")
+        row.set("class", "now")
     return row
 
 
 def _number(name: str, text: str) -> ET.Element:
-    return _element("td", text, **{"class": "number short", "data-name": name})
+    return element("td", text, class_="number", data_name=name)
 
 
 def _result(night: Night, versions: Sequence[int], *, is_champion: bool) -> ET.Element:
@@ -181,12 +163,12 @@ def _result(night: Night, versions: Sequence[int], *, is_champion: bool) -> ET.E
     said, kind = _say_result(night)
     names = ", ".join(f"version {number}" for number in sorted(versions))
     said = f"{said}: {names}" if names else said
-    cell = _element("td", _element("span", said, **{"class": kind}), **{"class": "state"})
+    cell = element("td", element("span", said, class_=kind), class_="state")
     if is_champion:
-        cell.append(_element("strong", " champion"))
+        cell.append(element("strong", " champion"))
     why = one_line(night.why[: 2 * _MAX_REASON_CHARACTERS], limit=_MAX_REASON_CHARACTERS)
     if why and night.verdict != "promoted":
-        cell.extend((_element("br"), _element("small", why)))
+        cell.extend((element("br"), element("small", why)))
     return cell
 
 
@@ -195,7 +177,7 @@ def _say_result(night: Night) -> tuple[str, str]:
         return night.verdict or "committed", {"promoted": "good", "refused": "bad"}.get(night.verdict, "")
     if night.code:
         return f"failed ({night.code})" if night.code != _INTERRUPTED else "interrupted", "bad"
-    return f"no result; last written {_time(night.last_sign_seconds or night.started_seconds)}", "faint"
+    return f"no result; last written {_time(night.last_sign_seconds or night.started_seconds)}", "soft"
 
 
 _INTERRUPTED = 75
@@ -210,16 +192,16 @@ def _curve(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Iterable
     marks = _marks(
         min(times), max(times), scores=[*(score for _, score in scored), *(made.accuracy for made in promotions)]
     )
-    svg = _element(
-        "svg", viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label="accuracy by night", **{"class": "curve"}
-    )
+    svg = element("svg", viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label="accuracy by night", class_="curve")
     svg.extend(marks.axes())
     if promotions:
-        svg.append(_element("polyline", points=marks.steps(promotions), **{"class": "champion"}))
+        svg.append(element("polyline", points=marks.steps(promotions), class_="champion"))
     for night, score in reversed(scored):
         kind = night.verdict if night.verdict in ("promoted", "refused") else "other"
-        dot = _element("circle", cx=marks.x(night.started_seconds), cy=marks.y(score), r="3", **{"class": kind})
-        dot.append(_element("title", f"{_time(night.started_seconds)}: {score:.4f}, {night.verdict or 'committed'}"))
+        dot = element("circle", cx=marks.x(night.started_seconds), cy=marks.y(score), r="3", class_=kind)
+        dot.append(
+            element("title", f"{_time(night.started_seconds)}: {say_share(score)}, {night.verdict or 'committed'}")
+        )
         svg.append(dot)
     yield svg
     yield _key(has_champion=bool(promotions))
@@ -227,15 +209,15 @@ def _curve(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Iterable
 
 def _key(*, has_champion: bool) -> ET.Element:
     shapes = [
-        (name, _element("circle", cx="8", cy="5", r="4", **{"class": kind}))
+        (name, element("circle", cx="8", cy="5", r="4", class_=kind))
         for name, kind in (("promoted", "promoted"), ("refused", "refused"), ("the same, or not asked", "other"))
     ]
     if has_champion:
-        shapes.append(("champion", _element("line", x1="0", x2="20", y1="5", y2="5", **{"class": "champion"})))
+        shapes.append(("champion", element("line", x1="0", x2="20", y1="5", y2="5", class_="champion")))
     items = (
-        _element("li", _element("svg", shape, viewBox="0 0 20 10", aria_hidden="true"), name) for name, shape in shapes
+        element("li", element("svg", shape, viewBox="0 0 20 10", aria_hidden="true"), name) for name, shape in shapes
     )
-    return _element("ul", *items, **{"class": "key"})
+    return element("ul", *items, class_="key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,35 +250,35 @@ class _Marks:
 
     def axes(self) -> Iterable[ET.Element]:
         """Lines and numbers."""
-        decimals = max(2, -math.floor(math.log10(self.scores[1] - self.scores[0]) + 1e-9))
+        decimals = max(0, -math.floor(math.log10(self.scores[1] - self.scores[0]) + 1e-9) - 2)
         for score in self.scores:
             y = self.y(score)
-            yield _element("line", x1=str(_LEFT), x2=str(_WIDTH - _RIGHT), y1=y, y2=y, **{"class": "grid"})
-            yield _element(
-                "text", f"{score:.{decimals}f}", x=str(_LEFT - 6), y=y, text_anchor="end", dominant_baseline="middle"
+            yield element("line", x1=str(_LEFT), x2=str(_WIDTH - _RIGHT), y1=y, y2=y, class_="axis")
+            yield element(
+                "text",
+                f"{100 * score:.{decimals}f} %",
+                x=str(_LEFT - 6),
+                y=y,
+                text_anchor="end",
+                dominant_baseline="middle",
             )
         y = str(_HEIGHT - 6)
-        yield _element("text", _day(self.first_seconds), x=str(_LEFT), y=y)
+        yield element("text", _day(self.first_seconds), x=str(_LEFT), y=y)
         if self.last_seconds - self.first_seconds >= _DAY_SECONDS:
-            yield _element("text", _day(self.last_seconds), x=str(_WIDTH - _RIGHT), y=y, text_anchor="end")
+            yield element("text", _day(self.last_seconds), x=str(_WIDTH - _RIGHT), y=y, text_anchor="end")
 
 
 def _marks(first_seconds: float, last_seconds: float, *, scores: Sequence[float]) -> _Marks:
-    """With three to six ticks at round numbers, around all accuracies."""
-    low, high = min(scores), max(scores)
-    span = max(high - low, 0.001)
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 4)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [number * step for number in range(first, max(last, first + 1) + 1)]
+    """With ticks at round numbers, around all accuracies."""
+    ticks = linear_ticks(min(scores), max(scores), most=5)
     return _Marks(first_seconds=first_seconds, last_seconds=last_seconds, scores=ticks)
 
 
 def _link(run: str, report: str | None) -> ET.Element:
     name = one_line(run)
     if report is None:
-        return _element("span", name)
-    return _element("a", name, href=_TO_ROOT + urllib.parse.quote(report))
+        return element("span", name)
+    return element("a", name, href=_TO_ROOT + urllib.parse.quote(report))
 
 
 def _time(seconds: float) -> str:
@@ -305,12 +287,3 @@ def _time(seconds: float) -> str:
 
 def _day(seconds: float) -> str:
     return clock.timestamp(seconds)[:10]
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -10,7 +10,7 @@ from job import __version__, contract, logs, streams
 from job.assist import assist
 from job.attempt import Outcome, Surroundings, after_commit, run
 from job.commands.index import rewrite_index
-from job.commands.report import make_report
+from job.commands.report import report_on
 from job.commands.summary import print_summary
 from job.config import Config
 from job.config_sources import LoadedConfig
@@ -27,7 +27,6 @@ from job.observe.view import View
 from job.registry import champion
 from job.runs.identity import AttemptIdentity, make_run_id
 from job.runs.lineage import make_attempt_id
-from job.runs.read import read_metrics
 from job.signals import StopSignal
 from job.store.open import open_store
 from job.texts import one_line
@@ -220,7 +219,7 @@ def _make_report(config: Config, outcome: Outcome) -> dict[str, bytes]:
     """The page beside the stored log; nothing when it cannot be made."""
     with after_commit("report.failed"):
         store = open_store(config.store, environ=os.environ)
-        page = make_report(outcome.committed, read_metrics(store, outcome.committed), outcome.gate)
+        page = report_on(store, outcome.committed, outcome.gate, settings=config.store)
         return {contract.REPORT_FILE: page}
     return {}
 

@@ -162,13 +162,13 @@ def moves_by_run(store: Store) -> dict[str, list[tuple[Move, bool]]]:
 
 def report(line: CommandLine, loaded: LoadedConfig) -> int:
     """Write the report of a committed run again."""
-    from job.commands.report import make_report, write_report
+    from job.commands.report import report_on, write_report
 
     if line.options.index:
         return _report_index(line, loaded)
     store = configured_store(loaded)
     committed = find_committed(store, line.options.run)
-    page = make_report(committed, read.read_metrics(store, committed), read_gate(store, committed.run))
+    page = report_on(store, committed, read_gate(store, committed.run), settings=loaded.config.store)
     path = line.options.to or Path(contract.REPORT_FILE)
     write_report(path, page)
     print(path)

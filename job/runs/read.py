@@ -23,6 +23,10 @@ ATTEMPT_FILE, METRICS_FILE, PREDICTIONS_FILE = ATTEMPT_FILES
 MODEL_FOLDER = "model/"
 _MAX_PREDICTIONS_BYTES = 2**31
 _MAX_SAMPLES = 64
+MISTAKE_POSITIONS, MISTAKE_PICTURES = "mistake_positions", "mistake_pictures"
+"""Arrays of the predictions file for people alone: runs of older versions, and of data that is no picture, have none."""
+MOST_PICTURES, PICTURE_SIDE = 20, 56
+"""So many pictures of so many pixels a side, in colour and of noise, take 250 kB of a report."""
 _MAX_NAME_CHARACTERS = 1000
 """Of a class; datasets let fewer through."""
 _LONG_AGO = "1970-01-01T00:00:00.000+00:00"
@@ -410,6 +414,36 @@ def parse_predictions(data: bytes) -> Predictions:
     except (KeyError, ValueError) as error:
         raise IntegrityError(f"{PREDICTIONS_FILE} cannot be read: {error}") from error
     return parsed
+
+
+def read_mistakes(store: Store, run: CommittedRun) -> dict[int, NDArray[np.uint8]]:
+    """Pictures of the most confident mistakes, uint8 [h, w] or [h, w, 3], by their positions in the test split.
+
+    Raises:
+        IntegrityError: the predictions file is missing or altered, or holds something else in their place.
+    """
+    arrays = records.parse_arrays(_read(store, predictions_file(run)), name=PREDICTIONS_FILE)
+    positions, pictures = arrays.get(MISTAKE_POSITIONS), arrays.get(MISTAKE_PICTURES)
+    if positions is None and pictures is None:
+        return {}
+    if positions is None or pictures is None or not _are_pictures(positions, pictures):
+        what = [f"{_describe(array)}" if array is not None else "nothing" for array in (positions, pictures)]
+        raise IntegrityError(
+            f"{PREDICTIONS_FILE}: {MISTAKE_POSITIONS} and {MISTAKE_PICTURES} must be int64 [n] and uint8 [n, h, w] or "
+            f"[n, h, w, 3] with n up to {MOST_PICTURES}, h and w up to {PICTURE_SIDE}, received {' and '.join(what)}"
+        )
+    return dict(zip(positions.tolist(), pictures, strict=True))
+
+
+def _are_pictures(positions: NDArray[Any], pictures: NDArray[Any]) -> bool:
+    return (
+        positions.dtype == np.int64
+        and positions.ndim == 1
+        and pictures.dtype == np.uint8
+        and (pictures.ndim == 3 or (pictures.ndim == 4 and pictures.shape[3] == 3))
+        and len(positions) == len(pictures) <= MOST_PICTURES
+        and all(0 < side <= PICTURE_SIDE for side in pictures.shape[1:3])
+    )
 
 
 def _check_predictions(parsed: Predictions) -> None:

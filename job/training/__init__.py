@@ -16,6 +16,7 @@ agreement.py       what they must agree on, before step 1 and before the commit
 devices.py         threads, devices, tf.distribute strategy
 evaluation.py      loss, accuracy, per class, confusion
 export.py          SavedModel, weights digest
+pictures.py        small pictures of the mistakes, for the report
 graphs.py          what a SavedModel may hold: looked through before it is loaded
 operations.py      the operations that it may have
 foreign.py         another run's SavedModel, evaluated in a process of its own

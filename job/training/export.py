@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from job.errors import AccessDeniedError, IntegrityError, JobError, UnavailableE
 from job.texts import one_line
 from job.training.evaluation import SMALL_BATCH_EXAMPLES, Probabilities, make_batches, preprocess
 from job.training.graphs import check_graphs
+from job.training.pictures import picture_mistakes
 
 SAMPLE_IMAGES = 64
 """Test images kept beside the predictions, so that a model can be verified without its dataset."""
@@ -184,8 +185,14 @@ def weights_of_export(folder: Path) -> list[NDArray[Any]]:
     return [reader.get_tensor(keys[position]) for position in sorted(keys)]
 
 
-def to_predictions_file(data: LoadedDataset, probabilities: Probabilities) -> bytes:
-    """Predictions of the whole test split, its labels, and the first images, as one safetensors file."""
+def to_predictions_file(
+    data: LoadedDataset, probabilities: Probabilities, *, wrong: Sequence[dict[str, Any]] = ()
+) -> bytes:
+    """Predictions of the whole test split, its labels, the first images, and pictures of the mistakes, as one safetensors file.
+
+    Args:
+        wrong: the mistakes, the most confident first, as in `evaluation.Scores`.
+    """
     from safetensors.numpy import save
 
     labels = data.dataset.test_labels
@@ -193,6 +200,7 @@ def to_predictions_file(data: LoadedDataset, probabilities: Probabilities) -> by
         "probabilities": np.asarray(probabilities, order="C"),
         "labels": np.asarray(labels, order="C"),
         "sample_images": np.asarray(data.dataset.test_images[:SAMPLE_IMAGES], order="C"),
+        **picture_mistakes(data.dataset.test_images, wrong),
     }
     meta = {"dataset": data.name, "dataset_digest": data.digest, "class_names": data.dataset.class_names}
     return save(arrays, {"predictions": json.dumps(meta, sort_keys=True)})

@@ -366,7 +366,7 @@ class KerasWorkload:
             )
         with phases("export"):
             files, weights_digest = self._export(probabilities)
-            files[PREDICTIONS_FILE] = export.to_predictions_file(self._data, probabilities)
+            files[PREDICTIONS_FILE] = export.to_predictions_file(self._data, probabilities, wrong=scores.wrong)
         return Results(files=files, weights_digest=weights_digest, scores=scores)
 
     def predict_with(self, files: Mapping[str, bytes], *, weights_digest: str) -> evaluation.Probabilities:

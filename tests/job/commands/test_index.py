@@ -101,12 +101,12 @@ def test_page_tells_of_each_run_when_how_long_how_good_and_what_became_of_it(nig
     assert [text.index(f" {run} ") for run in ("failed", "cut.off", "three", "two")] == sorted(
         text.index(f" {run} ") for run in ("failed", "cut.off", "three", "two")
     ), "newest first"
-    assert "2001-09-09 01:46 one promoted: version 1  champion 0.9000 3 min 3" in text
-    assert "2001-09-10 01:46 two refused reason of two 0.9100 3 min 3" in text
-    assert "three same reason of three 0.9200" in text
+    assert "2001-09-09 01:46 one promoted: version 1  champion 90.00 % 3 min 20 s 3" in text
+    assert "2001-09-10 01:46 two refused reason of two 91.00 % 3 min 20 s 3" in text
+    assert "three same reason of three 92.00 %" in text
     assert "failed failed (70)" in text
     assert "cut.off no result; last written 2004-11-09 11:33 - - 0" in text
-    assert "Champion: version 1 , run  one , accuracy 0.9000, since " in text
+    assert "Champion: version 1 , run  one , accuracy 90.00 %, since " in text
 
 
 def test_a_rollback_and_a_promotion_by_hand_are_told(nights: Nights) -> None:
@@ -118,7 +118,7 @@ def test_a_rollback_and_a_promotion_by_hand_are_told(nights: Nights) -> None:
     text = nights.page().text
     assert "Champion: version 3" in text and "(rollback)" in text
     assert "first committed: version 1, version 3  champion" in text
-    assert "second committed: version 2 0.9000" in text
+    assert "second committed: version 2 90.00 %" in text
 
 
 def test_links_lead_to_the_reports_from_where_the_page_is(nights: Nights) -> None:
@@ -147,7 +147,7 @@ def test_runs_of_other_models_and_removed_ones_are_left_out_and_a_damaged_one_co
     nights.begin("damaged")
     nights.put(contract.commit_key("damaged"), b"{")
     nights.put("runs/foreign/notes.txt", b"")
-    assert " mine committed 0.9000" in nights.page().text
+    assert " mine committed 90.00 %" in nights.page().text
     assert "1 run, newest first" in nights.page().text
 
 
