@@ -17,7 +17,7 @@ from job.texts import one_line
 
 _TO_ROOT = "../../"
 """From `models/<name>/` to where keys begin."""
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 600, 190, 52, 10, 12, 26
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 600, 190, 62, 10, 12, 26
 _MAX_REASON_CHARACTERS = 300
 _DAY_SECONDS = 86400.0
 _STYLE = (
@@ -31,13 +31,14 @@ svg .other { fill: var(--soft); stroke: var(--soft) } .good { color: var(--good)
 ul.key { list-style: none; padding: 0; margin: .3em 0 1.5em; display: flex; flex-wrap: wrap; gap: .2em 1.5em }
 ul.key svg { width: 1.6em; height: .8em; margin-right: .4em }
 table { width: 100% } thead th { border-bottom: 2px solid var(--line) } td { border-bottom: 1px solid var(--line) }
-th, td { padding: .3em .9em .3em 0 } td.run { min-width: 12em } .number { text-align: right; white-space: nowrap }
+th, td { padding: .3em .9em .3em 0 } td.run { min-width: 9em } td.state { width: 40%; min-width: 14em }
+.number { text-align: right; white-space: nowrap }
 td.time { white-space: nowrap } tr.now td { background: var(--box) } small { color: var(--soft) }
 @media (max-width: 640px) {
-  body { margin: 1em auto } svg.curve text { font-size: 17px } svg.curve circle { r: 5px } thead { display: none }
-  tr { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 0 1em; padding: .5em 0; border-bottom: 1px solid var(--line) }
-  tr.now { background: var(--box) } td { border: 0; padding: 0; min-width: 0 } .number { text-align: left }
-  td.time, td.run, td.state { grid-column: 1 / 4; min-width: 0 }
+  body { margin: 1em auto } svg.curve text { font-size: 15px } svg.curve circle { r: 5px } thead { display: none }
+  tr { display: flex; flex-wrap: wrap; gap: 0 1em; padding: .5em 0; border-bottom: 1px solid var(--line) }
+  tr.now { background: var(--box) } td, td.run, td.state { border: 0; padding: 0; min-width: 0 } .number { text-align: left }
+  td.time, td.run, td.state { flex-basis: 100% }
   td.number::before { content: attr(data-name) " "; color: var(--soft) } }
 @media print { a { color: inherit } }
 """
