@@ -41,6 +41,7 @@ from job.store.store import Store, Traffic
 from job.texts import one_line
 from job.training import agreement
 from job.training.loop import Training
+from job.training.tensorboard import EventFiles
 from job.training.watchdog import Watchdog
 from job.training.workers import ALONE, NothingToTrainError, Workers
 from job.training.workload import Prepared, Results, Workload
@@ -282,7 +283,7 @@ def _train_from_newest(
         config,
         training,
         checkpoint,
-        _make_writer(config, surroundings),
+        _make_writer(config, surroundings, training=training),
         surroundings=surroundings,
         ledger=ledger,
         result_digest=result_digest,
@@ -474,13 +475,21 @@ def _open_ledger(store: Store, surroundings: Surroundings, *, lineage: Lineage) 
     return ledger
 
 
-def _make_writer(config: Config, surroundings: Surroundings) -> CheckpointWriter:
+def _make_writer(config: Config, surroundings: Surroundings, *, training: Training) -> CheckpointWriter:
+    writes = [surroundings.stored_log.write_segment]
+    if config.observe.tensorboard:
+        writes.append(EventFiles(training, surroundings.identity).write_segment)
+
+    def after_save(store: Store) -> None:
+        for write_segment in writes:
+            write_segment(store)
+
     return CheckpointWriter(
         open_store(config.store, environ=surroundings.environ, traffic=surroundings.traffic),
         run_id=surroundings.identity.run,
         schedule=config.checkpoint,
         on_saved=surroundings.view.checkpoint_saved,
-        after_save=surroundings.stored_log.write_segment,
+        after_save=after_save,
     )
 
 

@@ -450,7 +450,8 @@ class ObserveSection(Section):
         300.0,
         description="no step or evaluated batch for so long: stacks to the log, exit 74; compiling: 4 times as long",
     )
-    report: bool = Field(True, description="write report.html")
+    report: bool = Field(True, description="write report.html, and index.html of the model")
+    tensorboard: bool = Field(False, description="write TensorBoard's event files beside the stored log")
     termination_log: LocalPath | None = Field(
         None, description="where the termination message goes; default /dev/termination-log where that exists"
     )

@@ -309,6 +309,23 @@ def log_key(run_id: str, *, attempt_id: str, number: int) -> str:
     return f"{log_prefix(run_id)}{attempt_id}/{number:06d}.jsonl"
 
 
+def event_file_key(run_id: str, *, attempt_id: str, number: int) -> str:
+    """One file of TensorBoard's events, create-only; they are numbered from 0. TensorBoard looks for `tfevents` in the name."""
+    return f"{log_prefix(run_id)}{attempt_id}/events.out.tfevents.{number:06d}"
+
+
+def event_file_of_key(key: str) -> tuple[str, str, int] | None:
+    """(run, attempt, number) of a file of TensorBoard's events."""
+    found = _parts_of(rf"logs/([^/]+)/events\.out\.tfevents\.{_SIX_DIGITS}", key)
+    return (found[0], found[1], int(found[2])) if found and is_run_id(found[1]) else None
+
+
+def beside_log_of_key(key: str) -> tuple[str, str, str] | None:
+    """(run, attempt, name) of a file beside a log: the report, or all series of an attempt at its end."""
+    found = _parts_of(rf"logs/([^/]+)/({_any_of((SERIES_FILE, REPORT_FILE))})", key)
+    return (found[0], found[1], found[2]) if found and is_run_id(found[1]) else None
+
+
 def log_of_key(key: str) -> tuple[str, str, int] | None:
     """(run, attempt, number) of a log segment."""
     found = _parts_of(rf"logs/([^/]+)/{_SIX_DIGITS}\.jsonl", key)
@@ -368,14 +385,14 @@ def retirement_of_key(key: str) -> tuple[str, ...] | None:
 
 
 def _record_of_key(key: str) -> tuple[str, ...] | None:
-    """(run,) of run.json, COMMIT.json, gate.json, and of the files beside a log."""
-    found = _parts_of(rf"(?:run|COMMIT|gate)\.json|logs/([^/]+)/(?:{_any_of((SERIES_FILE, REPORT_FILE))})", key)
-    return found if found and (found[1] is None or is_run_id(found[1])) else None
+    """(run,) of run.json, COMMIT.json and gate.json."""
+    return _parts_of(r"(?:run|COMMIT|gate)\.json", key)
 
 
 def run_of_key(key: str) -> str | None:
     """The run that an object of this program belongs to; None for a foreign object."""
-    parsers = (_record_of_key, attempt_of_key, log_of_key, checkpoint_of_key, claim_of_key, retirement_of_key)
+    of_logs = (log_of_key, event_file_of_key, beside_log_of_key)
+    parsers = (_record_of_key, attempt_of_key, *of_logs, checkpoint_of_key, claim_of_key, retirement_of_key)
     return next((str(parts[0]) for parse in parsers if (parts := parse(key))), None)
 
 
@@ -406,6 +423,11 @@ def champion_of_key(key: str) -> tuple[str, int] | None:
     """(model, version) of a move."""
     match = re.fullmatch(rf"{MODELS_PREFIX}({_MODEL})/champion/{_NINE_DIGITS}\.json", key)
     return (match[1], int(match[2])) if match and int(match[2]) else None
+
+
+def index_key(model: str) -> str:
+    """The page for people about all runs of a model: derived, written again after each run, read by nothing."""
+    return f"{MODELS_PREFIX}{model}/index.html"
 
 
 def versions_prefix(model: str) -> str:

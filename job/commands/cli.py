@@ -179,8 +179,12 @@ def _add_run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     show.add_argument("run", metavar="RUN", help="the run to show")
 
     report = _add(commands, "report", "the report of a committed run, made again from the store: one page of HTML")
-    report.add_argument("run", metavar="RUN", help="the run to report on")
-    report.add_argument("--to", type=_path, metavar="FILE", help="where to write it; else report.html")
+    which = report.add_mutually_exclusive_group(required=True)
+    which.add_argument("run", nargs="?", metavar="RUN", help="the run to report on")
+    which.add_argument(
+        "--index", action="store_true", help="instead, write index.html of the model again, in the store"
+    )
+    report.add_argument("--to", type=_path, metavar="FILE", help="where to write the report; else report.html")
 
     stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")
     stored.add_argument("run", metavar="RUN", help="the run whose log to print")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from job import __version__, contract, logs, streams
 from job.assist import assist
 from job.attempt import Outcome, Surroundings, after_commit, run
+from job.commands.index import rewrite_index
 from job.commands.report import report_on
 from job.commands.summary import print_summary
 from job.config import Config
@@ -72,6 +73,9 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
 
     def store_log() -> None:
         stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
+        if config.observe.report and workers.is_chief:
+            rewrite_index(config, status)
+            stored_log.finish({})  # a warning of it
 
     status.on_end = lambda: tell_end(push, log_end, store_log)
     _configure_logs(log_format, identity, workers, display=display, stored_log=stored_log, warnings=metrics.warnings)

@@ -10,7 +10,7 @@ from job import contract, logs, streams
 from job.commands.cli import CommandLine
 from job.commands.lookup import checked_run_id, configured_store, find_committed
 from job.config_sources import LoadedConfig
-from job.errors import IntegrityError, NotFoundError
+from job.errors import ConfigError, IntegrityError, NotFoundError
 from job.registry import champion
 from job.registry.champion import Move
 from job.registry.gate import read_gate, read_gate_json
@@ -164,12 +164,32 @@ def report(line: CommandLine, loaded: LoadedConfig) -> int:
     """Write the report of a committed run again."""
     from job.commands.report import report_on, write_report
 
+    if line.options.index:
+        return _report_index(line, loaded)
     store = configured_store(loaded)
     committed = find_committed(store, line.options.run)
     page = report_on(store, committed, read_gate(store, committed.run), settings=loaded.config.store)
     path = line.options.to or Path(contract.REPORT_FILE)
     write_report(path, page)
     print(path)
+    return contract.ExitCode.OK
+
+
+def _report_index(line: CommandLine, loaded: LoadedConfig) -> int:
+    """Write the index.html of a model again, in the store.
+
+    Raises:
+        NotFoundError: no run of it has begun.
+    """
+    from job.commands.index import write_index
+
+    if line.options.to:
+        raise ConfigError("--to: must be left out with --index, which writes index.html into the store")
+    store, model = configured_store(loaded), champion.model_name(loaded.config, dataset=loaded.config.data.name)
+    key = write_index(store, model)
+    if key is None:
+        raise NotFoundError(f"store {store.uri}: model {model} has no run; name another with --promotion.model_name")
+    print(store.location(key))
     return contract.ExitCode.OK
 
 

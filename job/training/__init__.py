@@ -20,5 +20,6 @@ pictures.py        small pictures of the mistakes, for the report
 graphs.py          what a SavedModel may hold: looked through before it is loaded
 operations.py      the operations that it may have
 foreign.py         another run's SavedModel, evaluated in a process of its own
+tensorboard.py     event files of the epochs, for TensorBoard
 watchdog.py        ends a training that hangs, with the stacks of all threads
 """

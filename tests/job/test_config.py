@@ -62,6 +62,7 @@ SAMPLES = {
         ("run.skip_if_unchanged", "store.path_style", "promotion.refused_is_failure"), ("true", "false", "true")
     ),
     **dict.fromkeys(("promotion.enabled", "observe.report"), ("false", "true", "false")),
+    "observe.tensorboard": ("true", "false", "true"),
     "observe.stall_timeout_seconds": ("1", "2", "3"),
     **dict.fromkeys(("data.args", "model.args"), ("{a: 1}", '{"a": [2, "x"]}', "{b: null}")),
     "train.optimizer": ("adamw", "lion", "nesterov"),
