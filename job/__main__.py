@@ -18,6 +18,7 @@ from job.errors import JobError, UnavailableError
 from job.masking import remember_environment
 from job.observe.termination import Status, find_path
 from job.signals import StopRequested, StopSignal
+from job.texts import stack_of
 
 
 def main() -> NoReturn:
@@ -42,6 +43,7 @@ def _run(arguments: list[str], *, stop: StopSignal) -> int:
         finally:
             stop.ignore()
     except BaseException as error:  # noqa: BLE001 - the last net: a panic of a Rust library is no Exception
+        status.stack = "" if isinstance(error, (JobError, StopRequested)) else stack_of(error)
         return _report(status, *_describe(error))
 
 
@@ -127,7 +129,8 @@ def _say_thread_failed(failed: threading.ExceptHookArgs) -> None:
     threading.__excepthook__(failed)
     if failed.exc_type is not SystemExit:
         name = failed.thread.name if failed.thread else ""
-        logs.warn("thread.failed", thread=name, reason=f"{failed.exc_type.__name__}: {failed.exc_value}")
+        stack = stack_of(failed.exc_value) if failed.exc_value else ""
+        logs.warn("thread.failed", thread=name, reason=f"{failed.exc_type.__name__}: {failed.exc_value}", stack=stack)
 
 
 if __name__ == "__main__":

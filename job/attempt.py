@@ -38,7 +38,7 @@ from job.runs.read import CommittedRun, StoredFile
 from job.signals import StopSignal
 from job.store.open import open_store
 from job.store.store import Store, Traffic
-from job.texts import one_line
+from job.texts import one_line, stack_of
 from job.training import agreement
 from job.training.loop import Training
 from job.training.tensorboard import EventFiles
@@ -441,8 +441,9 @@ def after_commit(event: str, *, fatal: type[Exception] | tuple[()] = ()) -> Iter
     except fatal:
         raise
     except Exception as error:  # noqa: BLE001 - the result stands
-        reason = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
-        warn(event, reason=one_line(reason))
+        is_known = isinstance(error, JobError)
+        stack = {} if is_known else {"stack": stack_of(error)}
+        warn(event, reason=one_line(str(error) if is_known else f"{type(error).__name__}: {error}"), **stack)
 
 
 def _register_attempt(

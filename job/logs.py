@@ -12,12 +12,15 @@ from datetime import datetime
 from typing import Any, Literal, TextIO
 
 from job import clock
+from job.events import say
 from job.masking import masked
 from job.texts import visible
 
 LOGGER_NAME = "job"
 
 LogFormat = Literal["json", "text"]
+_STACK = "stack"
+"""Not in a line of text, which stays one line: the stored log has it."""
 
 
 def emit(event: str, *, level: int = logging.INFO, **fields: object) -> None:
@@ -107,8 +110,9 @@ class _JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = clock.timestamp(record.created).replace("+00:00", "Z")
-        head = {"time": time, "level": record.levelname.lower(), "event": record.getMessage()}
-        content = _plain(head | self._fixed | _fields(record))
+        event, known = record.getMessage(), _plain(self._fixed | _fields(record))
+        level = {"level": record.levelname.lower(), "severity": record.levelname}  # the second as Cloud Logging has it
+        content = {"time": time, **level, "event": event, "message": say(event, known), **known}
         line = json.dumps(content, default=lambda other: masked(str(other)), ensure_ascii=False, allow_nan=False)
         return visible(line.encode(errors="replace").decode())
 
@@ -128,7 +132,7 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname} "
-        values = " ".join(f"{key}={_short(value)}" for key, value in _fields(record).items())
+        values = " ".join(f"{key}={_short(value)}" for key, value in _fields(record).items() if key != _STACK)
         return visible(f"{time} {level}{record.getMessage():<14} {values}".rstrip())
 
 

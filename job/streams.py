@@ -42,6 +42,12 @@ def loss_of(stream: TextIO) -> str:
     return sink.loss if sink else ""
 
 
+def reader_is_gone(stream: TextIO) -> bool:
+    """Whether a write to a protected stream has found that nobody reads it any more, such as `head` that has enough."""
+    sink = _sink_of(stream)
+    return sink is not None and sink.is_gone
+
+
 def give_up_after(seconds: float) -> None:
     """From now on a write waits so long for a reader that takes nothing, such as a paused `less`, and is lost then."""
     for stream in (sys.stdout, sys.stderr):
@@ -99,7 +105,7 @@ class _Sink(io.RawIOBase):
 
     def __init__(self, descriptor: int, *, loss: str = "") -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.is_gone = loss, False
         self.patience_seconds: float | None = None
         self._descriptor, self._target, self._is_stuck = descriptor, _without_blocking(descriptor), False
         self._poll = select.poll()
@@ -120,7 +126,7 @@ class _Sink(io.RawIOBase):
         try:
             self._write_all(rest)
         except BrokenPipeError:
-            pass
+            self.is_gone = True
         except OSError as error:
             self.loss = error.strerror or str(error)
         return num_bytes

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import traceback
 import unicodedata
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ _UNSEEN = re.compile(
 )
 """Printable by Unicode's categories, and still not to be seen: fillers, blanks of other scripts, variation selectors."""
 _MAX_CELL_CHARACTERS = 200
+_MAX_STACK_CHARACTERS, _MAX_STACK_LINE_CHARACTERS = 8000, 500
 
 
 def visible(text: str, *, keep: str = "") -> str:
@@ -40,6 +42,23 @@ def one_line(text: object, *, limit: int | None = None) -> str:
     return visible(" ".join(masked(str(text)).split())[:limit])[:limit]
 
 
+def stack_of(error: BaseException) -> str:
+    """The traceback as visible lines, without credentials; of a long one the beginning, and three times as much of its end."""
+    try:
+        text = visible(masked("".join(traceback.format_exception(error))), keep="\n").rstrip("\n")
+    except Exception:  # noqa: BLE001 - no memory is left, or a class of the user's own breaks what prints it
+        return ""
+    text = "\n".join(_cut(line, _MAX_STACK_LINE_CHARACTERS) for line in text.split("\n"))
+    if len(text) <= _MAX_STACK_CHARACTERS:
+        return text
+    head = _MAX_STACK_CHARACTERS // 4
+    return f"{text[:head]}\n...\n{text[head - _MAX_STACK_CHARACTERS + 5 :]}"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def quoted(text: str) -> str:
     """A name, path or setting in a command that is printed: a shell that the line is pasted into takes it as this one word."""
     return shlex.quote(visible(text))
@@ -61,7 +80,7 @@ def to_table(rows: Sequence[Sequence[str]]) -> str:
 
 def _to_cell(text: str) -> str:
     shown = visible(text[: _MAX_CELL_CHARACTERS + 1])
-    return shown if len(shown) <= _MAX_CELL_CHARACTERS else shown[: _MAX_CELL_CHARACTERS - 3] + "..."
+    return _cut(shown, _MAX_CELL_CHARACTERS)
 
 
 def _width(text: str) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.log_events import find_breaches
 from tests.promises import Promises, is_whole_run, read_promises
 
 IDX_FILES = (
@@ -94,8 +95,10 @@ class Finished:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The JSON log lines."""
-        return [json.loads(line) for line in self.stdout.splitlines() if line.startswith("{")]
+        """The JSON log lines, each as schemas/log-event.json has it."""
+        lines = [json.loads(line) for line in self.stdout.splitlines() if line.startswith("{")]
+        assert [breach for line in lines for breach in find_breaches(line)] == []
+        return lines
 
     def event(self, name: str) -> dict[str, Any]:
         """The last event of that name."""

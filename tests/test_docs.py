@@ -24,7 +24,6 @@ import yaml
 from job.commands.cli import parse_command_line as parse_job
 from job.config import default_values
 from job.config_sources import check_flags
-from job.contract import Event
 from job.errors import ConfigError, JobError
 from k8s.cli import parse_command_line as parse_client
 from k8s.errors import ClientError
@@ -152,14 +151,6 @@ def test_named_settings_exist_and_take_the_named_values(page: str) -> None:
 def test_files_that_are_named_exist(page: str) -> None:
     """Links, with the heading behind `#`, and paths in spans of code."""
     assert [f"{page}:{number}: {name}" for number, name in _named_files(page) if not _is_there(name)] == []
-
-
-def test_every_event_is_in_the_reference_and_every_one_there_is_logged() -> None:
-    page = (REPOSITORY / "docs" / "reference.md").read_text()
-    text = page.partition("\n## Log events\n")[2].partition("\n## ")[0]
-    logged = {event.value for event in Event} | set(re.findall(r'warn\(\s*"([a-z_.]+)"', _sources()))
-    assert {name for name in logged if name not in text} == set()
-    assert {name for name in re.findall(r"\b[a-z]+\.[a-z_]+\b", text) if f'"{name}"' not in _sources()} == set()
 
 
 def test_every_planted_bug_that_is_documented_can_be_planted() -> None:

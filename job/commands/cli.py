@@ -186,8 +186,7 @@ def _add_run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     report.add_argument("--to", type=_path, metavar="FILE", help="where to write the report; else report.html")
 
-    stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")
-    stored.add_argument("run", metavar="RUN", help="the run whose log to print")
+    _add_logs(commands)
 
     promote = _add(commands, "promote", "make a committed run the champion, when the gate lets it")
     promote.add_argument("run", metavar="RUN", help="the run to promote")
@@ -201,6 +200,22 @@ def _add_run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     back.add_argument("--to", metavar="RUN", help="an earlier champion; else the one before")
     for by_hand in (promote, back):
         by_hand.add_argument("--why", type=_reason, default="", metavar="TEXT", help="reason, recorded for ever")
+
+
+def _add_logs(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    stored = _add(commands, "logs", "the stored log of a run, all attempts in order, one JSON object a line")
+    stored.add_argument("run", metavar="RUN", help="the run whose log to print")
+    stored.add_argument("--attempt", type=_beginning, metavar="ID", help="only this attempt, or those that begin so")
+    stored.add_argument(
+        "--level", choices=("info", "warning", "error"), help="only lines of this level, and worse ones"
+    )
+    stored.add_argument(
+        "--event", type=_beginning, metavar="NAME", help="only events of this name; `checkpoint.`: that begin so"
+    )
+    stored.add_argument("-f", "--follow", action="store_true", help="also what comes, until the run has ended")
+    stored.add_argument(
+        "-o", "--output", choices=("json", "text"), default="json", help="lines as they are stored, or sentences (json)"
+    )
 
 
 def _add(
@@ -265,6 +280,12 @@ def _seconds(text: str) -> float:
             f"must be at most {_MAX_WAIT_SECONDS:.0f} seconds, received {uris.shown(text)}"
         )
     return value
+
+
+def _beginning(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _interval(text: str) -> float:

@@ -20,7 +20,7 @@ _COMMANDS = {
     "runs": "runs:list_runs",
     "show": "runs:show",
     "report": "runs:report",
-    "logs": "runs:print_log",
+    "logs": "logs:print_log",
     "data prepare": "data:prepare",
     "data check": "data:check",
     "store check": "store:check",

@@ -15,6 +15,7 @@ from job.commands.summary import print_summary
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.contract import Event
+from job.digests import canonical_json, sha256_hex
 from job.errors import ConfigError, GateRefusedError, RetiredError
 from job.measures import is_measure
 from job.observe import exposition
@@ -29,7 +30,7 @@ from job.runs.identity import AttemptIdentity, make_run_id, wanted_replicas
 from job.runs.lineage import make_attempt_id
 from job.signals import StopSignal
 from job.store.open import open_store
-from job.texts import one_line
+from job.texts import one_line, stack_of
 from job.training.devices import memory_limit
 from job.training.keras_workload import KerasWorkload
 from job.training.workers import Workers, workers_from_environment
@@ -80,7 +81,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     status.on_end = lambda: tell_end(push, log_end, store_log)
     _configure_logs(log_format, identity, workers, display=display, stored_log=stored_log, warnings=metrics.warnings)
     status.write()
-    logs.emit(Event.RUN_START, store=config.store.uri, dataset=config.data.name, epochs=config.train.epochs)
+    _emit_start(config, pod)
     if config.observe.metrics_port:
         observe = config.observe
         exposition.serve(metrics.running, port=observe.metrics_port, address=observe.metrics_address)
@@ -138,13 +139,27 @@ def _configure_logs(
     logs.tell_too(warnings)
 
 
+def _emit_start(config: Config, pod: contract.Pod) -> None:
+    logs.emit(
+        Event.RUN_START,
+        store=config.store.uri,
+        dataset=config.data.name,
+        epochs=config.train.epochs,
+        version=__version__,
+        image=pod.image,
+        revision=pod.revision,
+        config_digest=sha256_hex(canonical_json(config.model_dump(mode="json"))),
+    )
+
+
 def tell_end(*ways: Callable[[], None]) -> None:
     """Tell the end in every way; one that fails takes no other along."""
     for tell in ways:
         try:
             tell()
         except Exception as error:  # noqa: BLE001 - see above
-            logs.warn("end.incomplete", step=tell.__name__, reason=f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            logs.warn("end.incomplete", step=tell.__name__, reason=reason, stack=stack_of(error))
 
 
 def _check_metric(config: Config) -> None:
@@ -272,7 +287,8 @@ def emit_end(status: Status, display: Display, *, phases: Phases) -> None:
     if status.outcome == "interrupted":
         logs.warn(Event.RUN_INTERRUPTED, step=status.step, epoch=status.epoch, reason=status.reason)
     elif status.code:
-        logs.error(Event.ERROR, code=status.code, reason=status.reason)
+        stack = {"stack": status.stack} if status.stack else {}
+        logs.error(Event.ERROR, code=status.code, reason=status.reason, **stack)
     logs.emit(
         Event.RUN_END,
         outcome=status.outcome,

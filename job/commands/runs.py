@@ -1,4 +1,4 @@
-"""The commands that look at the runs of a store: runs, show, report, logs."""
+"""The commands that look at the runs of a store: runs, show, report."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job import contract, logs, streams
+from job import contract, logs
 from job.commands.cli import CommandLine
 from job.commands.lookup import checked_run_id, configured_store, find_committed
 from job.config_sources import LoadedConfig
@@ -190,22 +190,4 @@ def _report_index(line: CommandLine, loaded: LoadedConfig) -> int:
     if key is None:
         raise NotFoundError(f"store {store.uri}: model {model} has no run; name another with --promotion.model_name")
     print(store.location(key))
-    return contract.ExitCode.OK
-
-
-def print_log(line: CommandLine, loaded: LoadedConfig) -> int:
-    """The stored log of a run: byte for byte into a file or pipe, made visible on a terminal.
-
-    Raises:
-        NotFoundError: it has none.
-    """
-    from job.observe.stored_logs import read_stored_log
-
-    store, run_id = configured_store(loaded), checked_run_id(line.options.run)
-    num_bytes = 0
-    for segment in read_stored_log(store, run_id):
-        streams.pass_on(segment)
-        num_bytes += len(segment)
-    if not num_bytes:
-        raise NotFoundError(f"run {run_id} has no stored log in {store.uri}; see mnist-job runs")
     return contract.ExitCode.OK

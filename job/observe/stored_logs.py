@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from job import clock
@@ -86,14 +87,26 @@ class StoredLog(logging.Handler):
         return self.lock
 
 
-def read_stored_log(store: Store, run_id: str) -> Iterator[bytes]:
-    """The stored log of a run, byte for byte: attempts in the order in which they started, each from its first line on.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSegment:
+    """Lines of one attempt, byte for byte."""
+
+    attempt: str
+    data: bytes
+
+
+def read_stored_log(store: Store, run_id: str, *, seen: set[str] | None = None) -> Iterator[StoredSegment]:
+    """The stored log of a run: attempts in the order in which they started, each from its first line on.
 
     One segment at a time is in memory. A warning names each that is too long, or is gone.
+
+    Args:
+        seen: keys that are left out; those of this reading are added.
     """
+    seen = set() if seen is None else seen
     attempts: dict[str, list[str]] = {}
     for entry in store.list_objects(log_prefix(run_id)):
-        if segment := log_of_key(entry.key):
+        if (segment := log_of_key(entry.key)) and entry.key not in seen:
             attempts.setdefault(segment[1], []).append(entry.key)
 
     def first_line(keys: list[str]) -> bytes:
@@ -101,7 +114,10 @@ def read_stored_log(store: Store, run_id: str) -> Iterator[bytes]:
 
     in_order = sorted(attempts.values(), key=first_line) if len(attempts) > 1 else attempts.values()
     for key in (key for keys in in_order for key in keys):
-        yield _read_segment(store, key)
+        seen.add(key)
+        of_key = log_of_key(key)
+        assert of_key
+        yield StoredSegment(attempt=of_key[1], data=_read_segment(store, key))
 
 
 def _read_segment(store: Store, key: str) -> bytes:

@@ -47,6 +47,8 @@ class Status:
     """Where the time of all attempts went, once the run is open."""
     on_end: Callable[[], None] | None = field(default=None, repr=False)
     """Called once the outcome is known, to log it."""
+    stack: str = field(default="", repr=False)
+    """Of an error that nobody raised on purpose, for the log; not part of the message."""
     failure: str = field(default="", repr=False)
     """Why the message could not be written."""
 

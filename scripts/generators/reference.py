@@ -1,5 +1,6 @@
-"""What `run --help` prints, and the tables of docs/reference.md and docs/environment.md."""
+"""What `run --help` prints, the tables of docs/reference.md and docs/environment.md, and the schema of the log."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from generators.splice import splice, to_rows
 from job.ambient import TABLE
 from job.config import describe_fields
 from job.contract import ExitCode, commit_key
+from job.events import KINDS, make_schema
 from job.observe.metrics import Champion, Metrics
 from job.observe.phases import Phases
 from job.observe.termination import Status
 
 _HELP, _REFERENCE, _ENVIRONMENT = "job/settings.txt", "docs/reference.md", "docs/environment.md"
+_LOG_SCHEMA = "schemas/log-event.json"
 
 
 def make_files(root: Path) -> dict[str, str]:
@@ -21,13 +24,14 @@ def make_files(root: Path) -> dict[str, str]:
     pieces = {
         "settings": make_settings(),
         "exit codes": make_exit_codes(),
+        "events": make_events(),
         "series": make_series(),
     }
     for name, piece in pieces.items():
         text = splice(root / _REFERENCE, name, piece, text=text)
     assert text is not None
     environment = splice(root / _ENVIRONMENT, "environment", make_environment())
-    return {_HELP: make_help(), _REFERENCE: text, _ENVIRONMENT: environment}
+    return {_HELP: make_help(), _REFERENCE: text, _ENVIRONMENT: environment, _LOG_SCHEMA: make_log_schema()}
 
 
 def make_help() -> str:
@@ -59,6 +63,25 @@ def make_exit_codes() -> str:
     rows = ((str(code.value), code.meaning, code.again) for code in ExitCode)
     killed = ("137, 139", "killed from outside, out of memory, crashed in native code", "yes")
     return to_rows(("code", "meaning", "start it again?"), *rows, killed)
+
+
+def make_log_schema() -> str:
+    """JSON Schema of one line of the log, with a line for each event."""
+    schema = make_schema()
+    kinds = ",\n    ".join(json.dumps(kind) for kind in schema["allOf"])
+    return json.dumps(schema | {"allOf": []}, indent=2).replace('"allOf": []', f'"allOf": [\n    {kinds}\n  ]') + "\n"
+
+
+def make_events() -> str:
+    """A row for each event: its level, its sentence and its own fields with their types."""
+    rows = ((f"`{event}`", kind.level, kind.says, _to_cell(kind.own)) for event, kind in KINDS.items())
+    return to_rows(("event", "level", "`message`", "own fields"), *rows)
+
+
+def _to_cell(own: str) -> str:
+    """Such as "`step` integer, `loss` number?"."""
+    parts = (part.partition(":") for part in own.split())
+    return ", ".join(f"`{name}` {kind.replace('|', ' or ')}" for name, _, kind in parts)
 
 
 def make_series() -> str:

@@ -36,13 +36,16 @@ def only(lines: list[str]) -> str:
 class TestJson:
     def test_keys_come_in_a_fixed_order(self, lines: list[str]) -> None:
         logs.configure("json", run="my-run", attempt="a1", write=lines.append)
-        logs.emit("train.progress", step=3, epoch=1, loss=0.5, accuracy=0.25)
+        logs.emit("train.progress", step=3, epoch=1, loss=0.5, accuracy=0.25, examples_per_second=9.5, eta_seconds=2.0)
         content = json.loads(only(lines))
-        fixed, own = ["time", "level", "event", "run", "attempt", "worker"], ["step", "epoch", "loss", "accuracy"]
+        fixed = ["time", "level", "severity", "event", "message", "run", "attempt", "worker"]
+        own = ["step", "epoch", "loss", "accuracy", "examples_per_second", "eta_seconds"]
         assert list(content) == [*fixed, *own]
         assert {name: value for name, value in content.items() if name != "time"} == {
             "level": "info",
+            "severity": "INFO",
             "event": "train.progress",
+            "message": "Step 3, epoch 1: loss 0.5, accuracy 0.25, 2 s left",
             "run": "my-run",
             "attempt": "a1",
             "worker": 0,
@@ -50,6 +53,8 @@ class TestJson:
             "epoch": 1,
             "loss": 0.5,
             "accuracy": 0.25,
+            "examples_per_second": 9.5,
+            "eta_seconds": 2.0,
         }
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", content["time"])
         assert abs(datetime.fromisoformat(content["time"]).timestamp() - datetime.now().timestamp()) < 60
@@ -59,7 +64,8 @@ class TestJson:
         logs.configure("json", write=lines.append)
         assert callable(call)
         call("some.event")
-        assert json.loads(only(lines))["level"] == level
+        content = json.loads(only(lines))
+        assert (content["level"], content["severity"]) == (level, level.upper())
 
     @pytest.mark.parametrize("text", ['a "quoted" line\nand another', "größe 数字", "\x00\x1b[31m", "\u2028"])
     def test_any_text_stays_on_one_line(self, text: str, lines: list[str]) -> None:

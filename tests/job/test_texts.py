@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from job.texts import one_line, quoted, to_table, visible
+from job.texts import one_line, quoted, stack_of, to_table, visible
 
 
 def test_any_text_becomes_one_line_of_limited_length() -> None:
@@ -50,3 +50,36 @@ def test_what_is_kept_stays() -> None:
 def test_a_shell_takes_what_is_quoted_as_one_word(text: str) -> None:
     assert shlex.split(quoted(text)) == [visible(text)]
     assert "\n" not in quoted(text)
+
+
+@pytest.mark.security("S11")
+def test_a_stack_is_visible_text_of_bounded_length_with_both_its_ends() -> None:
+    def fail(depth: int) -> None:
+        if not depth:
+            raise RuntimeError("\x1b[31mred\x07 " + "x" * 100_000)
+        fail(depth - 1)
+
+    with pytest.raises(RuntimeError) as caught:
+        fail(0)
+    shown = stack_of(caught.value)
+    assert shown.startswith("Traceback (most recent call last):\n")
+    assert r"RuntimeError: \u001b[31mred\u0007 xxx" in shown
+    assert len(shown) < 2000
+    assert shown.replace("\n", "").isprintable()
+
+    shown = stack_of(ValueError("\n".join(f"line {number} " + "y" * 200 for number in range(200)) + "\nlast words"))
+    assert (len(shown), shown.splitlines()[0][:18], shown.splitlines()[-1]) == (
+        8000,
+        "ValueError: line 0",
+        "last words",
+    )
+    assert "\n...\n" in shown
+
+
+@pytest.mark.security("S11")
+def test_an_error_that_cannot_say_itself_has_a_stack() -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert "MuteError" in stack_of(MuteError())

@@ -6,6 +6,7 @@ import os
 import pty
 import shlex
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK, S3, RunJob, job_command, job_environment, skip_or_fail
+from tests.conftest import QUICK, REPOSITORY, S3, Finished, RunJob, job_command, job_environment, skip_or_fail
 
 
 def in_namespace(*setup: str) -> list[str]:
@@ -459,3 +460,38 @@ def test_folder_of_the_store_that_is_closed_is_77_before_anything_is_trained(
     assert f"store file:{tmp_path}/out: {name}" in done.error
     assert "Permission denied; choose a folder that can be written: store.uri" in done.error
     assert "data.ready" not in [event["event"] for event in done.events]
+
+
+_FAIL = r"""
+import job.attempt
+from job.__main__ import main
+
+def fail(*_, **__):
+    raise RuntimeError("\x1b[31mnobody foresaw it: hunter2hunter2xyz")
+
+job.attempt._prepare = fail
+main()
+"""
+
+
+@pytest.mark.security("S10")
+@pytest.mark.security("S11")
+def test_the_stack_of_an_error_that_nobody_foresaw_is_in_the_log_and_in_the_store(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FAIL, "run", *QUICK, "--run.id=r", "--observe.log_format=json"],
+        cwd=tmp_path,
+        env=job_environment({"PYTHONPATH": str(REPOSITORY), "MY_PASSWORD": "hunter2hunter2xyz"}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    finished = Finished(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
+    assert finished.code == 1
+    stack = finished.event("error")["stack"].splitlines()
+    assert stack[0] == "Traceback (most recent call last):"
+    assert any("in run_command" in line for line in stack)
+    assert stack[-1] == r"RuntimeError: \u001b[31mnobody foresaw it: ***"
+    [segment] = (tmp_path / "out").rglob("*.jsonl")
+    assert segment.read_text() == done.stdout

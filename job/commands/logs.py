@@ -1,0 +1,166 @@
+"""The logs command: the stored log of a run as it is, chosen, as sentences, and as it comes."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from job import clock, contract, streams
+from job.commands.cli import CommandLine
+from job.commands.lookup import checked_run_id, configured_store
+from job.config_sources import LoadedConfig
+from job.contract import Event, ExitCode
+from job.errors import IntegrityError, NotFoundError, UnavailableError
+from job.events import say
+from job.observe.stored_logs import StoredSegment, read_stored_log
+from job.records import parse_object
+from job.runs import read
+from job.store.store import Store
+from job.texts import one_line, visible
+
+_POLL_SECONDS = 5.0
+_LAST_SECONDS = 15.0
+"""The last segment is written within so many seconds after the result."""
+_SILENT_SECONDS = 3600.0
+_AGAIN = ("yes", "may help")
+"""Of exit codes after which another attempt may go on."""
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+def print_log(line: CommandLine, loaded: LoadedConfig) -> int:
+    """The stored log of a run: byte for byte into a file or pipe, made visible on a terminal.
+
+    Raises:
+        NotFoundError: it has none, or none of that attempt.
+        UnavailableError: nothing has come for an hour with --follow.
+    """
+    store, run_id = configured_store(loaded), checked_run_id(line.options.run)
+    printer = _Printer(line.options)
+    follower = _Follower(store, run_id)
+    for segment in follower.segments() if line.options.follow else read_stored_log(store, run_id):
+        printer.take(segment)
+        if streams.reader_is_gone(sys.stdout):
+            break
+    if not printer.num_bytes:
+        raise NotFoundError(f"run {run_id} has no stored log{printer.of_attempt} in {store.uri}; see mnist-job runs")
+    if follower.end:
+        print(follower.end, file=sys.stderr)
+    return ExitCode.OK
+
+
+class _Printer:
+    """Prints what is asked for of each segment."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.num_bytes = 0
+        """Of the attempts that were asked for, printed or not."""
+        self._attempt, self._event, self._output = options.attempt or "", options.event or "", options.output
+        self._levels = _LEVELS[_LEVELS.index(options.level) if options.level else 0 :]
+        self._takes_all = not (options.event or options.level)
+
+    @property
+    def of_attempt(self) -> str:
+        """For an error: which attempt was asked for."""
+        return f" of attempt {visible(self._attempt)}" if self._attempt else ""
+
+    def take(self, segment: StoredSegment) -> None:
+        """Print what is asked for of it."""
+        if not segment.attempt.startswith(self._attempt):
+            return
+        self.num_bytes += len(segment.data)
+        if self._takes_all and self._output == "json":
+            streams.pass_on(segment.data)
+        else:
+            for line in segment.data.splitlines(keepends=True):
+                self._take_line(line)
+        sys.stdout.flush()
+
+    def _take_line(self, line: bytes) -> None:
+        fields = _parse(line)
+        if not (self._is_wanted(fields) if fields else self._takes_all):
+            return
+        if self._output == "json":
+            streams.pass_on(line)
+        else:
+            print(_to_text(fields) if fields else visible(line.decode(errors="backslashreplace").rstrip("\n")))
+
+    def _is_wanted(self, fields: dict[str, Any]) -> bool:
+        event, level = str(fields.get("event")), fields.get("level")
+        is_of_group = self._event.endswith(".") and event.startswith(self._event)
+        is_named = not self._event or event == self._event or is_of_group
+        return is_named and (level in self._levels or level not in _LEVELS)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """None for what is no line of ours."""
+    try:
+        return parse_object(line, name="a line of the log", are_all_finite=False)
+    except IntegrityError:
+        return None
+
+
+def _to_text(fields: dict[str, Any]) -> str:
+    """Time, level and sentence; below it the stack of an error."""
+    event = str(fields.get("event"))
+    words = fields.get("message") or say(event, fields)  # older versions stored no message
+    stack = fields.get("stack") or fields.get("stacks") or ""
+    lines = stack.split("\n") if isinstance(stack, str) else map(str, stack)
+    head = f"{one_line(fields.get('time', ''))} {one_line(fields.get('level', '')).upper():<7} {one_line(words)}"
+    return "\n".join([head, *(f"    {visible(text)}" for text in lines if text)])
+
+
+class _Follower:
+    """Reads what comes until the run has ended."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.end = ""
+        """Why nothing more comes."""
+        self._store, self._run = store, run_id
+        self._over_since: float | None = None
+
+    def segments(self) -> Iterator[StoredSegment]:
+        """Each segment once.
+
+        Raises:
+            NotFoundError: the store has nothing of this run.
+            UnavailableError: no segment has come for an hour.
+        """
+        if not self._store.list_objects(contract.run_prefix(self._run)):
+            raise NotFoundError(f"run {self._run} is not in {self._store.uri}; see mnist-job runs")
+        seen: set[str] = set()
+        heard = clock.monotonic()
+        while not self.end:
+            for segment in read_stored_log(self._store, self._run, seen=seen):
+                heard = clock.monotonic()
+                yield segment
+                self.end = self._say_end(segment.data)
+            self.end = self.end or self._look_for_result()
+            if not self.end:
+                _check_silence(self._run, clock.monotonic() - heard)
+                clock.sleep(_POLL_SECONDS)
+
+    def _say_end(self, data: bytes) -> str:
+        """What the last line of an attempt means for the run; empty while another attempt may go on."""
+        fields = _parse(data.rstrip(b"\n").rpartition(b"\n")[2]) or {}
+        code = fields.get("code")
+        if fields.get("event") != Event.RUN_END or code not in [
+            one.value for one in ExitCode if one.again not in _AGAIN
+        ]:
+            return ""
+        outcome = one_line(fields.get("outcome", ""), limit=40)
+        return f"mnist-job: run {self._run} ended as {outcome} with exit code {code}"
+
+    def _look_for_result(self) -> str:
+        """For a process that was killed between its commit and its last line."""
+        if not read.is_over(self._store, self._run):
+            return ""
+        now = clock.monotonic()
+        self._over_since = self._over_since or now
+        return f"mnist-job: run {self._run} has a result" if now - self._over_since >= _LAST_SECONDS else ""
+
+
+def _check_silence(run_id: str, seconds: float) -> None:
+    if seconds > _SILENT_SECONDS:
+        raise UnavailableError(
+            f"run {run_id} has stored no line for {_SILENT_SECONDS / 3600:.0f} h; look at its process"
+        )
