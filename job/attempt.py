@@ -412,7 +412,7 @@ def finish(
                 who=f"attempt {surroundings.identity.attempt}",
                 reevaluate=workload.predict_with,
             ).settle(committed)
-            view.decided(is_promoted=gate.verdict == "promoted")
+            view.decided(gate.verdict)
     with surroundings.phases("publish"), after_commit("layout.failed", fatal=JobError):
         newest = serving.finish_champions_layout(store, model)
         if newest:

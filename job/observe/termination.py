@@ -34,6 +34,8 @@ class Status:
     step: int = 0
     epoch: int = 0
     accuracy: float | None = None
+    verdict: str | None = None
+    """Of the gate."""
     promoted: bool | None = None
     champion_accuracy: float | None = None
     """Of the champion after this attempt, on the test split that it was scored on; not part of the message."""

@@ -129,9 +129,9 @@ class View:
         """The run has a result: this attempt's, or that of another."""
         self._status.commit, self._status.accuracy = commit_key, test_accuracy
 
-    def decided(self, *, is_promoted: bool) -> None:
+    def decided(self, verdict: str) -> None:
         """The gate was asked."""
-        self._status.promoted = is_promoted
+        self._status.verdict, self._status.promoted = verdict, verdict == "promoted"
 
     def champion_is(self, accuracy: float) -> None:
         """How good the model is that is served now."""

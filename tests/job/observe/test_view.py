@@ -68,11 +68,12 @@ def test_chunk_is_in_the_metrics_at_once_and_in_the_message_with_the_next_checkp
 def test_results_follow_in_both(view: View, status: Status, metrics: Metrics) -> None:
     view.epoch_ends(test_loss=0.4, test_accuracy=0.8)
     view.committed("runs/r/COMMIT.json", test_accuracy=0.81)
-    view.decided(is_promoted=True)
+    view.decided("promoted")
     view.evaluated({"zero": 0.5}, {"auc": 0.9})
     status.write()
     told, found = message(status), series(metrics)
-    assert (told["commit"], told["accuracy"], told["promoted"]) == ("runs/r/COMMIT.json", 0.81, True)
+    assert (told["commit"], told["accuracy"], told["verdict"]) == ("runs/r/COMMIT.json", 0.81, "promoted")
+    assert told["promoted"] is True
     assert (found["test_loss"], found["test_accuracy"], found['class_recall_ratio{digit="zero"}']) == (0.4, 0.81, 0.5)
     assert found['metric{metric="auc"}'] == 0.9
 
