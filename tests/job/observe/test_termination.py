@@ -13,7 +13,20 @@ from job.__main__ import _describe, _report
 from job.contract import TERMINATION_MESSAGE_MAX_BYTES, ExitCode
 from job.observe.termination import KUBELET_PATH, Status, choose_path, find_path
 
-FIELDS = ["run", "attempt", "outcome", "code", "reason", "step", "epoch", "accuracy", "verdict", "promoted", "commit", "seconds"]
+FIELDS = [
+    "run",
+    "attempt",
+    "outcome",
+    "code",
+    "reason",
+    "step",
+    "epoch",
+    "accuracy",
+    "verdict",
+    "promoted",
+    "commit",
+    "seconds",
+]
 
 
 def read(path: Path) -> dict[str, Any]:
