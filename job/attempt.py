@@ -23,7 +23,7 @@ from job.observe.stored_logs import StoredLog
 from job.observe.view import View
 from job.registry import champion, serving
 from job.registry.champion import Move
-from job.registry.gate import Gate
+from job.registry.gate import Gate, warn_of_resolution
 from job.registry.retention import apply_retention
 from job.registry.rules import GateRecord
 from job.registry.unchanged import is_unchanged
@@ -213,6 +213,7 @@ def _make_result(
         identity = AttemptIdentity(run=run_id, attempt=lineage.attempt)
         surroundings = replace(surroundings, identity=identity)
         ledger = _open_ledger(store, surroundings, lineage=lineage)
+    warn_of_resolution(config.promotion, num_examples=prepared.num_test_examples)
     training = _train_from_newest(
         config,
         store,

@@ -423,10 +423,10 @@ class PromotionSection(Section):
     )
     min_accuracy: Fraction = Field(0.0, description="refuse below this test accuracy")
     max_accuracy_drop: Fraction = Field(
-        0.002, description="refuse below the best past champion by more than this, when it is no chance"
+        0.002, description="refuse below the anchor by more than this, when that is no chance"
     )
     min_class_recall: Fraction = Field(0.0, description="refuse when any class is recalled less often")
-    significance: Fraction = Field(0.05, description="level of the tests against the champion and the best one")
+    significance: Fraction = Field(0.05, description="level of the tests against the champion and the anchor")
     refused_is_failure: bool = Field(False, description="exit 78 instead of 0 when the gate refuses")
 
 

@@ -177,13 +177,14 @@ class Field(enum.StrEnum):
     VAL_ACCURACY = "val_accuracy"
     ETA_SECONDS = "eta_seconds"
     PROMOTED = "promoted"
+    VERDICT = "verdict"
     COMMIT = "commit"
     SECONDS = "seconds"
 
 
 TERMINATION_FIELDS = (
     *(Field.RUN, Field.ATTEMPT, Field.OUTCOME, Field.CODE, Field.REASON, Field.STEP, Field.EPOCH),
-    *(Field.ACCURACY, Field.PROMOTED, Field.COMMIT, Field.SECONDS),
+    *(Field.ACCURACY, Field.VERDICT, Field.PROMOTED, Field.COMMIT, Field.SECONDS),
 )
 """Of the termination message, in this order."""
 

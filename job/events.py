@@ -184,6 +184,10 @@ KINDS: Mapping[str, Kind] = {
     "gate.clock_was_wrong": _warning(
         "A clock was wrong: {reason}", "champion:string champion_created:string created:string reason:string"
     ),
+    "gate.coarse": _warning(
+        "The gate sees less than it is asked to: {reason}",
+        "examples:integer one_example:number smallest_loss:number max_accuracy_drop:number reason:string",
+    ),
     "champion.gate_unreadable": _warning("The gate's record of the champion cannot be read: {reason}"),
     "champion.skipped": _warning(
         "Version {version} of {model} is passed over: {reason}", "model:string version:integer reason:string"

@@ -15,6 +15,8 @@ _UNSEEN = re.compile(
 """Printable by Unicode's categories, and still not to be seen: fillers, blanks of other scripts, variation selectors."""
 _MAX_CELL_CHARACTERS = 200
 _MAX_STACK_CHARACTERS, _MAX_STACK_LINE_CHARACTERS = 8000, 500
+_MIN_PATH_CHARACTERS = 24
+"""A path that a sentence has no room for keeps so much of its end."""
 
 
 def visible(text: str, *, keep: str = "") -> str:
@@ -39,7 +41,34 @@ def _escape(char: str) -> str:
 
 def one_line(text: object, *, limit: int | None = None) -> str:
     """Any text or error as one visible line of at most `limit` characters, without credentials."""
-    return visible(" ".join(masked(str(text)).split())[:limit])[:limit]
+    line = " ".join(masked(str(text)).split())
+    return visible(line if limit is None else shortened(line, limit=limit))[:limit]
+
+
+def shortened(line: str, *, limit: int) -> str:
+    """At most `limit` characters of a line; `...` stands where something is left out.
+
+    Of a single word (a name, key or URI) the end stays, which tells it from its like. Of a sentence the start stays, and the last
+    cause where it is short, as in `cannot be pulled: ...: no such host`; long paths in it lose their start first.
+    """
+    if len(line) <= limit:
+        return line
+    words = line.split(" ")
+    if len(words) == 1:
+        return _end_of(line, limit=limit)
+    paths = [word for word in words if "/" in word]
+    if paths:
+        room = max(_MIN_PATH_CHARACTERS, (limit - len(line) + sum(map(len, paths))) // len(paths))
+        line = " ".join(_end_of(word, limit=room) if "/" in word else word for word in words)
+    if len(line) <= limit:
+        return line
+    cause = f" ...: {line.rpartition(': ')[2]}"
+    end = cause if ": " in line and len(cause) <= limit // 2 else " ..."[-limit:] if limit else ""
+    return line[: limit - len(end)].rstrip(" :") + end
+
+
+def _end_of(word: str, *, limit: int) -> str:
+    return word if len(word) <= limit else "..."[:limit] + word[len(word) - max(0, limit - 3) :]
 
 
 def stack_of(error: BaseException) -> str:
@@ -67,7 +96,7 @@ def quoted(text: str) -> str:
 def to_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equal length in columns that are as wide as their widest cell; the first row holds the headings.
 
-    A cell is one visible line; what is longer than 200 characters ends in `...`.
+    A cell is one visible line; of what is longer than 200 characters a part is left out (`shortened`).
     """
     shown = [[_to_cell(cell) for cell in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(*shown, strict=True)]
@@ -79,8 +108,7 @@ def to_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _to_cell(text: str) -> str:
-    shown = visible(text[: _MAX_CELL_CHARACTERS + 1])
-    return _cut(shown, _MAX_CELL_CHARACTERS)
+    return shortened(visible(shortened(text, limit=_MAX_CELL_CHARACTERS)), limit=_MAX_CELL_CHARACTERS)
 
 
 def _width(text: str) -> int:

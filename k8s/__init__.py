@@ -7,7 +7,9 @@ client.py      RunClient: submit, list, status, logs, wait, cancel, resume, trig
 submit.py      a Job from the template, sent so that it is never made twice
 status.py      what a run is doing, judged from objects alone
 workers.py     what each of its workers is doing
-causes.py      why a pod ended, does not start, or was not made; what to do
+causes.py      why a pod does not start, or was not made; what to do
+ends.py        why a pod ended; what to do
+schedules.py   why a schedule has not started a run
 logs.py        following a log through dropped connections and replaced pods
 watch.py       waiting: the list is the truth, a watch is a hint
 shapes.py      what is read of the objects: fields, types, times

@@ -1,13 +1,13 @@
-"""Why a pod ended, does not start, or was not made: the words of Kubernetes and the exit codes of the job, with what to do.
+"""Why a pod does not start, or was not made: the words of Kubernetes, with what to do; and what all such judgements read.
 
-Pure functions over the objects of the API server. `status.py` decides which of them counts.
+Pure functions over the objects of the API server. `ends.py` has the ends; `status.py` decides which of them counts.
 """
 
 import re
 from dataclasses import dataclass
 
 from job import texts
-from job.contract import ExitCode, Field
+from job.contract import ExitCode
 from k8s.shapes import Object, parse_message
 
 CONTAINER = "train"
@@ -25,68 +25,6 @@ class Cause:
     """Exit code of the container, when it has ended."""
 
 
-_SIGNALS = {134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
-_DISRUPTIONS = {
-    "EvictionByEvictionAPI": "it was evicted, as when a node is drained",
-    "PreemptionByScheduler": "a pod of higher priority took its place",
-    "DeletionByTaintManager": "its node was tainted",
-    "DeletionByPodGC": "its node is gone",
-    "TerminationByKubelet": "its node was short of memory or disk, or shut down",
-}
-_GOES_ON = "nothing: the next pod goes on from the last checkpoint"
-_MEMORY = "raise resources.limits.memory of the release; the run goes on from its last checkpoint"
-
-
-def explain_end(pod: Object) -> Cause:
-    """Why a pod has ended, or is about to."""
-    disruption = find_condition(pod, "DisruptionTarget")
-    state = container_state(pod).get("terminated")
-    code = None if state is None else exit_code_of(state)
-    if disruption and code != 0:
-        why = _DISRUPTIONS.get(disruption.get("reason", ""), one_line(disruption.get("message", "")))
-        said = one_line(pod.get("status", {}).get("message", ""))
-        text = f"{why} ({said})" if said else why
-        return Cause(reason=_word(disruption.get("reason", "Disrupted")), message=text, action=_GOES_ON, code=code)
-    if state is not None:
-        return _explain_container_end(state)
-    status = pod.get("status", {})
-    reason, said = _word(status.get("reason", "")), one_line(status.get("message", ""))
-    if pod.get("metadata", {}).get("deletionTimestamp"):
-        return Cause(reason="Deleted", message="it was deleted", action=_GOES_ON)
-    if reason.startswith("OutOf") or reason in ("NodeAffinity", "UnexpectedAdmissionError"):
-        return Cause(reason=reason, message=f"the node refused it: {said}", action="nothing: another pod is made")
-    if reason == "DeadlineExceeded":
-        return Cause(reason=reason, message=f"the pod's deadline is over: {said}", action="give it more time")
-    return Cause(reason=reason or "Unknown", message=said or "its end was not reported", action="look at the node")
-
-
-def _explain_container_end(state: Object) -> Cause:
-    code, reason = exit_code_of(state), _word(state.get("reason", ""))
-    message = termination_message(state)
-    said = one_line(message.get(Field.REASON, ""))
-    if code == 0:
-        return Cause(reason=ExitCode.OK.word, message=one_line(message.get(Field.OUTCOME, "done")), code=0)
-    if reason == "OOMKilled":
-        return Cause(reason=reason, message=f"out of memory{_how_far(message)}", action=_MEMORY, code=code)
-    if reason in ("StartError", "ContainerCannotRun"):
-        text = one_line(state.get("message", ""))
-        return Cause(
-            reason=reason, message=f"the container cannot start: {text}", action="rebuild the image", code=code
-        )
-    if code in _SIGNALS:
-        text = f"killed with {_SIGNALS[code]}{_how_far(message)}"
-        action = "read the log; out of memory on the node, or a crash in native code"
-        return Cause(reason="Killed", message=text, action=action, code=code)
-    known = next((each for each in ExitCode if each == code), ExitCode.UNKNOWN)
-    text = f"exit code {code}" + (f": {said}" if said else "")
-    return Cause(reason=known.word, message=text, action=known.action, code=code)
-
-
-def _how_far(message: Object) -> str:
-    step = message.get(Field.STEP)
-    return f" at step {step}, epoch {message.get(Field.EPOCH, 0)}" if step else ""
-
-
 _STARTING = ("ContainerCreating", "PodInitializing")
 
 
@@ -96,7 +34,7 @@ def explain_not_started(pod: Object, events: list[Object]) -> Cause:
     if scheduled:
         return _explain_unscheduled(scheduled)
     name, waiting = _what_waits(pod)
-    reason, said = _word(waiting.get("reason", "")), one_line(waiting.get("message", ""))
+    reason, said = word(waiting.get("reason", "")), one_line(waiting.get("message", ""))
     if reason and reason not in _STARTING:
         value = "image.*" if name == CONTAINER else "initContainers"
         return _explain_waiting(reason, said, image=_image(pod, name), value=value)
@@ -124,13 +62,27 @@ def _explain_waiting(reason: str, said: str, *, image: str, value: str) -> Cause
         action = f"correct {value} or imagePullSecrets of the release, or load the image onto the nodes"
         return Cause(reason=reason, message=f"the image {image} cannot be pulled: {said}", action=action)
     if reason == "CreateContainerConfigError":
-        action = "make what it names in this namespace; the pod then starts by itself"
-        return Cause(reason=reason, message=said, action=action)
+        return Cause(reason=reason, message=said, action=_advise_on_config(said, image=image, value=value))
     return Cause(reason=reason, message=said or "the container cannot start", action="kubectl describe pod")
 
 
+def _advise_on_config(said: str, *, image: str, value: str) -> str:
+    """What to do about a container that cannot be described to the runtime: its user, or a Secret or ConfigMap that it reads."""
+    if any(words in said for words in ("runAsNonRoot", "non-root policy")):
+        where = "runAsUser of the release" if value.startswith("image") else f"securityContext.runAsUser in {value}"
+        return (
+            f"set {where} to a number above 0, such as 65532, or give {image} a numeric USER above 0: root is refused"
+        )
+    key = re.search(r"couldn't find key (\S+) in (Secret|ConfigMap) \S*?/(\S+)", said)
+    if key:
+        return f"add the key {key[1]} to the {key[2]} {key[3]}; the pod then starts by itself"
+    if "not found" in said:
+        return "make what it names in this namespace; the pod then starts by itself"
+    return "kubectl describe pod"
+
+
 def _explain_unscheduled(condition: Object) -> Cause:
-    reason, said = _word(condition.get("reason", "")), one_line(condition.get("message", ""))
+    reason, said = word(condition.get("reason", "")), one_line(condition.get("message", ""))
     if reason == "SchedulingGated":
         return Cause(
             reason=reason, message="a scheduling gate holds it back", action="ask who runs the cluster's queue"
@@ -158,11 +110,25 @@ _FOR_SEVERAL_RUNS = "for runs beside each other set store.uri, or persistence.ac
 
 
 def _explain_setup(event: Object) -> Cause:
-    reason, said = _word(event.get("reason", "")), one_line(event.get("message", ""))
+    reason, said = word(event.get("reason", "")), one_line(event.get("message", ""))
     action = "make what it names in this namespace" if "not found" in said else "kubectl describe pod; look at the node"
     if said.startswith("Multi-Attach error"):
         action = f"wait: the pod starts when the run on the other node has ended; {_FOR_SEVERAL_RUNS}"
     return Cause(reason=reason, message=said, action=action)
+
+
+def explain_gone(events: list[Object]) -> Cause | None:
+    """Why pods that are gone never ran a container, by what events tell of them; nothing when one ran, or when none tell."""
+    about_pods = [event for event in events if event.get("involvedObject", {}).get("kind") == "Pod"]
+    if any(event.get("reason") == "Started" for event in about_pods):
+        return None
+    warnings = [event for event in about_pods if event.get("type") == "Warning"]
+    newest = max(warnings, key=event_time, default=None)
+    if newest is None:
+        return None
+    if newest.get("reason") == "FailedScheduling":
+        return _explain_unscheduled({"reason": "Unschedulable", "message": newest.get("message", "")})
+    return _explain_setup(newest)
 
 
 def explain_not_made(events: list[Object], *, job: str) -> Cause | None:
@@ -257,7 +223,7 @@ def one_line(text: object) -> str:
     return texts.one_line(text, limit=300)
 
 
-def _word(text: object) -> str:
+def word(text: object) -> str:
     """A reason, which Kubernetes gives in one word of at most 128 letters."""
     return texts.one_line(text, limit=128)
 

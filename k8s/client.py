@@ -18,7 +18,8 @@ from k8s.causes import container_state, find_condition, has_ended
 from k8s.errors import ClientError, ConflictError, NotFoundError, NotStartedError, UsageError
 from k8s.logs import LogLine, Notice, has_log, read_log, where_else
 from k8s.progress import last_log_events
-from k8s.runs import JOB_NAME_LABEL, label_selector, release_of, run_id_of
+from k8s.runs import JOB_NAME_LABEL, created_pod_names, label_selector, release_of, run_id_of
+from k8s.schedules import explain_schedule
 from k8s.shapes import Object
 from k8s.status import RunStatus, is_settled, judge
 from k8s.watch import wait_for
@@ -132,9 +133,15 @@ class RunClient:
         found = []
         for job in _sorted(jobs):
             name = job["metadata"]["name"]
-            about = [event for each in (name, *_names(of_job[name])) for event in told[each]]
+            about = [event for each in _told_of(job, of_job[name], told[name]) for event in told[each]]
             found.append(self._judge(job, pods=of_job[name], events=about))
         return found
+
+    def explain_schedules(self) -> list[str]:
+        """What holds the schedules back, a line each; those whose newest slot has started a run are left out."""
+        cronjobs, _ = self._api.list("cronjobs", labels=label_selector(self._release))
+        told = [explain_schedule(each, self._events_of(each["metadata"]["name"])) for each in cronjobs]
+        return [line for line in told if line]
 
     def status(self, run: str) -> RunStatus:
         """One run, by its id or the name of its Job.
@@ -246,13 +253,20 @@ class RunClient:
     def _judge(self, job: Object, *, pods: list[Object] | None = None, events: list[Object] | None = None) -> RunStatus:
         """The status of a Job; its pods, and the events of both, are asked for where they are not at hand."""
         found = self._pods_of(job) if pods is None else pods
-        told = self._events_of(job["metadata"]["name"], *_names(found)) if events is None else events
+        told = self._events_about(job, found) if events is None else events
         running = next((pod for pod in found if index_of(pod) == 0 and container_state(pod).get("running")), None)
         log = last_log_events(self._api, running) if running and not is_settled(job) else []
         return judge(job, found, events=told, log=log)
 
     def _pods_of(self, job: Object) -> list[Object]:
         return self._api.list("pods", labels=f"{JOB_NAME_LABEL}={job['metadata']['name']}")[0]
+
+    def _events_about(self, job: Object, pods: list[Object]) -> list[Object]:
+        """Of a Job and its pods, of which some may be gone."""
+        name = job["metadata"]["name"]
+        told = self._events_of(name, *_names(pods))
+        gone = [each for each in _told_of(job, pods, told) if each not in (name, *_names(pods))]
+        return told + self._events_of(*gone)
 
     def _events_of(self, *names: str) -> list[Object]:
         if len(names) > _MAX_EVENT_REQUESTS:
@@ -293,6 +307,12 @@ class RunClient:
             )
         releases = ", ".join(sorted({release_of(cronjob) for cronjob in cronjobs}))
         raise UsageError(f"--release: must name one of the releases in namespace {self.namespace}: {releases}")
+
+
+def _told_of(job: Object, pods: list[Object], events: list[Object]) -> list[str]:
+    """The names under which events tell of a Job: its own, and those of its pods, which may be gone."""
+    name = job["metadata"]["name"]
+    return list(dict.fromkeys([name, *_names(pods), *sorted(created_pod_names(events, job=name))]))
 
 
 def _names(pods: list[Object]) -> list[str]:

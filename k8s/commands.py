@@ -58,6 +58,10 @@ def _list(client: RunClient, options: argparse.Namespace) -> int:
         print(to_table(runs))
     else:
         print(f"no runs in namespace {client.namespace}", file=sys.stderr)
+    if options.output == "table":
+        sys.stdout.flush()
+        for line in client.explain_schedules():
+            print(f"mnist-k8s: {line}", file=sys.stderr)
     return ExitCode.OK
 
 

@@ -52,11 +52,12 @@ _SHAPES: Mapping[str, Any] = {
     "cronjobs": {
         "metadata": _METADATA,
         "spec": {
-            "schedule": str,
-            "concurrencyPolicy": str,
+            **dict.fromkeys(("schedule", "concurrencyPolicy", "timeZone"), str),
+            "startingDeadlineSeconds": int,
+            "suspend": bool,
             "jobTemplate": {"metadata": {"labels": _TEXTS, "annotations": _TEXTS}, "spec": _JOB_SPEC},
         },
-        "status": {"active": [{"name": str}]},
+        "status": {"active": [{"name": str}], "lastScheduleTime": str},
     },
     "pods": {
         "metadata": _METADATA,
@@ -186,7 +187,7 @@ def _is_number(most: float) -> Callable[[object], bool]:
 
 
 _MESSAGE: Mapping[Field, Callable[[object], bool]] = {
-    **dict.fromkeys((Field.EVENT, Field.OUTCOME, Field.REASON, Field.COMMIT), _is_text),
+    **dict.fromkeys((Field.EVENT, Field.OUTCOME, Field.REASON, Field.COMMIT, Field.VERDICT), _is_text),
     **dict.fromkeys((Field.STEP, Field.EPOCH), _is_count),
     **dict.fromkeys((Field.ACCURACY, Field.TEST_ACCURACY, Field.VAL_ACCURACY), _is_number(1.0)),
     Field.ETA_SECONDS: _is_number(1e9),

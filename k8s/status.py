@@ -9,7 +9,16 @@ from typing import Any
 
 from job.contract import Event, Field
 from job.texts import one_line
-from k8s.causes import Cause, container_state, exit_code_of, explain_end, find_condition, has_ended, termination_message
+from k8s.causes import (
+    Cause,
+    container_state,
+    exit_code_of,
+    explain_gone,
+    find_condition,
+    has_ended,
+    termination_message,
+)
+from k8s.ends import explain_end, verdict_of
 from k8s.runs import epochs_of, overrides_of, run_id_of
 from k8s.shapes import Object
 from k8s.workers import FINISHING, FOLLOWS, Phase, Worker, explain_last_end, judge_worker, name_worker, workers_of
@@ -61,6 +70,8 @@ class RunStatus:
     accuracy: float | None = None
     eta_seconds: float | None = None
     promoted: bool | None = None
+    verdict: str | None = None
+    """Of the gate: promoted, same, refused; "not promoted" where a run of an older version says no more."""
     commit: str | None = None
     workers: tuple[WorkerStatus, ...] = ()
     """Empty for a run of one worker."""
@@ -248,9 +259,7 @@ def _explain_failure(job: Object, condition: Object, chief: Worker) -> Cause:
     )
     end = explain_last_end(chief.all_pods, is_alone=chief.is_alone)
     if reason == "DeadlineExceeded":
-        seconds = job.get("spec", {}).get("activeDeadlineSeconds")
-        text = f"not done within activeDeadlineSeconds={seconds}; a checkpoint is saved"
-        return Cause(reason=reason, message=text, action="raise activeDeadlineSeconds of the release, then resume")
+        return _explain_deadline(job, end, chief)
     if end is None:
         action = "read the stored log: mnist-job logs RUN"
         return Cause(reason=reason, message=f"{said}; its pods are gone", action=action, code=1)
@@ -261,6 +270,28 @@ def _explain_failure(job: Object, condition: Object, chief: Worker) -> Cause:
     return end
 
 
+def _explain_deadline(job: Object, end: Cause | None, chief: Worker) -> Cause:
+    """The Job's deadline, which counts over all attempts, is over: what it was doing meanwhile, as far as is known."""
+    reason, seconds = "DeadlineExceeded", job.get("spec", {}).get("activeDeadlineSeconds")
+    text, more = (
+        f"not done within activeDeadlineSeconds={seconds}",
+        "raise activeDeadlineSeconds of the release, then resume",
+    )
+    if chief.active and container_state(chief.active).get("running"):
+        return Cause(reason=reason, message=f"{text}; the pod saves a checkpoint and ends", action=more)
+    if end:
+        action = more if end.action.startswith("nothing") else end.action
+        return Cause(reason=reason, message=f"{text}; the last attempt: {end.message}", action=action)
+    trouble = explain_gone(chief.events)
+    if trouble:
+        return Cause(
+            reason=reason,
+            message=f"{text}; no container ran: {trouble.message}",
+            action=f"{trouble.action}; then resume",
+        )
+    return Cause(reason=reason, message=f"{text}; what it had saved by then stays in the store", action=more)
+
+
 def _facts(pods: list[Object], log: list[Object]) -> dict[str, Any]:
     """How far it is: the newest termination message, and the log of a pod that runs."""
     facts: dict[str, Any] = {}
@@ -268,9 +299,13 @@ def _facts(pods: list[Object], log: list[Object]) -> dict[str, Any]:
         state = container_state(pod).get("terminated")
         message = termination_message(state) if state else {}
         facts |= {str(key): message[key] for key in _FROM_MESSAGE if message.get(key) is not None}
+        if verdict := verdict_of(message):
+            facts["verdict"] = verdict
         if state:
             facts["exit_code"] = exit_code_of(state)
     for event in log:
+        if event.get(Field.EVENT) == Event.GATE_DECIDED and (verdict := verdict_of(event)):
+            facts["verdict"] = verdict
         if event.get(Field.EVENT) in _PROGRESS_EVENTS:
             facts |= {str(key): event[key] for key in _PROGRESS_FIELDS if event.get(key) is not None}
         for name in (Field.VAL_ACCURACY, Field.TEST_ACCURACY):  # an epoch has one of them

@@ -27,13 +27,13 @@ from k8s.runs import (
     expand,
     run_id_of,
 )
+from k8s.schedules import NEVER
 from k8s.shapes import Object
 from k8s.workers import num_workers
 
 _NAME_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # as Kubernetes' own suffixes: no vowels, no words
 _NAME_CHARACTERS = 10  # 2e14 names, and a name that is taken is found out by its request id
 _MAX_NAME_CHARACTERS = 63
-_NEVER = "0 0 31 2 *"
 _GPUS = re.compile(r"nvidia\.com/(gpu|mig-[^/]+)|amd\.com/gpu|gpu\.intel\.com/(i915|xe)")
 """The limits that are GPUs; the chart knows the same names (`mnist-train.gpus` in templates/_run.tpl)."""
 _MANAGED_BY, _CLIENT = "app.kubernetes.io/managed-by", "mnist-k8s"
@@ -92,7 +92,7 @@ def build_triggered_job(cronjob: Object, *, name: str) -> Object:
     Raises:
         UsageError: the release has no schedule.
     """
-    if cronjob["spec"].get("schedule") == _NEVER:
+    if cronjob["spec"].get("schedule") == NEVER:
         raise UsageError(
             f"release {cronjob['metadata']['name']} has no schedule to trigger; use mnist-k8s submit, "
             "or helm upgrade --set schedule=..."

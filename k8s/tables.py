@@ -9,7 +9,7 @@ from k8s.shapes import parse_time
 from k8s.status import RunStatus, WorkerStatus
 from k8s.workers import FOLLOWS
 
-_HEADINGS = ("RUN", "PHASE", "REASON", "PROGRESS", "ACCURACY", "AGE", "ATTEMPTS", "SETTINGS")
+_HEADINGS = ("RUN", "PHASE", "REASON", "PROGRESS", "ACCURACY", "GATE", "AGE", "ATTEMPTS", "SETTINGS")
 _WORKERS_COLUMN = 3
 
 
@@ -36,6 +36,7 @@ def describe(run: RunStatus, *, now: datetime | None = None) -> str:
         ("settings", run.settings),
         ("progress", _long_progress(run)),
         ("accuracy", _accuracy(run) if run.accuracy is not None else ""),
+        ("gate", run.verdict or ""),
         ("attempts", str(run.attempts)),
         ("age", _age(run, now or datetime.now(UTC))),
         ("exit code", "" if run.exit_code is None else str(run.exit_code)),
@@ -59,6 +60,7 @@ def _row(run: RunStatus, now: datetime) -> tuple[str, ...]:
         run.reason,
         _progress(run),
         _accuracy(run),
+        run.verdict or "-",
         _age(run, now),
         str(run.attempts),
         settings,

@@ -14,12 +14,12 @@ from k8s.causes import (
     Cause,
     container_state,
     event_time,
-    explain_end,
     explain_not_made,
     explain_not_started,
     find_condition,
     has_ended,
 )
+from k8s.ends import explain_end
 from k8s.runs import created_pod_names
 from k8s.shapes import Object, parse_count, parse_time
 
@@ -31,6 +31,8 @@ FINISHING = Cause(reason="Finishing", message="the pod has ended; the Job is abo
 FOLLOWS = (ExitCode.INTERRUPTED.word, ExitCode.PEER_LOST.word)
 """Reasons of a worker that ended because of another one."""
 
+_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 10.0, 600.0
+"""Before the pod after the first failure, and at most."""
 _MAX_WORKERS = 256
 _FAILURES = "batch.kubernetes.io/job-index-failure-count"
 _IGNORED_FAILURES = "batch.kubernetes.io/job-index-ignored-failure-count"
@@ -129,7 +131,7 @@ def workers_of(job: Object, pods: list[Object], events: list[Object]) -> list[Wo
 def judge_worker(worker: Worker, now: datetime) -> tuple[Phase, Cause]:
     """What a worker of a Job that goes on is doing."""
     pod = worker.active
-    return _without_pod(worker) if pod is None else _judge_pod(worker, pod, now)
+    return _without_pod(worker, now) if pod is None else _judge_pod(worker, pod, now)
 
 
 def explain_last_end(pods: list[Object], *, is_alone: bool) -> Cause | None:
@@ -221,7 +223,7 @@ def _explain_stopping(worker: Worker, pod: Object, now: datetime) -> Cause:
     return replace(cause, message=f"{cause.message}; worker 0 saves a checkpoint, and all end", code=None)
 
 
-def _without_pod(worker: Worker) -> tuple[Phase, Cause]:
+def _without_pod(worker: Worker, now: datetime) -> tuple[Phase, Cause]:
     earlier = next((explain_end(pod) for pod in reversed(worker.pods) if has_ended(pod)), None)
     not_made = explain_not_made(worker.events, job=worker.job["metadata"]["name"])
     if not_made and (not worker.was_made or _is_newest_failed_create(worker)):
@@ -230,12 +232,33 @@ def _without_pod(worker: Worker) -> tuple[Phase, Cause]:
         return "Running", FINISHING
     if not worker.was_made:
         return "Pending", Cause(reason="NoPod", message="no pod has been made yet")
-    text = "the next pod comes after a pause"
+    text = _announce_next(worker, now)
     if earlier or worker.is_alone:
         text += f" ({worker.failures} of {worker.max_failures} retries used)"
     if earlier is None:
         return "Retrying", Cause(reason="BetweenPods", message=text)
     return "Retrying", replace(earlier, message=f"{earlier.message}; {text}")
+
+
+def _announce_next(worker: Worker, now: datetime) -> str:
+    """When the Job controller makes the next pod: 10 s after the first failure, twice as long after each next one, 600 s at most.
+
+    As in Kubernetes 1.37 (pkg/controller/job/backoff_utils.go). Evicted pods lengthen the pause too, though they use no retry.
+    """
+    ended = [pod for pod in worker.pods if has_ended(pod)]
+    since = parse_time(_ended_at(ended[-1])) if ended else None
+    attempt = worker.attempts + 1
+    if since is None:
+        return f"attempt {attempt} comes after a pause"
+    if worker.is_alone:
+        failures = max(worker.failures, len(ended))
+    else:
+        failures = _count(ended[-1], _FAILURES) + _count(ended[-1], _IGNORED_FAILURES) + 1
+    pause = min(_MAX_PAUSE_SECONDS, _PAUSE_SECONDS * 2.0 ** min(failures - 1, 10))
+    left = min(pause, pause - (now - since).total_seconds())
+    if left <= 0:
+        return f"attempt {attempt} is about to start"
+    return f"waits {left:.0f} s before attempt {attempt}"
 
 
 def _is_newest_failed_create(worker: Worker) -> bool:

@@ -38,6 +38,8 @@ class Status:
     step: int = 0
     epoch: int = 0
     accuracy: float | None = None
+    verdict: str | None = None
+    """Of the gate."""
     promoted: bool | None = None
     commit: str | None = None
     seconds: float = 0.0

@@ -145,7 +145,8 @@ class View:
 
     def decided(self, verdict: str) -> None:
         """The gate was asked."""
-        self._status.promoted, self._metrics.verdict = verdict == "promoted", verdict
+        self._metrics.verdict = self._status.verdict = verdict
+        self._status.promoted = verdict == "promoted"
 
     def champion_is(self, accuracy: float, *, version: int, when: str) -> None:
         """How good the model is that is served now, and since when it is."""

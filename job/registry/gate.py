@@ -24,7 +24,7 @@ from job.logs import emit, warn
 from job.registry import champion
 from job.registry.champion import Move
 from job.registry.comparison import Anchor, Candidate, Champion, Probabilities
-from job.registry.rules import Decision, GateRecord, decide
+from job.registry.rules import Decision, GateRecord, decide, smallest_loss
 from job.runs import read, write
 from job.runs.read import CommittedModel, CommittedRun, Predictions
 from job.store.store import Store
@@ -215,6 +215,23 @@ class Gate:
             compared_with={"version": newest.version, "run": newest.run} if newest else None,
             version=(newest.version + 1 if newest else 1) if decision.verdict == "promoted" else None,
         )
+
+
+def warn_of_resolution(rules: PromotionSection, *, num_examples: int) -> None:
+    """Say before the training that the test split is too small for `promotion.max_accuracy_drop`, where that is so."""
+    smallest = smallest_loss(rules, num_examples=num_examples)
+    if not rules.enabled or smallest is None or rules.max_accuracy_drop >= smallest:
+        return
+    one, allowed = 1 / num_examples, f"promotion.max_accuracy_drop {rules.max_accuracy_drop:g}"
+    warn(
+        "gate.coarse",
+        examples=num_examples,
+        one_example=round(one, 6),
+        smallest_loss=round(smallest, 6),
+        max_accuracy_drop=rules.max_accuracy_drop,
+        reason=f"one of {num_examples} test examples is {one:.4f}, and the gate refuses no {rules.metric} that is less than "
+        f"{smallest:.4f} below the champion's: {allowed} is smaller, and decides nothing; take more test examples, or allow more",
+    )
 
 
 def _to_bytes(decision: GateRecord, *, key: str) -> bytes:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from job.config import PromotionSection
-from job.measures import is_measure
+from job.measures import is_measure, is_share
 from job.registry.comparison import Candidate, Champion, beside_champion, beside_constant, key_of, measure_alone
+from job.registry.significance import fewest_lost
 from job.runs.read import Predictions
 from job.runs.shapes import Count, Id, Name, Shape, Text, Time, to_shape
 
@@ -120,6 +121,17 @@ def decide(candidate: Candidate, champion: Champion | None, *, rules: PromotionS
     return Decision(verdict=verdict, rule=rule, reason=reason, numbers=numbers)
 
 
+def smallest_loss(rules: PromotionSection, *, num_examples: int, level: float | None = None) -> float | None:
+    """The smallest loss that the test tells from chance: some examples lost, none won. None for metrics that are no share.
+
+    Args:
+        level: of the test; `promotion.significance` unless given, as against a champion that is the anchor.
+    """
+    if not is_share(rules.metric) or num_examples < 1:
+        return None
+    return fewest_lost(rules.significance if level is None else level) / num_examples
+
+
 _Row = tuple[Verdict, str, str]
 
 
@@ -128,8 +140,20 @@ def _promoted(numbers: Mapping[str, Any], champion: Champion | None, rules: Prom
     said = f"{rules.metric} {numbers[key]:.4f}"
     if champion is None:
         return "promoted", "first", f"the first champion, with {said}"
-    tested = f" (p = {numbers['p_value']:.2g})" if "p_value" in numbers else ", without a test"
-    return "promoted", "not_worse", f"{said} against the champion's {numbers[f'champion_{key}']:.4f}: not worse{tested}"
+    theirs = numbers[f"champion_{key}"]
+    is_lower = numbers[key] < theirs - _ROUNDING
+    said = f"{said} against the champion's {theirs:.4f}: not {'measurably ' if is_lower else ''}worse"
+    if "p_value" not in numbers:
+        return "promoted", "not_worse", f"{said}, without a test"
+    more = _say_resolution(numbers, champion, rules) if is_lower else ""
+    return "promoted", "not_worse", f"{said} (p = {numbers['p_value']:.2g}{more})"
+
+
+def _say_resolution(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection) -> str:
+    smallest = smallest_loss(rules, num_examples=numbers["examples"], level=_level(champion, rules))
+    if smallest is None or not rules.significance:
+        return ""
+    return f"; on {numbers['examples']} examples no loss below {smallest:.4f} can be told from chance"
 
 
 def _not_comparable(candidate: Candidate, champion: Champion) -> _Row | None:
@@ -214,8 +238,12 @@ def _without_metric(
 
 def _worse(numbers: Mapping[str, Any], champion: Champion, rules: PromotionSection) -> _Row | None:
     """Worse than the anchor or the champion. Two tests share the level: an equal model is refused no more often than by one."""
-    level = rules.significance if champion.is_anchor else rules.significance / 2
+    level = _level(champion, rules)
     return _drifted(numbers, rules, level=level) or _beaten(numbers, champion, rules, level=level)
+
+
+def _level(champion: Champion, rules: PromotionSection) -> float:
+    return rules.significance if champion.is_anchor else rules.significance / 2
 
 
 def _drifted(numbers: Mapping[str, Any], rules: PromotionSection, *, level: float) -> _Row | None:

@@ -31,6 +31,14 @@ def mcnemar(*, only_champion_right: int, only_candidate_right: int) -> float:
     return binomial_tail(total, only_champion_right, share=0.5)
 
 
+def fewest_lost(level: float) -> int:
+    """How many examples must be lost, and none won, before McNemar's test says a p below the level; 1 where nothing is tested."""
+    number = 1
+    while level > 0 and 0.5**number >= level:
+        number += 1
+    return number
+
+
 def binomial_tail(total: int, at_least: int, *, share: float) -> float:
     """P(X >= at_least) for X binomial(total, share), where at_least is above the mean: its terms only get smaller."""
     if at_least > total or share == 0:

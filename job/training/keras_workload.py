@@ -115,6 +115,7 @@ class KerasWorkload:
             device=device,
             exchange=self._exchange,
             weight_bytes=weight_bytes,
+            num_test_examples=len(self._data.dataset.test_labels),
         )
 
     def _choose_device(self, recorded_compile: str | None) -> Device:

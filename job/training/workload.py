@@ -22,6 +22,7 @@ class Prepared:
         device: what will compute the steps.
         exchange: how the workers talk to each other.
         weight_bytes: of the model's weights: the result takes at least so much.
+        num_test_examples: of the test split as it is used; 0 when nobody counted.
     """
 
     inputs: Mapping[str, Any]
@@ -29,6 +30,7 @@ class Prepared:
     device: Device
     exchange: Exchange
     weight_bytes: int = 0
+    num_test_examples: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

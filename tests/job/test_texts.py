@@ -5,12 +5,44 @@ import shlex
 
 import pytest
 
-from job.texts import one_line, quoted, stack_of, to_table, visible
+from job.texts import one_line, quoted, shortened, stack_of, to_table, visible
 
 
 def test_any_text_becomes_one_line_of_limited_length() -> None:
     assert one_line("a\n  b\tc") == "a b c"
-    assert one_line(ValueError("two\nlines"), limit=5) == "two l"
+    assert one_line(ValueError("two\nlines"), limit=7) == "two ..."
+
+
+_PATH = "s3://bucket/prefix/runs/ml.nightly-29925282/attempts/04549b19-3d75-4e2d-8726-6b557770cce2/model/saved_model.pb"
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "shown"),
+    [
+        ("as long as allowed", 18, "as long as allowed"),
+        (_PATH, 40, "...726-6b557770cce2/model/saved_model.pb"),
+        ("ml.train-with-a-long-name-7bgxsr25hn", 20, "...g-name-7bgxsr25hn"),
+        ("the store holds no file of that name any more", 22, "the store holds no ..."),
+        (f"{_PATH} is gone", 60, "...-3d75-4e2d-8726-6b557770cce2/model/saved_model.pb is gone"),
+        (
+            "cannot be pulled: failed to do request: Head x: lookup y: no such host",
+            50,
+            "cannot be pulled: failed to do r ...: no such host",
+        ),
+        ("a: b", 3, "..."),
+        ("ab", 1, "."),
+    ],
+)
+def test_of_a_long_text_the_part_that_matters_stays(text: str, limit: int, shown: str) -> None:
+    """Of a path, key or name the end; of a sentence the start, and the innermost cause."""
+    assert shortened(text, limit=limit) == shown
+    assert len(shown) <= limit
+
+
+@pytest.mark.parametrize("limit", range(12))
+@pytest.mark.parametrize("text", [_PATH, f"{_PATH} {_PATH}", "a b: c", "", "one two three four five"])
+def test_no_text_is_longer_than_its_limit(text: str, limit: int) -> None:
+    assert len(shortened(text, limit=limit)) <= limit
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from job.contract import ExitCode
+from k8s.runs import created_pod_names
 from tests.e2e.cluster import made_namespace, run_command
 
 Object = dict[str, Any]
@@ -75,7 +76,7 @@ class Recorder:
             name = job["metadata"]["name"]
             ours = [pod for pod in pods if pod["metadata"]["labels"].get("batch.kubernetes.io/job-name") == name]
             ours.sort(key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
-            names = {name, *(pod["metadata"]["name"] for pod in ours)}
+            names = {name, *(pod["metadata"]["name"] for pod in ours), *created_pod_names(events, job=name)}
             found.append((name, job, ours, [each for each in events if each["involvedObject"]["name"] in names]))
         return found
 
@@ -220,13 +221,15 @@ def prune_job(job: Object) -> Object:
 
 
 def prune_pod(pod: Object) -> Object:
-    containers = [{"name": each["name"], "image": each["image"]} for each in pod["spec"]["containers"]]
+    shown = ("name", "image", "resources")
+    containers = [{key: each[key] for key in shown if each.get(key)} for each in pod["spec"]["containers"]]
     status = {
         key: value
         for key, value in pod["status"].items()
         if key in ("phase", "conditions", "containerStatuses", "reason", "message")
     }
-    spec = {"nodeName": pod["spec"].get("nodeName"), "containers": containers}
+    grace = {"terminationGracePeriodSeconds": pod["spec"].get("terminationGracePeriodSeconds")}
+    spec = {"nodeName": pod["spec"].get("nodeName"), **grace, "containers": containers}
     return {"metadata": _metadata(pod), "spec": spec, "status": status}
 
 
@@ -256,8 +259,13 @@ def start_ends(recorder: Recorder) -> None:
         run="ml.x", outcome="committed", code=0, step=9380, epoch=20, accuracy=0.88, commit="runs/x/COMMIT.json"
     )
     recorder.start("succeeded", ended("Complete"), command=done)
+    recorder.start(
+        "succeeded-promoted", ended("Complete"), command=_message(**_DECIDED, verdict="promoted", promoted=True)
+    )
+    refused = _message(**_DECIDED, verdict="refused", promoted=False, reason=_REFUSED)
+    recorder.start("succeeded-refused", ended("Complete"), command=refused)
     recorder.start("succeeded-without-message", ended("Complete"))
-    for code in (*(code.value for code in ExitCode if code), 42, 137, 139):
+    for code in (*(code.value for code in ExitCode if code), 42, *_SIGNALS):
         text = _message(outcome="failed", code=code, reason=f"the reason of {code}", step=469, epoch=1)
         recorder.start(f"exit-{code}", ended("Failed"), command=f"{text}exit {code}")
     running = _message(outcome="running", step=405, epoch=9)
@@ -270,10 +278,18 @@ def start_ends(recorder: Recorder) -> None:
         spec={"activeDeadlineSeconds": 5},
         pod={"terminationGracePeriodSeconds": 1},
     )
+    start_deadlines(recorder)
+    start_disk_limits(recorder)
     recorder.start("cannot-start", ended("Failed"), container={"command": ["/no/such/program"]})
     recorder.start(
         "between-retries",
         lambda job, pods, events: job["status"].get("failed") == 1 and not job["status"].get("active"),
+        command="exit 69",
+        backoff=6,
+    )
+    recorder.start(
+        "between-retries-later",
+        lambda job, pods, events: job["status"].get("failed") == 3 and not job["status"].get("active"),
         command="exit 69",
         backoff=6,
     )
@@ -284,6 +300,44 @@ def start_ends(recorder: Recorder) -> None:
         backoff=6,
     )
     recorder.start("running", runs, command="sleep 600")
+
+
+_DECIDED = {"outcome": "committed", "code": 0, "step": 9380, "epoch": 20, "accuracy": 0.9722}
+_REFUSED = "accuracy 0.9722 is 0.0167 below the champion that all are measured by (0.9889), p = 0.016 is below 0.05"
+_SIGNALS = (132, 134, 135, 137, 139, 143)
+
+
+def start_deadlines(recorder: Recorder) -> None:
+    """The Job's deadline is over: before a container ran, while one ends, between two attempts; and a pod's own deadline."""
+    soon = {"activeDeadlineSeconds": 8}
+    recorder.start("deadline-unscheduled", ended("Failed"), pod={"nodeSelector": {"disk": "none"}}, spec=soon)
+    recorder.start(
+        "deadline-stopping",
+        lambda *found: ended("FailureTarget")(*found) and terminates(*found),
+        command=_STOP_SLOWLY,
+        spec={"activeDeadlineSeconds": 30},
+        pod={"terminationGracePeriodSeconds": 60},
+    )
+    recorder.start(
+        "deadline-between-retries", ended("Failed"), command="exit 69", backoff=6, spec={"activeDeadlineSeconds": 25}
+    )
+    recorder.start(
+        "deadline-of-the-pod", ended("Failed"), command="sleep 600", pod={**soon, "terminationGracePeriodSeconds": 1}
+    )
+
+
+def start_disk_limits(recorder: Recorder) -> None:
+    """The kubelet evicts a pod that writes more than it may."""
+    fill = "dd if=/dev/zero of=/tmp/much bs=1M count=40; sleep 600"
+    limits = {"resources": {"limits": {"ephemeral-storage": "8Mi"}}}
+
+    def has_failed(job: Object, pods: list[Object], events: list[Object]) -> bool:
+        return any(pod["status"].get("phase") == "Failed" for pod in pods)
+
+    recorder.start("disk-limit", has_failed, command=fill, container=limits, pod={"terminationGracePeriodSeconds": 1})
+    volume = {"volumes": [{"name": "v", "emptyDir": {"sizeLimit": "8Mi"}}], "terminationGracePeriodSeconds": 1}
+    mounted = {"volumeMounts": [{"name": "v", "mountPath": "/tmp"}]}
+    recorder.start("volume-limit", has_failed, command=fill, container=mounted, pod=volume)
 
 
 def start_waits(recorder: Recorder) -> None:
@@ -300,6 +354,20 @@ def start_waits(recorder: Recorder) -> None:
     recorder.start(
         "root-refused", waits_for("CreateContainerConfigError"), pod={"securityContext": {"runAsNonRoot": True}}
     )
+    as_root = {"securityContext": {"runAsNonRoot": True, "runAsUser": 0}}
+    recorder.start("root-asked", waits_for("CreateContainerConfigError"), pod=as_root)
+    missing_config = {"envFrom": [{"configMapRef": {"name": "own-settings"}}]}
+    recorder.start("config-missing", waits_for("CreateContainerConfigError"), container=missing_config)
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "half"},
+        "stringData": {"AWS_ACCESS_KEY_ID": "x"},
+    }
+    recorder.ns.apply(secret)
+    key = {"secretKeyRef": {"name": "half", "key": "AWS_SECRET_ACCESS_KEY"}}
+    missing_key = {"env": [{"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": key}]}
+    recorder.start("key-missing", waits_for("CreateContainerConfigError"), container=missing_key)
     recorder.start(
         "volume-missing",
         told("FailedMount"),
@@ -332,18 +400,20 @@ def start_waits(recorder: Recorder) -> None:
     recorder.start("queued", ended("Suspended"), spec={"suspend": True}, labels={"kueue.x-k8s.io/queue-name": "team"})
 
 
+_STOPPED = ("evicted", "deleted", "suspending", "cancelled", "evicted-and-back", "evicted-and-killed")
+
+
 def start_stops(recorder: Recorder) -> None:
     slow = {"command": _STOP_SLOWLY, "pod": {"terminationGracePeriodSeconds": 60}}
     names: dict[str, str] = {}
-    wanted = [
-        name for name in ("evicted", "deleted", "suspending", "cancelled", "evicted-and-back") if recorder.wants(name)
-    ]
+    deaf = {"command": 'trap "" TERM; while :; do sleep 1; done', "pod": {"terminationGracePeriodSeconds": 3}}
+    wanted = [name for name in _STOPPED if recorder.wants(name)]
     for name in wanted:
-        recorder.start(name, runs, **slow)
+        recorder.start(name, runs, **(deaf if name == "evicted-and-killed" else slow))
         recorder.waiting.pop(name)
     for name in wanted:
         names[name] = recorder.wait_for(name, runs)[0]["metadata"]["name"]
-    for name in ("evicted", "evicted-and-back"):
+    for name in ("evicted", "evicted-and-back", "evicted-and-killed"):
         if name in names:
             recorder.evict(names[name])
     if "deleted" in names:
@@ -356,6 +426,7 @@ def start_stops(recorder: Recorder) -> None:
     untils: dict[str, Until] = {
         **dict.fromkeys(("evicted", "deleted", "suspending"), terminates),
         "cancelled": lambda job, pods, events: "deletionTimestamp" in job["metadata"],
+        "evicted-and-killed": lambda job, pods, events: any(state(pod).get("terminated") for pod in pods),
         "evicted-and-back": lambda job, pods, events: any(
             state(pod).get("running") and pod["metadata"]["name"] != first for pod in pods
         ),

@@ -270,7 +270,7 @@ def test_columns_are_aligned_by_what_is_seen() -> None:
     lines = to_table(rows).splitlines()
     assert lines[1].startswith("a\\u202eb  ")
     assert [len(line) for line in lines[:4]] == [204, 204, 202, 205]
-    assert lines[4] == "y" * 197 + "...   x"
+    assert lines[4] == "..." + "y" * 197 + "   x"
 
 
 _ODD = st.sampled_from(

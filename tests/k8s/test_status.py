@@ -9,6 +9,7 @@ import pytest
 
 from job.contract import ExitCode
 from k8s.causes import explain_not_started
+from k8s.ends import explain_end, verdict_of
 from k8s.shapes import Object
 from k8s.status import RunStatus, _facts, judge
 from k8s.tables import describe, to_table
@@ -20,17 +21,29 @@ _NOW = datetime(2026, 11, 24, 4, 57, 30, tzinfo=UTC)
 # Case, phase, reason, exit code, attempts, how the advice begins.
 _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
     ("between-retries", "Retrying", "Unavailable", 69, 1, "repair the store or the network,"),
+    ("between-retries-later", "Retrying", "Unavailable", 69, 3, "repair the store or the network,"),
     ("cancelled", "Stopping", "Deleted", None, 1, ""),
     ("cannot-start", "Failed", "StartError", 128, 1, "rebuild the image"),
     ("claim-missing", "Pending", "Unschedulable", None, 1, "make the PersistentVolumeClaim none, or correct"),
     ("claim-unbound", "Pending", "Unschedulable", None, 1, "no volume can be made: set"),
+    ("config-missing", "Pending", "CreateContainerConfigError", None, 1, "make what it names in this"),
     ("deadline", "Failed", "DeadlineExceeded", None, 1, "raise activeDeadlineSeconds of the release, then"),
+    ("deadline-between-retries", "Failed", "DeadlineExceeded", 69, 2, "repair the store or the network,"),
+    ("deadline-of-the-pod", "Failed", "DeadlineExceeded", 137, 1, "raise activeDeadlineSeconds of the pod"),
+    ("deadline-stopping", "Stopping", "DeadlineExceeded", None, 1, "raise activeDeadlineSeconds of the release, then"),
+    ("deadline-unscheduled", "Failed", "DeadlineExceeded", None, 1, "correct nodeSelector or affinity of the"),
     ("deleted", "Stopping", "Deleted", None, 1, "nothing: the next pod goes on"),
+    ("disk-limit", "Failed", "Evicted", 137, 1, "raise resources.limits.ephemeral-storage of the release"),
     ("evicted-and-back", "Running", "Running", None, 2, ""),
     ("evicted", "Stopping", "EvictionByEvictionAPI", None, 1, "nothing: the next pod goes on"),
+    ("evicted-and-killed", "Retrying", "EvictionByEvictionAPI", 137, 1, "nothing: the next pod goes on"),
     ("exit-1", "Failed", "UnknownError", 1, 1, "read the log"),
-    ("exit-137", "Failed", "Killed", 137, 1, "read the log; out of memory"),
-    ("exit-139", "Failed", "Killed", 139, 1, "read the log; out of memory"),
+    ("exit-132", "Failed", "Killed", 132, 1, "choose nodes with a newer processor"),
+    ("exit-134", "Failed", "Killed", 134, 1, "read the log: it ends with the stacks"),
+    ("exit-135", "Failed", "Killed", 135, 1, "look for a full disk on the node"),
+    ("exit-137", "Failed", "Killed", 137, 1, "look for SystemOOM in kubectl describe node e2e-control-plane"),
+    ("exit-139", "Failed", "Killed", 139, 1, "read the log: it ends with the stacks"),
+    ("exit-143", "Failed", "Killed", 143, 1, "resume it"),
     ("exit-42", "Failed", "UnknownError", 42, 1, "read the log"),
     ("exit-64", "Failed", "BadConfig", 64, 1, "submit again with a right setting,"),
     ("exit-65", "Failed", "IntegrityError", 65, 1, "restore the data; when all checkpoints"),
@@ -47,6 +60,14 @@ _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
     ("image-name-invalid", "Pending", "InvalidImageName", None, 1, "correct image.* or imagePullSecrets of the"),
     ("image-never-pulled", "Pending", "ErrImageNeverPull", None, 1, "correct image.* or imagePullSecrets of the"),
     ("image-not-found", "Pending", "ImagePullBackOff", None, 1, "correct image.* or imagePullSecrets of the"),
+    (
+        "key-missing",
+        "Pending",
+        "CreateContainerConfigError",
+        None,
+        1,
+        "add the key AWS_SECRET_ACCESS_KEY to the Secret half",
+    ),
     ("limit-range", "Pending", "LimitRange", None, 0, "change resources of the release to"),
     ("no-cpu", "Pending", "Unschedulable", None, 1, "lower resources.requests (cpu) of the release,"),
     ("no-gpu", "Pending", "Unschedulable", None, 1, "lower resources.requests (nvidia.com/gpu) of the release,"),
@@ -60,18 +81,36 @@ _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
         0,
         "make the ServiceAccount, or serviceAccount.create=true",
     ),
-    ("out-of-memory", "Failed", "Killed", 137, 1, "read the log; out of memory"),
+    ("out-of-memory", "Failed", "OOMKilled", 137, 1, "raise resources.limits.memory of the release"),
     ("pod-security", "Pending", "PodSecurity", None, 0, "use the pod settings of the"),
     ("queued", "Suspended", "Queued", None, 0, "nothing: it starts when there is"),
     ("quota", "Pending", "QuotaExceeded", None, 0, "free some of the quota, or"),
-    ("root-refused", "Pending", "CreateContainerConfigError", None, 1, "make what it names in this"),
+    (
+        "root-asked",
+        "Pending",
+        "CreateContainerConfigError",
+        None,
+        1,
+        "set runAsUser of the release to a number above 0",
+    ),
+    (
+        "root-refused",
+        "Pending",
+        "CreateContainerConfigError",
+        None,
+        1,
+        "set runAsUser of the release to a number above 0",
+    ),
     ("running", "Running", "Running", None, 1, ""),
     ("second-attempt", "Running", "Running", None, 2, ""),
     ("secret-missing", "Pending", "CreateContainerConfigError", None, 1, "make what it names in this"),
+    ("succeeded-promoted", "Succeeded", "Completed", 0, 1, ""),
+    ("succeeded-refused", "Succeeded", "Completed", 0, 1, ""),
     ("succeeded-without-message", "Succeeded", "Completed", 0, 1, ""),
     ("succeeded", "Succeeded", "Completed", 0, 1, ""),
     ("suspended", "Suspended", "Suspended", None, 0, "helm upgrade --set suspend=false; or cancel"),
     ("suspending", "Stopping", "Suspended", None, 1, ""),
+    ("volume-limit", "Failed", "Evicted", 137, 1, "raise the sizeLimit of that volume in extraVolumes"),
     ("volume-missing", "Pending", "FailedMount", None, 1, "make what it names in this"),
     ("workers-evicted-and-back", "Running", "Running", None, 2, ""),
     ("workers-evicted", "Retrying", "EvictionByEvictionAPI", 75, 1, "nothing: the next pod goes on"),
@@ -79,9 +118,9 @@ _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
     ("workers-exit-64", "Failed", "BadConfig", 64, 1, "submit again with a right setting,"),
     ("workers-finishing", "Running", "Finishing", None, 1, ""),
     ("workers-killed-and-back", "Running", "Running", None, 2, ""),
-    ("workers-killed", "Retrying", "Killed", 137, 1, "read the log (mnist-k8s logs RUN --worker 1)"),
+    ("workers-killed", "Retrying", "Killed", 137, 1, "look for SystemOOM in kubectl describe node"),
     ("workers-no-retries-left", "Failed", "Unavailable", 69, 1, "repair the store or the network,"),
-    ("workers-one-killed", "Retrying", "Killed", 137, 1, "read the log (mnist-k8s logs RUN --worker 1)"),
+    ("workers-one-killed", "Retrying", "Killed", 137, 1, "look for SystemOOM in kubectl describe node"),
     ("workers-pending", "Pending", "Unschedulable", None, 1, "lower resources.requests (cpu) of the release,"),
     ("workers-quota", "Pending", "QuotaExceeded", None, 1, "free some of the quota, or"),
     ("workers-running", "Running", "Running", None, 1, ""),
@@ -174,14 +213,103 @@ def test_a_run_that_was_killed_says_how_far_it_was() -> None:
     assert "at step 405, epoch 9" in judged(read("out-of-memory")).message
 
 
-def test_the_kubelet_says_more_about_memory_than_the_exit_code() -> None:
-    """A container runtime with cgroup v2 reports OOMKilled; the recorded one only the signal."""
-    content = read("out-of-memory")
-    state: Object = content["pods"][0]["status"]["containerStatuses"][0]["state"]["terminated"]
-    state["reason"] = "OOMKilled"
-    status = judged(content)
-    assert (status.reason, status.exit_code) == ("OOMKilled", 137)
-    assert "raise resources.limits.memory" in status.action
+def test_each_way_of_being_killed_is_told_from_the_others() -> None:
+    """The limit of the container, the node, an eviction that took too long, a deletion; and the signals of crashes."""
+    assert judged(read("out-of-memory")).message.startswith("out of memory (the limit is 24Mi) at step 405, epoch 9")
+    assert "from outside: not by its memory limit" in judged(read("exit-137")).message
+    late = judged(read("evicted-and-killed")).message
+    assert (
+        "it was evicted, as when a node is drained, and killed: it had not ended after its grace period of 3 s" in late
+    )
+    content = read("exit-137")
+    content["pods"][0]["metadata"]["deletionTimestamp"] = "2026-11-24T04:56:30Z"
+    deleted = explain_end(content["pods"][0])
+    assert "it was deleted, and had not ended after its grace period of 30 s" in deleted.message
+    assert "killed with SIGSEGV at step 469, epoch 1: native code crashed" in judged(read("exit-139")).message
+    assert "the image's digest and the node's name" in judged(read("exit-139")).action
+
+
+def test_a_pod_that_took_more_than_it_may_is_not_said_to_go_on_by_itself() -> None:
+    """The kubelet ends it with 137 and without the condition of an eviction; each next pod would do the same."""
+    assert (
+        "Pod ephemeral local storage usage exceeds the total limit of containers 8Mi."
+        in judged(read("disk-limit")).message
+    )
+    assert 'Usage of EmptyDir volume "v" exceeds the limit "8Mi".' in judged(read("volume-limit")).message
+    content = read("disk-limit")
+    said = "The node was low on resource: memory. Container train was using 5Gi, request is 2Gi"
+    content["pods"][0]["status"]["message"] = said
+    assert judged(content).action.startswith("raise resources.requests.memory of the release")
+
+
+def test_an_image_that_would_run_as_root_is_not_looked_for_in_the_namespace() -> None:
+    assert judged(read("root-refused")).action.endswith("or give busybox:1 a numeric USER above 0: root is refused")
+    content = read("root-refused")
+    state: Object = content["pods"][0]["status"]["containerStatuses"][0]["state"]["waiting"]
+    state["message"] = (
+        "container has runAsNonRoot and image has non-numeric user (nobody), cannot verify user is non-root"
+    )
+    assert judged(content).action.startswith("set runAsUser of the release")
+    state["message"] = "stat /etc/passwd: no such file"
+    assert judged(content).action == "kubectl describe pod"
+
+
+@pytest.mark.parametrize(
+    ("case", "seconds", "text"),
+    [
+        ("between-retries", 3, "waits 7 s before attempt 2 (1 of 6 retries used)"),
+        ("between-retries", -50, "waits 10 s before attempt 2 (1 of 6 retries used)"),
+        ("between-retries", 11, "attempt 2 is about to start (1 of 6 retries used)"),
+        ("between-retries-later", 5, "waits 35 s before attempt 4 (3 of 6 retries used)"),
+        ("workers-killed", 4, "waits 4 s before attempt 2 (1 of 6 retries used)"),
+    ],
+)
+def test_a_run_that_is_tried_again_says_when(case: str, seconds: float, text: str) -> None:
+    """10 s after the first failure, twice as long after each next one; a client's clock may be behind the cluster's."""
+    content = read(case)
+    newest = max(finished(pod) for pod in content["pods"])
+    assert text in judged(content, now=newest + timedelta(seconds=seconds)).message
+
+
+def test_a_long_row_of_failures_waits_ten_minutes() -> None:
+    content = read("between-retries-later")
+    content["job"]["status"]["failed"] = 40
+    content["job"]["spec"]["backoffLimit"] = 99
+    newest = max(finished(pod) for pod in content["pods"])
+    assert "waits 600 s before attempt 41" in judged(content, now=newest).message
+    assert "attempt 41 comes after a pause" in judged(content | {"pods": []}).message
+
+
+def finished(pod: Object) -> datetime:
+    return datetime.fromisoformat(pod["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"])
+
+
+def test_a_deadline_tells_what_the_run_was_doing() -> None:
+    text = "not done within activeDeadlineSeconds="
+    assert judged(read("deadline")).message == f"{text}5; what it had saved by then stays in the store"
+    assert judged(read("deadline-stopping")).message == f"{text}30; the pod saves a checkpoint and ends"
+    assert judged(read("deadline-between-retries")).message == f"{text}25; the last attempt: exit code 69"
+    never = judged(read("deadline-unscheduled"))
+    assert never.message.startswith(f"{text}8; no container ran: no node takes the pod: 0/1 nodes are available: ")
+    assert never.action.endswith("; then resume")
+
+
+def test_the_gates_verdict_is_in_the_status_and_in_the_list() -> None:
+    refused, promoted = judged(read("succeeded-refused")), judged(read("succeeded-promoted"))
+    assert (refused.verdict, refused.accuracy, promoted.verdict) == ("refused", 0.9722, "promoted")
+    assert refused.message.startswith("committed, refused by the gate: accuracy 0.9722 is 0.0167 below the champion")
+    assert "gate       refused" in describe(refused)
+    lines = to_table([refused, promoted, judged(read("running"))]).splitlines()
+    assert [line.split()[5] for line in lines] == ["GATE", "refused", "promoted", "-"]
+    assert refused.to_dict()["verdict"] == "refused"
+
+
+def test_what_an_older_run_says_of_the_gate_is_taken() -> None:
+    assert verdict_of({"promoted": True}) == "promoted"
+    assert verdict_of({"promoted": False}) == "not promoted"
+    assert verdict_of({}) == ""
+    decided: Object = {"event": "gate.decided", "verdict": "same"}
+    assert _facts([], [decided])["verdict"] == "same"
 
 
 def test_progress_comes_from_the_log_of_a_running_pod_and_from_the_message_of_one_that_ended() -> None:
@@ -234,12 +362,12 @@ def test_the_worker_that_the_others_wait_for_is_named() -> None:
 def test_the_first_cause_is_told_and_not_what_follows_from_it() -> None:
     """The chief ended with 76 after worker 1 was killed, and was deleted after worker 1 ended with 64."""
     message = judged(read("workers-killed")).message
-    assert message.startswith("worker 1 ended: killed with SIGKILL at step 405, epoch 9; the next pod comes after")
+    assert message.startswith("worker 1 ended: killed with SIGKILL at step 405, epoch 9 from outside: ")
     assert "(1 of 6 retries used)" in message
     assert "PeerLost" not in describe(judged(read("workers-killed")))
     back = judged(read("workers-killed-and-back")).message
-    assert (
-        back == "a further attempt works on it; the last one: worker 1 ended: killed with SIGKILL at step 405, epoch 9"
+    assert back.startswith(
+        "a further attempt works on it; the last one: worker 1 ended: killed with SIGKILL at step 405, epoch 9 from outside"
     )
     refused = judged(read("workers-exit-64")).message
     assert refused == "worker 1 ended: exit code 64: data.uri: other data than worker 0"

@@ -32,6 +32,7 @@ def test_run_publishes_a_whole_verified_model(run_job: RunJob, trained: Finished
         "run.start",
         "data.ready",
         "data.not_mnist",
+        "gate.coarse",
         "model.built",
         "train.start",
         "epoch.end",
@@ -59,7 +60,7 @@ def test_run_publishes_a_whole_verified_model(run_job: RunJob, trained: Finished
     assert message["outcome"] == "committed"
     assert message["commit"] == "runs/r/COMMIT.json"
     assert message["step"] == 90
-    assert message["promoted"] is True
+    assert (message["verdict"], message["promoted"]) == ("promoted", True)
     assert message["accuracy"] == commit["metrics"]["test_accuracy"] == trained.event("run.end")["accuracy"]
 
     verified = run_job("verify", "--run", "r")

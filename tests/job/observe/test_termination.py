@@ -13,7 +13,20 @@ from job.__main__ import _describe, _report
 from job.contract import TERMINATION_MESSAGE_MAX_BYTES, ExitCode
 from job.observe.termination import KUBELET_PATH, Status, choose_path, find_path
 
-FIELDS = ["run", "attempt", "outcome", "code", "reason", "step", "epoch", "accuracy", "promoted", "commit", "seconds"]
+FIELDS = [
+    "run",
+    "attempt",
+    "outcome",
+    "code",
+    "reason",
+    "step",
+    "epoch",
+    "accuracy",
+    "verdict",
+    "promoted",
+    "commit",
+    "seconds",
+]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -84,6 +97,7 @@ def test_message_says_how_far_a_running_attempt_is(path: Path) -> None:
         "step": 7,
         "epoch": 2,
         "accuracy": 0.5,
+        "verdict": None,
         "promoted": None,
         "commit": None,
     }

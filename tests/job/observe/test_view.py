@@ -73,7 +73,8 @@ def test_results_follow_in_both(view: View, status: Status, metrics: Metrics) ->
     view.evaluated({"zero": 0.5}, {"auc": 0.9})
     status.write()
     told, found = message(status), series(metrics)
-    assert (told["commit"], told["accuracy"], told["promoted"]) == ("runs/r/COMMIT.json", 0.81, True)
+    assert (told["commit"], told["accuracy"], told["verdict"]) == ("runs/r/COMMIT.json", 0.81, "promoted")
+    assert told["promoted"] is True
     assert (found["test_loss"], found["test_accuracy"], found['class_recall_ratio{digit="zero"}']) == (0.4, 0.81, 0.5)
     assert found['metric{metric="auc"}'] == 0.9
 

@@ -16,7 +16,7 @@ from job.contract import champion_key, gate_key
 from job.digests import sha256_hex
 from job.errors import ConflictError, IntegrityError
 from job.registry import champion
-from job.registry.gate import Gate, Reevaluate, read_gate
+from job.registry.gate import Gate, Reevaluate, read_gate, warn_of_resolution
 from job.registry.retention import remove_runs
 from job.runs import read
 from job.store.open import open_store
@@ -416,3 +416,30 @@ class TestDamage:
         with pytest.raises(ConflictError, match=r"^run b was committed, and removed by retention at 20"):
             gate(store).settle(commit)
         assert json.loads(store.get("runs/b/COMMIT.json") or b"")["by"] == "retention"
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "changes", "smallest"),
+    [
+        (360, {}, 0.013889),
+        (360, {"significance": 0.01}, 0.019444),
+        (360, {"significance": 0.0}, 0.002778),
+        (360, {"metric": "top_3_accuracy"}, 0.013889),
+        (360, {"max_accuracy_drop": 0.014}, None),
+        (360, {"metric": "auc"}, None),
+        (360, {"enabled": False}, None),
+        (10_000, {}, None),
+        (10_000, {"max_accuracy_drop": 0.0}, 0.0005),
+        (0, {}, None),
+    ],
+)
+def test_a_drop_that_the_test_split_cannot_show_is_named_before_the_training(
+    num_examples: int, changes: dict[str, Any], smallest: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_resolution(PromotionSection(**changes), num_examples=num_examples)
+    told = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "gate.coarse"]
+    assert [(each["examples"], each["smallest_loss"]) for each in told] == (
+        [(num_examples, smallest)] if smallest else []
+    )
+    if told:
+        assert f"{smallest:.4f} below the champion's" in told[0]["reason"]

@@ -231,6 +231,35 @@ class TestRows:
         assert decision.reason == "accuracy 1.0000 against the champion's 0.9500: not worse (p = 1)"
 
 
+class TestResolution:
+    """The rule knows what its test split can show: a promotion says "not measurably worse" where something was lost."""
+
+    @pytest.mark.parametrize(
+        ("lost", "significance", "text"),
+        [
+            (
+                4,
+                0.05,
+                "0.9460 against the champion's 0.9500: not measurably worse (p = 0.062; on 1000 examples no loss below 0.0050",
+            ),
+            (0, 0.05, "0.9500 against the champion's 0.9500: not worse (p = 1)"),
+            (1, 0.0, "0.9490 against the champion's 0.9500: not measurably worse (p = 0.5)"),
+        ],
+    )
+    def test_a_loss_that_may_be_chance_is_not_called_none(self, lost: int, significance: float, text: str) -> None:
+        decision = decide(candidate_of(first(50 + lost)), CHAMPION, rules=PromotionSection(significance=significance))
+        assert (decision.verdict, text in decision.reason) == ("promoted", True), decision.reason
+
+    def test_what_is_said_to_be_the_smallest_loss_is_the_smallest_that_is_refused(self) -> None:
+        smallest = rules.smallest_loss(RULES, num_examples=1000)
+        assert smallest == 0.005
+        assert decide(candidate_of(first(55)), CHAMPION, rules=RULES).verdict == "refused"
+        assert decide(candidate_of(first(54)), CHAMPION, rules=RULES).verdict == "promoted"
+
+    def test_a_metric_that_is_no_share_of_examples_has_none(self) -> None:
+        assert rules.smallest_loss(PromotionSection(metric="auc"), num_examples=1000) is None
+
+
 class TestClasses:
     """Predictions of other classes are never compared, even where the numbers would fit."""
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.registry.significance import binomial_tail, fisher, mcnemar, sign_flip
+from job.registry.significance import binomial_tail, fewest_lost, fisher, mcnemar, sign_flip
 
 
 class TestMcNemar:
@@ -35,6 +35,14 @@ class TestMcNemar:
         received = mcnemar(only_champion_right=lost, only_candidate_right=won)
         assert 0 <= received <= 1
         assert mcnemar(only_champion_right=lost + 1, only_candidate_right=won) <= received + 1e-12
+
+
+@pytest.mark.parametrize("level", [1.0, 0.5, 0.05, 0.025, 0.001, 1e-9])
+def test_so_many_must_be_lost_before_the_test_says_anything(level: float) -> None:
+    number = fewest_lost(level)
+    assert mcnemar(only_champion_right=number, only_candidate_right=0) < level
+    assert number == 1 or mcnemar(only_champion_right=number - 1, only_candidate_right=0) >= level
+    assert (fewest_lost(0.05), fewest_lost(0.025), fewest_lost(0.0)) == (5, 6, 1)
 
 
 @pytest.mark.parametrize(("total", "share"), [(10, Fraction(1, 10)), (25, Fraction(1, 3)), (7, Fraction(9, 10))])
