@@ -46,9 +46,9 @@ def test_a_run_is_scraped_while_it_trains_and_its_outcome_stays_when_its_pod_is_
     assert "run" not in labels
     [(info, _)] = _query(ns, "mnist_train_info")
     run = ns.job(job)["metadata"]["annotations"]["mnist-train/run"]
-    assert (info["run"], info["dataset"], info["replicas"]) == (run, "digits", "1")
+    assert (info["run"], info["dataset"], info["replicas"], info["origin"]) == (run, "digits", "1", "schedule")
     wait_until(lambda: _query(ns, 'mnist_train_phase{phase="train"} == 1'), "scrape in a step", seconds=30)
-    assert len(_query(ns, '{__name__=~"mnist_train_.+",job="runs"}')) <= 80
+    assert len(_query(ns, '{__name__=~"mnist_train_.+",job="runs"}')) <= 120
 
     assert ns.wait_for_end(job) == "Complete"
     [end] = ns.ended(job)
@@ -56,7 +56,7 @@ def test_a_run_is_scraped_while_it_trains_and_its_outcome_stays_when_its_pod_is_
     [(outcome, accuracy)] = wait_until(
         lambda: _query(ns, f'mnist_train_test_accuracy{{job="mnist-train",namespace="{ns.name}"}}'), "push", seconds=30
     )
-    assert (outcome["release"], outcome["model"]) == ("train", "digits")
+    assert (outcome["release"], outcome["model"], outcome["origin"]) == ("train", "digits", "schedule")
     assert accuracy == end.message["accuracy"]
     [(_, code)] = _query(ns, f'mnist_train_exit_code{{namespace="{ns.name}"}}')
     [(_, age)] = _query(ns, f'time() - mnist_train_last_success_timestamp_seconds{{namespace="{ns.name}"}}')
