@@ -4,14 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from generators import chart, reference, version
+from generators import chart, reference, rules, version
 
 ROOT = Path(__file__).parents[2]
 
 
 def make_files(root: Path = ROOT) -> dict[Path, str]:
     """Path -> what it has to hold."""
-    made = chart.make_files(root) | reference.make_files(root)
+    made = chart.make_files(root) | reference.make_files(root) | rules.make_files(root)
     made |= version.make_files(root, made=made)
     return {root / name: content for name, content in made.items()}
 

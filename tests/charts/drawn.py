@@ -110,6 +110,7 @@ def _leave_out_what_is_ignored(values: dict[str, Any]) -> None:
             values.get(section, {}).pop(name, None)
     if "monitoring" in values:
         values["monitoring"]["scrape"] = "podMonitor"
+        values["monitoring"].get("rules", {}).update(enabled=True)
 
 
 def draw(num: int, *, seed: int) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ _EVERYTHING: dict[str, Any] = {
     "cluster": {"workers": 2},
     "networkPolicy": {"enabled": True},
     "clientRole": {"create": True, "subjects": [{"kind": "User", "name": "ann"}]},
-    "monitoring": {"scrape": "podMonitor"},
+    "monitoring": {"scrape": "podMonitor", "rules": {"enabled": True}},
 }
 """Each object that the chart can make."""
 _KINDS = {
@@ -38,6 +38,7 @@ _KINDS = {
         "PersistentVolumeClaim",
         "Pod",
         "PodMonitor",
+        "PrometheusRule",
         "Role",
         "RoleBinding",
         "Service",
@@ -50,7 +51,7 @@ _is_valid = Draft7Validator(json.loads((CHART / "values.schema.json").read_text(
 
 def _validate(manifests: list[Manifest]) -> None:
     for manifest in manifests:
-        if manifest["kind"] != "PodMonitor":
+        if manifest["kind"] not in ("PodMonitor", "PrometheusRule"):
             kubernetes_validate.validate(manifest, "1.37", strict=True)
 
 
@@ -96,7 +97,11 @@ def test_labels_of_fewer_objects_win_over_common_ones_and_the_charts_own_over_al
         "jobAnnotations": {"owner": "job"},
         "podLabels": {"team": ""},
         "podAnnotations": {"owner": "pod"},
-        "monitoring": {"scrape": "podMonitor", "labels": {"team": "monitor"}},
+        "monitoring": {
+            "scrape": "podMonitor",
+            "labels": {"team": "monitor"},
+            "rules": {"enabled": True, "labels": {"team": "rules"}},
+        },
         "persistence": {"labels": {"team": "volume"}, "annotations": {"owner": "volume"}},
         "serviceAccount": {"annotations": {"owner": "account"}},
     }
@@ -110,7 +115,7 @@ def test_labels_of_fewer_objects_win_over_common_ones_and_the_charts_own_over_al
     special = (
         dict.fromkeys(jobs, "job")
         | dict.fromkeys(pods, "")
-        | {"PodMonitor": "monitor", "PersistentVolumeClaim": "volume"}
+        | {"PodMonitor": "monitor", "PrometheusRule": "rules", "PersistentVolumeClaim": "volume"}
     )
     assert teams == dict.fromkeys(found, "all") | special
     owners = dict.fromkeys(jobs, "job") | dict.fromkeys(pods, "pod")

@@ -40,6 +40,14 @@ _IGNORED: list[tuple[dict[str, Any], str]] = [
         {"monitoring": {"scrape": "none", "labels": {"a": "b"}}},
         r"monitoring\.labels needs monitoring\.scrape=podMonitor",
     ),
+    (
+        {"monitoring": {"rules": {"thresholds": {"failures": 3}}}},
+        r"rules\.thresholds needs monitoring\.rules\.enabled=true",
+    ),
+    (
+        {"monitoring": {"rules": {"severities": {"MnistTrainFailures": "none"}}}},
+        r"rules\.severities needs monitoring\.rules",
+    ),
     ({"networkPolicy": {"egressPorts": [9000]}}, r"networkPolicy\.egressPorts needs networkPolicy\.enabled=true"),
     (
         {"networkPolicy": {"egressCIDRs": ["10.0.0.0/8"]}},

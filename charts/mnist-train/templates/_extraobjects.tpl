@@ -5,7 +5,7 @@ Objects that users add. docs/adr/0035-extra-objects.md says which, and why not a
 {{- /* What cannot be a part of this release, with the way out. */ -}}
 {{- define "mnist-train.checkExtraObjects" -}}
 {{- $base := include "mnist-train.base" . -}}
-{{- $seen := list (printf "networking.k8s.io NetworkPolicy %s" $base) (printf "monitoring.coreos.com PodMonitor %s" $base) (printf " PersistentVolumeClaim %s-store" $base) -}}
+{{- $seen := list (printf "networking.k8s.io NetworkPolicy %s" $base) (printf "monitoring.coreos.com PodMonitor %s" $base) (printf "monitoring.coreos.com PrometheusRule %s" $base) (printf " PersistentVolumeClaim %s-store" $base) -}}
 {{- range $index, $object := .Values.extraObjects -}}
 {{- $where := printf "extraObjects[%d]" $index -}}
 {{- $group := ternary (splitList "/" .apiVersion | first) "" (contains "/" .apiVersion) -}}
