@@ -22,9 +22,9 @@ MATCHERS = {
 """As `mnist-train.rulePlaces` of the chart, for all releases; kube-state-metrics needs the name of one."""
 
 _HEAD = """\
-# Made by scripts/generate of rules.yaml, with the thresholds' defaults: the alerts for a Prometheus without the operator (rule_files).
+# Made by scripts/generate of rules.yaml: the alerts with their default thresholds, for a Prometheus without the operator.
 # Series of runs are told apart by their labels, whatever the release. The rules on kube-state-metrics name the release "train":
-#     sed 's/cronjob="train"/cronjob="NAME"/; s/"train-/"NAME-/' mnist-train.rules.yaml
+#     sed 's/cronjob="train"/cronjob="NAME"/g; s/"train-/"NAME-/g' mnist-train.rules.yaml
 # With other thresholds, and for one release alone, take the spec of what Helm makes:
 #     helm template NAME charts/mnist-train -f values.yaml --set monitoring.rules.enabled=true -s templates/prometheusrule.yaml
 # What each alert means, and what to do: docs/operations.md.

@@ -1,6 +1,7 @@
 """Every alert, with Prometheus' own promtool: it fires, it stays silent, it ends. And what the chart makes of the rules."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -235,6 +236,23 @@ def three_nights_are_refused_and_one_is_the_same(story: Story) -> None:
 
 
 @_schedule
+def a_worse_night_then_a_skipped_one_then_a_failed_one(story: Story) -> None:
+    story.push(_NIGHT[1], verdict="refused", test_accuracy=0.9, champion_accuracy=0.97)
+    story.push(_NIGHT[2], outcome="skipped")
+    story.fail(_NIGHT[3])
+    story.says("AccuracyBelowChampion", fires=(28, 50), silent=(51, 76))
+
+
+@_new_schedule
+def every_night_is_refused_and_there_never_was_a_champion(story: Story) -> None:
+    for at in _NIGHT[:3]:
+        story.push(at, verdict="refused", test_accuracy=0.1)
+    story.push(_NIGHT[3], verdict="promoted", test_accuracy=0.97)
+    story.says("Refused", silent=(50, 75), fires=(51, 74))
+    story.says("NoSuccess", silent=(74,))
+
+
+@_schedule
 def the_same_model_again_and_again_is_refused_by_nobody(story: Story) -> None:
     for at in _NIGHT[1:5]:
         story.push(at, verdict="same", test_accuracy=0.968, champion_accuracy=0.97)
@@ -304,6 +322,36 @@ def the_release_is_removed_and_its_group_is_deleted(story: Story) -> None:
     for alert in ("NoSuccess", "Failures"):
         story.says(alert, fires=(55,), silent=(60, 90))
     story.says("PushStale", silent=(90,))
+
+
+def _read_exposition(path: Path) -> dict[str, float]:
+    """Series -> value."""
+    lines = path.read_text("utf-8").splitlines()
+    return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+
+
+@_new_schedule
+def nights_as_a_pushgateway_recorded_them(story: Story) -> None:
+    paths = sorted((Path(__file__).parent / "recorded").glob("*.prom"))
+    nights = dict(zip(_NIGHT, map(_read_exposition, paths), strict=False))
+    ends = {
+        at: max(value for name, value in night.items() if "last_run_timestamp" in name) for at, night in nights.items()
+    }
+
+    def move(seconds: float) -> float:
+        """The time in the story of what was recorded at that time."""
+        at = next(at for at, end in ends.items() if seconds <= end + 1)
+        return at * story.seconds - ends[at] + seconds
+
+    for at, night in nights.items():
+        for series, value in night.items():
+            is_time = value > 0 and re.match(r"\w+_time(stamp)?_seconds\{", series)
+            story.put(series, {at: round(move(value)) if is_time else value})
+    last = max(nights)
+    for alert in ("Failures", "Refused", "NoEnd", "NeverSucceeded", "DataChanged", "PushFailed", "StaleChampion"):
+        story.says(alert, silent=(4, 40, last + 47))
+    story.says("NoSuccess", silent=(4, last + 47), fires=(last + 49,))
+    story.says("PushStale", silent=(4, last + 47), fires=(last + 49,))
 
 
 @_new_schedule

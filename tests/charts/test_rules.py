@@ -160,6 +160,18 @@ def test_prometheus_reads_what_helm_and_generate_make(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.count(f"SUCCESS: {len(_ALL)} rules found")) == (0, 3), done.stderr
 
 
+def test_the_plain_rules_are_for_another_release_after_what_their_first_lines_say() -> None:
+    plain = _PLAIN.read_text("utf-8")
+    (script,) = re.findall(r"^#     sed '(.+)' mnist-train.rules.yaml$", plain, re.MULTILINE)
+    command = ["sed", script.replace("NAME", "night"), str(_PLAIN)]
+    changed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    for text, name in ((plain, "train"), (changed, "night")):
+        rules = [rule["expr"] for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+        named = re.findall(r'(\w+)=~?"(train|night)(?:-[^"]*)?"', " ".join(rules).replace('phase="train"', ""))
+        assert {label for label, _ in named} == {"cronjob", "job_name", "pod", "container"}
+        assert {each for label, each in named if label != "container"} == {name}
+
+
 def test_nothing_is_left_to_fill_in_and_every_number_is_used() -> None:
     source, made = (CHART / "files" / "rules.yaml").read_text("utf-8"), json.dumps(_rules(_values()))
     assert not re.search(r"\[\[\w+\]\]", made + _PLAIN.read_text("utf-8"))
