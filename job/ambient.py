@@ -109,8 +109,8 @@ TABLE = (
         names="TF_CPP_MIN_LOG_LEVEL",
         read_by="TensorFlow",
         treatment="default",
-        why="2: what TensorFlow says on stderr",
-        value="2",
+        why="1: what TensorFlow says on stderr: warnings and errors",
+        value="1",
     ),
     Ambient(
         names="TF_CPP_* TF_DUMP_* TF_GPU_ALLOCATOR TF_FORCE_GPU_ALLOW_GROWTH TF_FORCE_UNIFIED_MEMORY TF_GPU_THREAD_MODE "

@@ -13,6 +13,7 @@ recipe.py          optimizer, schedule, loss, class weights, metrics
 own_recipe.py      what a compiled model of your own says about them, and what is refused
 workers.py         the other workers: who they are, the wait for them, what they tell each other
 agreement.py       what they must agree on, before step 1 and before the commit
+chatter.py         imports TensorFlow without the two lines that it always says
 devices.py         threads, devices, tf.distribute strategy
 evaluation.py      loss, accuracy, per class, confusion
 export.py          SavedModel, weights digest

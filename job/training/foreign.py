@@ -30,6 +30,7 @@ from job.datasets.dataset import Images
 from job.errors import IntegrityError, JobError
 from job.texts import one_line
 from job.training import devices, export
+from job.training.chatter import import_tensorflow
 from job.training.evaluation import SMALL_BATCH_EXAMPLES, Probabilities, make_batches
 from job.training.graphs import MAX_BYTES, copy_for_reading
 
@@ -294,6 +295,7 @@ def _answer(request: _Request) -> bytes:
 
 def _start_tensorflow(request: _Request) -> None:
     """With all threads and devices that it will have: their memory does not count as the model's."""
+    import_tensorflow()
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(request.threads["intra_op"])

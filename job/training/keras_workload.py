@@ -20,6 +20,7 @@ from job.runs import identity
 from job.runs.lineage import Device
 from job.runs.read import MODEL_FOLDER, PREDICTIONS_FILE, DatasetIdentity, unpack_model
 from job.training import devices, evaluation, export, foreign, own_model, own_recipe, pipeline
+from job.training.chatter import import_tensorflow
 from job.training.examples import load_examples
 from job.training.export import SAMPLE_IMAGES
 from job.training.graphs import check_graphs
@@ -142,9 +143,8 @@ class KerasWorkload:
     def _meet(self, phases: Phases, *, look: Callable[[], None]) -> Any:
         """The strategy, once all workers are there."""
         config = self._config.cluster
+        import_tensorflow()  # takes seconds: before the others hear that this worker is ready
         if self._workers.are_several:
-            import tensorflow  # noqa: F401 - takes seconds: before the others hear that this worker is ready
-
             with phases(WAIT_FOR_WORKERS):
                 wait_for_workers(self._workers, timeout_seconds=config.start_timeout_seconds, look=look)
         return devices.make_strategy(config, self._workers)

@@ -45,6 +45,7 @@ def test_run_publishes_a_whole_verified_model(run_job: RunJob, trained: Finished
         "layout.done",
         "run.end",
     ]
+    assert trained.stderr == "", "TensorFlow's two lines are left out, and nothing is wrong"
     commit = json.loads(commit_of(tmp_path / "out", "r"))
     for file in commit["files"]:
         data = (tmp_path / "out" / file["key"]).read_bytes()
