@@ -31,6 +31,7 @@ from tests.charts.helm import RenderError, render_text
 from tests.conftest import REPOSITORY, skip_or_fail
 from tests.documents import PAGES, Block, Command, find_block, read_commands, read_text
 from tests.test_docs_run import SESSIONS, TYPED
+from tests.torture.__main__ import all_campaigns
 from tests.torture.planted import PLANTED
 
 _STARTERS = ("mnist-job", "scripts/run", "scripts/workers")
@@ -156,6 +157,14 @@ def test_files_that_are_named_exist(page: str) -> None:
 def test_every_planted_bug_that_is_documented_can_be_planted() -> None:
     page = (REPOSITORY / "docs" / "reliability.md").read_text()
     assert set(re.findall(r"^\| `([a-z-]+)`: ", page, re.MULTILINE)) <= set(PLANTED)
+
+
+def test_every_number_of_a_promise_leads_to_what_shows_it_and_no_gap_is_unexplained() -> None:
+    page = (REPOSITORY / "docs" / "reliability.md").read_text()
+    linked = dict(re.findall(r"^\| \[(R\d+)\]\(\.\./(tests/torture/\w+)\.py\) \|", page, re.MULTILINE))
+    assert linked == {each.name: each.trial.__module__.replace(".", "/") for each in all_campaigns()}
+    others = {number for row in re.findall(r"^\| ((?:R\d+(?:, )?)+) \|.*\|", page, re.MULTILINE) for number in row.split(", ")}
+    assert {f"R{number}" for number in range(1, 27)} <= others | linked.keys()
 
 
 @pytest.mark.parametrize("where", sorted({*(where for *_, where in RUN_ELSEWHERE), *IN_A_CLUSTER.values()}))
