@@ -121,7 +121,7 @@ KINDS: Mapping[str, Kind] = {
     "retention.removed": _info(
         "Retention has removed run {run_removed}: {objects} objects", "run_removed:string objects:integer bytes:integer"
     ),
-    "metrics.pushed": _info("The Pushgateway has taken the metrics", "url:string"),
+    "metrics.pushed": _info("The Pushgateway has taken the metrics at the {at}", "url:string at:string"),
     "skip.other_code": _info(
         "The run is made although the inputs are the champion's: {reason}", "champion:string reason:string"
     ),
@@ -211,7 +211,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "logs.skipped": _warning("A segment of the log is left out: {reason}"),
     "metrics.not_served": _warning("Nobody can read /metrics: {reason}", "port:integer address:string? reason:string"),
-    "metrics.not_pushed": _warning("The Pushgateway has not taken the metrics: {reason}", "url:string reason:string"),
+    "metrics.not_pushed": _warning("The Pushgateway has not taken the metrics: {reason}", "url:string at:string reason:string"),
     "metrics.clients_refused": _warning(
         "Clients of /metrics were refused, the last from {last_address}: {reason}",
         "no_descriptors:integer? too_slow:integer? too_many:integer? last_address:string reason:string",

@@ -131,7 +131,8 @@ class TestProcess:
     )
     def test_bad_command_line_exits_64_with_one_line(self, arguments: list[str], run_job: RunJob) -> None:
         done = run_job(*arguments)
-        assert (done.code, done.stdout) == (64, "")
+        told = [event["event"] for event in done.events]
+        assert (done.code, told) == (64, ["error", "run.end"] if "run" in arguments else [])
         assert re.fullmatch(r"mnist-job: error 64: [^\n]+\n", done.stderr)
 
     def test_version_is_printed(self, run_job: RunJob) -> None:
