@@ -46,7 +46,7 @@ ALLOWED: Mapping[tuple[str, str], str] = {
     ): "Google's metadata server has no https; what it says is only looked at for one header",
     ("job/datasets/load.py", "module by a name"): "one of the constants in SOURCES",
     ("job/commands/dispatch.py", "module by a name"): "one of the command line's own subcommands",
-    ("job/commands/report.py", "xml"): "writes only: an SVG of numbers; nothing is parsed",
+    ("job/commands/report/elements.py", "xml"): "writes only: a page and its SVG; nothing is parsed",
     ("job/training/workers.py", "all addresses"): "tries TensorFlow's own port, which listens so: docs/workers.md",
     ("tests/torture/__main__.py", "module by a name"): "one of the campaigns beside it",
     ("tests/torture/checks.py", "xml"): "parses what the S3 server that the trial has started answers",

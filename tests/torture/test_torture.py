@@ -30,7 +30,7 @@ _WRITES = (
 # the copy of a graph that the child of an evaluation loads.
 _NOT_STORED = {
     "observe/termination.py",
-    "commands/report.py",
+    "commands/report/page.py",
     "runs/read.py",
     "datasets/tfds.py",
     "commands/reproduce.py",

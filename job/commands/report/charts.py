@@ -1,11 +1,10 @@
 """Lines over the epochs, with axes and ticks, drawn as SVG. What is not finite is left out."""
 
 import math
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from job.commands.report.elements import element
+from job.commands.report.elements import Element, element
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 480, 260, 62, 14, 30, 56
 _MAX_POINTS = 500
@@ -49,7 +48,7 @@ class _Axis:
         return self.start + share * (self.end - self.start)
 
 
-def chart(title: str, lines: Sequence[Line], *, num_epochs: int, say: Callable[[float], str]) -> ET.Element:
+def chart(title: str, lines: Sequence[Line], *, num_epochs: int, say: Callable[[float], str]) -> Element:
     """Lines over epochs 1 to `num_epochs`; `say` writes a value. The axis is logarithmic where a linear one hides the end."""
     known = [
         Line(
@@ -113,7 +112,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return inside or [low, high]
 
 
-def _value_ticks(axis: _Axis, ticks: Sequence[float], *, say: Callable[[float], str]) -> list[ET.Element]:
+def _value_ticks(axis: _Axis, ticks: Sequence[float], *, say: Callable[[float], str]) -> list[Element]:
     marks = []
     for tick in ticks:
         y = f"{axis.place(tick):.1f}"
@@ -122,7 +121,7 @@ def _value_ticks(axis: _Axis, ticks: Sequence[float], *, say: Callable[[float], 
     return marks
 
 
-def _epoch_ticks(axis: _Axis, *, num_epochs: int) -> list[ET.Element]:
+def _epoch_ticks(axis: _Axis, *, num_epochs: int) -> list[Element]:
     step = max(1, round(_round_step(max(num_epochs, 1) / 6)))
     epochs = sorted({1, *(tick for tick in range(step, num_epochs + 1, step) if tick - 1 >= step / 2 or step == 1)})
     bottom, marks = _HEIGHT - _BOTTOM, []
@@ -134,7 +133,7 @@ def _epoch_ticks(axis: _Axis, *, num_epochs: int) -> list[ET.Element]:
     return marks
 
 
-def _draw(line: Line, across: _Axis, down: _Axis) -> list[ET.Element]:
+def _draw(line: Line, across: _Axis, down: _Axis) -> list[Element]:
     places = [(across.place(epoch), down.place(value)) for epoch, value in line.points]
     if line.kind == "level":  # one value, from edge to edge
         places = [(x, y) for _, y in places[:1] for x in (across.start, across.end)]
@@ -147,7 +146,7 @@ def _draw(line: Line, across: _Axis, down: _Axis) -> list[ET.Element]:
     return marks
 
 
-def _legend(lines: Sequence[Line], *, say: Callable[[float], str]) -> list[ET.Element]:
+def _legend(lines: Sequence[Line], *, say: Callable[[float], str]) -> list[Element]:
     """The name of each line and its last value."""
     width = (_WIDTH - 8) // max(len(lines), 1)
     return [

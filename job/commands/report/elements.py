@@ -11,6 +11,8 @@ from job.texts import visible
 _MAX_NAME_CHARACTERS = 60
 _MAX_TEXT_CHARACTERS = 1000
 
+Element = ET.Element
+
 STYLE = """
 :root { color-scheme: light dark; --text: #1f2328; --soft: #59636e; --page: #fff; --box: #f6f8fa; --line: #d1d9e0;
   --blue: #1f6feb; --orange: #c2410c; --good: #1a7f37; --bad: #cf222e; --mark: #fff3bf }
@@ -54,11 +56,11 @@ svg text.level { fill: var(--good); stroke: none }
 """
 
 
-def element(tag: str, *children: ET.Element | str, **attributes: str) -> ET.Element:
+def element(tag: str, *children: Element | str, **attributes: str) -> Element:
     """One element. A `_` in the name of an attribute is a `-`; `class_` is `class`."""
-    made = ET.Element(tag, {name.strip("_").replace("_", "-"): visible(text) for name, text in attributes.items()})
+    made = Element(tag, {name.strip("_").replace("_", "-"): visible(text) for name, text in attributes.items()})
     for child in children:
-        if isinstance(child, ET.Element):
+        if isinstance(child, Element):
             made.append(child)
             continue
         text = visible(child, keep="\n")
@@ -69,7 +71,7 @@ def element(tag: str, *children: ET.Element | str, **attributes: str) -> ET.Elem
     return made
 
 
-def to_page(title: str, *content: ET.Element, style: str = STYLE) -> bytes:
+def to_page(title: str, *content: Element, style: str = STYLE) -> bytes:
     """A page that needs nothing from elsewhere and runs no script."""
     head = element(
         "head",
@@ -82,19 +84,19 @@ def to_page(title: str, *content: ET.Element, style: str = STYLE) -> bytes:
     return f"<!doctype html>\n{ET.tostring(page, encoding='unicode', method='html')}\n".encode()
 
 
-def pairs(rows: Iterable[tuple[str, str | ET.Element]]) -> ET.Element:
+def pairs(rows: Iterable[tuple[str, str | Element]]) -> Element:
     """A table of names and values."""
     made = [element("tr", element("th", name), element("td", value, class_="text")) for name, value in rows]
     return element("div", element("table", *made), class_="scroll")
 
 
-def table(heading: Sequence[str], rows: Iterable[Sequence[str | ET.Element]], *, kind: str = "counts") -> ET.Element:
+def table(heading: Sequence[str], rows: Iterable[Sequence[str | Element]], *, kind: str = "counts") -> Element:
     """A table that scrolls in a box of its own where the screen is narrow; `kind`: counts stand at the right, `texts` do not."""
     made = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
     return element("div", element("table", row_of("th", heading), *made, class_=kind), class_="scroll")
 
 
-def row_of(kind: str, cells: Iterable[str]) -> ET.Element:
+def row_of(kind: str, cells: Iterable[str]) -> Element:
     """A row of cells of one kind: `td` or `th`."""
     return element("tr", *(element(kind, cell) for cell in cells))
 

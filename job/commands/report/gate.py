@@ -1,10 +1,10 @@
 """The verdict, and the numbers that the gate measured, in words."""
 
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from job.commands.report.elements import (
+    Element,
     cut,
     element,
     is_number,
@@ -29,7 +29,7 @@ _KNOWN = {"accuracy", "examples", "metric", "lowest_recall", "lowest_recall_clas
 _MAX_OTHER = 20
 
 
-def verdict(facts: Facts) -> ET.Element:
+def verdict(facts: Facts) -> Element:
     """The first thing that a reader looks for."""
     gate = facts.gate
     if gate is None:
@@ -43,7 +43,7 @@ def verdict(facts: Facts) -> ET.Element:
     return element("div", element("strong", said), f": {cut(gate.reason)}.", class_=f"verdict {gate.verdict}")
 
 
-def comparison(facts: Facts) -> Iterable[ET.Element]:
+def comparison(facts: Facts) -> Iterable[Element]:
     """With whom the gate compared, what it measured, and what it asks for."""
     gate = facts.gate
     if gate is None:
@@ -58,7 +58,7 @@ def comparison(facts: Facts) -> Iterable[ET.Element]:
         yield pairs((name_of(name), say_number(gate.numbers[name])) for name in other[:_MAX_OTHER])
 
 
-def _say_rival(gate: GateRecord, rival: Rival | None) -> Iterable[ET.Element | str]:
+def _say_rival(gate: GateRecord, rival: Rival | None) -> Iterable[Element | str]:
     if rival is None:
         yield f"There was no champion of {gate.model} at {say_time(gate.decided)}, when the gate decided."
         return

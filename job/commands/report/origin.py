@@ -1,11 +1,10 @@
 """Where the time went, which settings were changed, the commands that go on from here, what the run was made of."""
 
 import json
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from job.commands.report.elements import cut, element, name_of, pairs, say_seconds, say_share, table
+from job.commands.report.elements import Element, cut, element, name_of, pairs, say_seconds, say_share, table
 from job.commands.report.facts import Facts
 from job.config import Config, StoreSection
 from job.masking import masked
@@ -29,7 +28,7 @@ _MAX_ROWS, _MAX_SECTIONS = 30, 12
 _MAX_VALUE_CHARACTERS, _MAX_SECTION_CHARACTERS = 120, 1000
 
 
-def time(facts: Facts) -> Iterable[ET.Element]:
+def time(facts: Facts) -> Iterable[Element]:
     """A bar, and its parts in words."""
     goodput = facts.metrics["goodput"]
     wall_seconds, parts = goodput["wall_seconds"], goodput["seconds"]
@@ -57,14 +56,14 @@ def time(facts: Facts) -> Iterable[ET.Element]:
     yield from _attempts(facts)
 
 
-def _bar(parts: Iterable[tuple[str, float, str, str]]) -> Iterator[ET.Element]:
+def _bar(parts: Iterable[tuple[str, float, str, str]]) -> Iterator[Element]:
     for name, seconds, _, colour in parts:
         if seconds > 0:
             style = f"flex: {seconds:.6g} 0 0; background: {colour}"
             yield element("span", style=style, title=f"{name_of(name)}: {say_seconds(seconds)}")
 
 
-def _swatch(colour: str) -> ET.Element:
+def _swatch(colour: str) -> Element:
     return element("span", class_="swatch", style=f"background: {colour}")
 
 
@@ -72,7 +71,7 @@ def _words_for(name: str, number: int) -> tuple[str, str]:
     return _WORDS.get(name, ("", _OTHER_COLOURS[number % len(_OTHER_COLOURS)]))
 
 
-def _attempts(facts: Facts) -> Iterator[ET.Element]:
+def _attempts(facts: Facts) -> Iterator[Element]:
     """Which attempts made the steps, when there were several."""
     chain = facts.committed.record.get("chain")
     links = [link for link in chain if isinstance(link, Mapping)] if isinstance(chain, list) else []
@@ -86,7 +85,7 @@ def _attempts(facts: Facts) -> Iterator[ET.Element]:
     yield element("ul", *items)
 
 
-def changed_settings(facts: Facts) -> Iterable[ET.Element]:
+def changed_settings(facts: Facts) -> Iterable[Element]:
     """What differs from the defaults, or from the champion's run."""
     theirs = _config_of(facts.rival.committed.record) if facts.rival and facts.rival.committed else {}
     rows = list(_changes(_config_of(facts.committed.record), theirs))
@@ -104,7 +103,7 @@ def changed_settings(facts: Facts) -> Iterable[ET.Element]:
 
 def _changes(
     ours: Mapping[tuple[str, str], Any], theirs: Mapping[tuple[str, str], Any]
-) -> Iterator[tuple[str | ET.Element, ...]]:
+) -> Iterator[tuple[str | Element, ...]]:
     defaults = _flat(Config().model_dump(mode="json"))
     for key, value in ours.items():
         default, champions = defaults.get(key, "unknown to this version"), theirs.get(key, defaults.get(key))
@@ -132,7 +131,7 @@ def _show(value: object) -> str:
     return cut(value if isinstance(value, str) else json.dumps(value), limit=_MAX_VALUE_CHARACTERS)
 
 
-def commands(facts: Facts) -> Iterable[ET.Element]:
+def commands(facts: Facts) -> Iterable[Element]:
     """What to type to go on from here."""
     run, store = quoted(facts.committed.run), _store_options(facts.store)
     yield element("h2", "Commands")
@@ -161,7 +160,7 @@ def _store_options(settings: StoreSection) -> str:
     )
 
 
-def origin(facts: Facts) -> Iterable[ET.Element]:
+def origin(facts: Facts) -> Iterable[Element]:
     """Digests, code and machine, and all settings."""
     yield element("h2", "Made of")
     yield pairs(_origin(facts))

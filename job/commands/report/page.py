@@ -6,11 +6,11 @@ runs no script.
 
 import errno
 import os
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
 from job.commands.report.elements import (
+    Element,
     cut,
     element,
     name_of,
@@ -74,7 +74,7 @@ def make_report(facts: Facts) -> bytes:
     )
 
 
-def _notes(facts: Facts) -> Iterator[ET.Element]:
+def _notes(facts: Facts) -> Iterator[Element]:
     data = facts.committed.record.get("config", {}).get("data", {})
     if facts.committed.dataset.name == "digits" and data.get("source", "digits") == "digits":
         yield element(
@@ -87,7 +87,7 @@ def _notes(facts: Facts) -> Iterator[ET.Element]:
         yield element("p", f"Could not be read: {cut(line)}", class_="note")
 
 
-def _tiles(facts: Facts) -> Iterator[ET.Element]:
+def _tiles(facts: Facts) -> Iterator[Element]:
     """The headline: a value, and what it is."""
     record, metrics = facts.committed.record, facts.committed.record["metrics"]
     counters, goodput = record.get("counters", {}), facts.metrics["goodput"]
@@ -109,7 +109,7 @@ def _tiles(facts: Facts) -> Iterator[ET.Element]:
     yield _tile(say_time(record.get("committed", "")), "committed")
 
 
-def _tile(value: str, name: str) -> ET.Element:
+def _tile(value: str, name: str) -> Element:
     return element("div", element("b", value), element("span", name), class_="tile")
 
 

@@ -1,7 +1,6 @@
 """What the run came to: epochs, classes, confusion, mistakes."""
 
 import base64
-import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.commands.report.charts import Line, chart, is_drawable
-from job.commands.report.elements import element, is_number, name_of, row_of, say_number, say_seconds, say_share, table
+from job.commands.report.elements import (
+    Element,
+    element,
+    is_number,
+    name_of,
+    row_of,
+    say_number,
+    say_seconds,
+    say_share,
+    table,
+)
 from job.commands.report.facts import Facts
 from job.training.evaluation import most_confused
 
@@ -22,7 +31,7 @@ _MAX_EPOCH_ROWS = 10
 _PICTURE_PIXELS = 112
 
 
-def epochs(facts: Facts) -> Iterable[ET.Element]:
+def epochs(facts: Facts) -> Iterable[Element]:
     """Charts of loss, accuracy and of a learning rate that changes; some epochs as numbers."""
     history = facts.metrics["history"]
     yield element("h2", "Epochs")
@@ -56,7 +65,7 @@ def _chart(
     scored: str,
     say: Callable[[float], str],
     level: float | None = None,
-) -> ET.Element:
+) -> Element:
     lines = [
         Line(
             name=name if len(keys) > 1 else "",
@@ -90,7 +99,7 @@ def _say_percent(value: float) -> str:
     return f"{100 * value:.4g} %"
 
 
-def _epoch_rows(history: Sequence[Mapping[str, Any]], *, scored: str) -> Iterable[ET.Element]:
+def _epoch_rows(history: Sequence[Mapping[str, Any]], *, scored: str) -> Iterable[Element]:
     step = -(-len(history) // _MAX_EPOCH_ROWS)
     numbers = [number for number in range(1, len(history) + 1) if number == 1 or (len(history) - number) % step == 0]
     if len(numbers) < len(history):
@@ -115,7 +124,7 @@ def _epoch_row(number: int, epoch: Mapping[str, Any], *, scored: str) -> tuple[s
     )
 
 
-def classes(facts: Facts) -> Iterable[ET.Element]:
+def classes(facts: Facts) -> Iterable[Element]:
     """All of them in their order, or those that are recalled least; beside the champion's where it saw the same examples."""
     every = facts.metrics["test"]["classes"]
     theirs = _champions_recalls(facts)
@@ -148,7 +157,7 @@ def _champions_recalls(facts: Facts) -> Mapping[str, float]:
     return {one["name"]: one["recall"] for one in facts.rival.metrics["test"]["classes"]}
 
 
-def confusion(facts: Facts) -> Iterable[ET.Element]:
+def confusion(facts: Facts) -> Iterable[Element]:
     """Mistakes are shaded by their share of the row. Of many classes those with the most mistakes, as true or as predicted."""
     test = facts.metrics["test"]
     every, counts = test["classes"], test["confusion"]
@@ -157,7 +166,7 @@ def confusion(facts: Facts) -> Iterable[ET.Element]:
     yield element("h2", "Confusion")
     yield element(
         "p",
-        "Each row is a true class, each column what the model said. The darker, the more of the row.",
+        "Each row is a true class, each column what the model said. The stronger the colour of a mistake, the more of the row.",
         class_="soft",
     )
     if len(places) < len(every):
@@ -165,13 +174,14 @@ def confusion(facts: Facts) -> Iterable[ET.Element]:
     names = [name_of(every[labels[place]]["name"]) for place in places]
     rows = element("table", row_of("th", ("true", *names)), class_="counts")
     for place, name in zip(places, names, strict=True):
-        row, num_true = ET.SubElement(rows, "tr"), max(every[labels[place]]["num_examples"], 1)
+        row, num_true = element("tr"), max(every[labels[place]]["num_examples"], 1)
         row.append(element("th", name))
         row.extend(_confusion_cell(counts[place][column], num_true, is_right=column == place) for column in places)
+        rows.append(row)
     yield element("div", rows, class_="scroll")
 
 
-def _confusion_cell(count: int, num_true: int, *, is_right: bool) -> ET.Element:
+def _confusion_cell(count: int, num_true: int, *, is_right: bool) -> Element:
     if is_right:
         return element("td", element("b", f"{count:,}"))
     share = min(1.0, 8 * count / num_true)
@@ -182,7 +192,7 @@ def _confusion_cell(count: int, num_true: int, *, is_right: bool) -> ET.Element:
     )
 
 
-def mistakes(facts: Facts) -> Iterable[ET.Element]:
+def mistakes(facts: Facts) -> Iterable[Element]:
     """The most confident ones: as pictures where the store has them, else as a table."""
     test = facts.metrics["test"]
     names = [name_of(one["name"]) for one in test["classes"]]
@@ -208,7 +218,7 @@ def mistakes(facts: Facts) -> Iterable[ET.Element]:
     )
 
 
-def _figure(one: Mapping[str, Any], picture: NDArray[np.uint8], names: Sequence[str]) -> ET.Element:
+def _figure(one: Mapping[str, Any], picture: NDArray[np.uint8], names: Sequence[str]) -> Element:
     true, said, sure = names[one["label"]], names[one["predicted"]], say_share(one["probability"])
     scale = _PICTURE_PIXELS / max(picture.shape[:2])
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import tarfile
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,12 +29,13 @@ from job.config import Config, StoreSection
 from job.digests import canonical_json
 from job.errors import JobError, NotFoundError, UnavailableError
 from job.registry import champion
+from job.registry.gate import read_gate
 from job.registry.rules import GateRecord
 from job.runs import read, write
 from job.runs.read import CommittedRun, parse_run
 from job.store.open import open_store
 from job.store.store import Store
-from tests.conftest import QUICK, RunJob
+from tests.conftest import QUICK, REPOSITORY, RunJob
 from tests.job.runs.committed_runs import content_of, files_of
 
 _COMMIT: dict[str, Any] = {
@@ -184,7 +186,6 @@ def test_gates_numbers_of_somebody_else_are_shown_as_they_are(value: Any) -> Non
     assert str(value) in text
 
 
-@pytest.mark.security("S10")
 def test_commands_reach_the_store_and_a_shell_takes_each_as_one_word() -> None:
     settings = StoreSection(uri="file:/tmp/a b'c", endpoint="http://127.0.0.1:9000", timeout_seconds=3)
     text = Page(page_of(gate=_GATE | {"verdict": "promoted", "version": 1}, store=settings)).text
@@ -448,7 +449,7 @@ def test_largest_page_is_below_500_kb() -> None:
 
 
 def test_page_of_twenty_classes_shows_them_all_in_their_order() -> None:
-    shown = Page(page_of(metrics=metrics_of_many(20)))
+    shown = Page(page_of(metrics=metrics_of_many(20, num_epochs=30)))
     assert "classes with the most mistakes" not in shown.text
     assert len([tag for tag, attributes in shown.tags if tag == "td" and "style" in attributes]) == 380
     rows = shown.text.partition("Recall: ")[2]
@@ -571,6 +572,24 @@ def test_report_of_a_run_that_had_no_champion_beside_it(compared: Any, store: St
 def test_run_of_an_older_version_has_no_pictures_and_a_table(store: Store) -> None:
     text = text_of(store, commit_with(store, "r", num_wrong=10))
     assert "There are no pictures" in text and "3 one zero 90.00 %" in text and "Could not be read" not in text
+
+
+@pytest.mark.parametrize(
+    ("run_id", "said"),
+    [
+        ("old.first", "There was no champion of"),
+        ("old.refused", "won (only this run is right)"),
+        ("local.digits-c73f0e26", "No verdict"),
+    ],
+)
+def test_runs_of_a_store_of_an_old_version_have_a_report(run_id: str, said: str, store: Store, tmp_path: Path) -> None:
+    with tarfile.open(REPOSITORY / "tests/job/upgrade/store.tar.xz") as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    committed = read.read_commit(store, run_id)
+    assert committed
+    page = Page(report_on(store, committed, read_gate(store, run_id), settings=StoreSection()))
+    assert "There are no pictures" in page.text and "Could not be read" not in page.text
+    assert said in page.text
 
 
 _DAMAGED: dict[str, dict[str, Any]] = {
