@@ -72,7 +72,7 @@ class Night:
 
     @property
     def ended_seconds(self) -> float:
-        """When it ended, as far as the time that it did not run is left out: there its dot is, and about there the champion moves."""
+        """When it ended, without the time between its attempts: its dot is there, and the champion moves about there."""
         return self.started_seconds + (self.duration_seconds or 0.0)
 
 
