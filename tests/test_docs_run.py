@@ -112,6 +112,7 @@ TYPED = [
     ("show RUN", "mnist-job show r", 0, '"weights_digest": '),
     ("logs RUN", "mnist-job logs r", 0, '"commit.done"'),
     ("report RUN", "mnist-job report r && ls report.html", 0, "report.html"),
+    ("report --index", "mnist-job report --index --data.source=digits", 0, "models/digits/index.html"),
     ("promote RUN", "mnist-job promote r", 78, "r is not promoted: .* --force moves the champion all the same"),
     ("promote RUN --why TEXT", "mnist-job promote r --why TEXT --force", 0, "version 3 .forced.(.|\\n)*: TEXT"),
     ("rollback", "mnist-job rollback", 0, "run second, version 4"),

@@ -8,6 +8,7 @@ run.json and `metrics.prom`.
 """
 
 import itertools
+import math
 import os
 import re
 import threading
@@ -36,6 +37,8 @@ from job.store.store import Store
 
 _SECONDS = 20.0
 """How long an attempt that is over may take for the page."""
+_READING_SECONDS = 12.0
+"""Of these: then the page is made of the runs that were read, the newest."""
 _WORTH_A_ROW = (
     *(ExitCode.OK, ExitCode.UNKNOWN, ExitCode.INTEGRITY),
     *(ExitCode.TRAINING_FAILED, ExitCode.CONFLICT, ExitCode.GATE_REFUSED),
@@ -57,7 +60,7 @@ def rewrite_index(config: Config, status: Status) -> None:
     def rewrite() -> None:
         with after_commit("index.failed"):
             store = open_store(config.store, environ=os.environ)
-            write_index(store, _model_of(store, status.run, config=config))
+            write_index(store, _model_of(store, status.run, config=config), seconds=_READING_SECONDS)
 
     thread = threading.Thread(target=rewrite, daemon=True, name="index")
     thread.start()
@@ -78,22 +81,25 @@ def _model_of(store: Store, run_id: str, *, config: Config) -> str:
     return champion.model_name(config, dataset=config.data.name)
 
 
-def write_index(store: Store, model: str) -> str | None:
+def write_index(store: Store, model: str, *, seconds: float = math.inf) -> str | None:
     """Write the page again; returns its key, or None where no run of the model has begun: then there is nothing to write."""
-    page, key = index_of(store, model), contract.index_key(model)
+    page, key = index_of(store, model, seconds=seconds), contract.index_key(model)
     if page is None:
         return None
     store.put(key, page)
     return key
 
 
-def index_of(store: Store, model: str) -> bytes | None:
+def index_of(store: Store, model: str, *, seconds: float = math.inf) -> bytes | None:
     """The page of a model; None without a run.
+
+    Args:
+        seconds: how long runs are read, the newest first.
 
     Raises:
         JobError: the store cannot be read. A record that cannot be read costs its own row alone.
     """
-    found = _list_runs(store)
+    until, found = clock.monotonic() + seconds, _list_runs(store)
     newest = sorted(found, key=lambda listed: listed.modified_seconds, reverse=True)[:MAX_RUNS]
     moves = itertools.islice(champion.readable_history(store, model), _MAX_MOVES)
     promotions = [
@@ -102,14 +108,15 @@ def index_of(store: Store, model: str) -> bytes | None:
         )
         for made in moves
     ]
-    nights = [night for listed in newest if (night := _look_at(store, listed, model=model))]
+    seen = [_look_at(store, listed, model=model) for listed in newest if clock.monotonic() < until]
+    nights = [night for night in seen if night]
     if not nights:
         return None
     return make_page(
         model,
         sorted(nights, key=lambda night: (night.started_seconds, night.run), reverse=True),
         promotions,
-        num_left_out=len(found) - len(newest),
+        num_left_out=len(found) - len(seen),
         made_seconds=clock.now(),
     )
 

@@ -69,6 +69,11 @@ class Night:
     code: int | None = None
     last_sign_seconds: float | None = None
 
+    @property
+    def ended_seconds(self) -> float:
+        """When it ended, without the time between its attempts: its dot is there, and the champion moves about there."""
+        return self.started_seconds + (self.duration_seconds or 0.0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promotion:
@@ -184,11 +189,11 @@ _INTERRUPTED = 75
 
 
 def _curve(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Iterable[Element]:
-    """Accuracy by start of the run: a dot each, and the champion's as a line; nothing without a result."""
+    """Accuracy by end of the run: a dot each, and the champion's as a line; nothing without a result."""
     scored = [(night, night.accuracy) for night in nights if night.accuracy is not None]
     if not scored:
         return
-    times = [night.started_seconds for night, _ in scored]
+    times = [night.ended_seconds for night, _ in scored]
     marks = _marks(
         min(times), max(times), scores=[*(score for _, score in scored), *(made.accuracy for made in promotions)]
     )
@@ -198,7 +203,7 @@ def _curve(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Iterable
         svg.append(element("polyline", points=marks.steps(promotions), class_="champion"))
     for night, score in reversed(scored):
         kind = night.verdict if night.verdict in ("promoted", "refused") else "other"
-        dot = element("circle", cx=marks.x(night.started_seconds), cy=marks.y(score), r="3", class_=kind)
+        dot = element("circle", cx=marks.x(night.ended_seconds), cy=marks.y(score), r="3", class_=kind)
         dot.append(
             element("title", f"{_time(night.started_seconds)}: {say_share(score)}, {night.verdict or 'committed'}")
         )

@@ -177,6 +177,7 @@ def test_the_requests_are_bounded_and_so_is_the_page(nights: Nights) -> None:
     page = index_of(nights.store, "digits")
     assert page is not None and len(page) < 500_000
     assert dict(nights.traffic.requests) == {("list", "ok"): 2, ("get", "ok"): 1 + 2 * MAX_RUNS}
+    assert index_of(nights.store, "digits", seconds=0.0) is None, "a store that is slow"
     assert "20 older runs of the store are left out" in Page(page).text
     assert f" {MAX_RUNS + 19:04d}{'x' * 240} " in Page(page).text
 
