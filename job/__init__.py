@@ -12,6 +12,7 @@ config_sources.py  flags, environment, YAML; unknown names and their errors
 contract.py        what the outside world relies on: exit codes, store keys, event names, environment names
 errors.py          one typed error per exit code
 logs.py            log events: JSON or text
+event_text.py      the text of one event
 signals.py         SIGTERM, SIGINT and SIGHUP
 streams.py         stdout and stderr, which never end the process
 clock.py           time, sleep and random tokens: the one seam for the simulation
