@@ -219,8 +219,10 @@ def _changed_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     """`section.field` -> value, as a flag takes it; what the record does not say is as it is by default."""
     changed = {}
     for section, defaults in Config().model_dump(mode="json").items():
-        values = settings.get(section) if section not in _SAID_ELSEWHERE else None
-        for name, default in defaults.items() if isinstance(values, Mapping) else ():
+        values = settings.get(section)
+        if section in _SAID_ELSEWHERE or not isinstance(values, Mapping):
+            continue
+        for name, default in defaults.items():
             value = values.get(name, default)
             if value != default and f"{section}.{name}" not in _SAID_ELSEWHERE:
                 changed[f"{section}.{name}"] = value if isinstance(value, str) else json.dumps(value)

@@ -37,7 +37,7 @@ def _begin(store: Store, run_id: str, **config: Mapping[str, Any]) -> None:
 
 def _end(store: Store, run: str, *events: Mapping[str, Any], number: int = 0) -> None:
     """The last segment of a log, at a known time."""
-    lines = [{"time": "2030-01-01T00:00:00.000Z", "run": run, "attempt": ATTEMPT} | event for event in events]
+    lines = [{"time": "2030-01-01T00:00:00.000Z", "run": run, "attempt": ATTEMPT, **event} for event in events]
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
     store.create(contract.log_key(run, attempt_id=ATTEMPT, number=number), data)
 
