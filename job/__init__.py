@@ -13,6 +13,7 @@ contract.py        what the outside world relies on: exit codes, store keys, eve
 errors.py          one typed error per exit code
 logs.py            log events: JSON or text
 events.py          each event: its level, its sentence, its fields; the schema of a line
+event_text.py      the text of one event
 signals.py         SIGTERM, SIGINT and SIGHUP
 streams.py         stdout and stderr, which never end the process
 clock.py           time, sleep and random tokens: the one seam for the simulation

@@ -199,7 +199,9 @@ KINDS: Mapping[str, Kind] = {
     "retention.skipped": _warning("Retention leaves run {run_skipped}: {reason}", "run_skipped:string reason:string"),
     "report.failed": _warning("The report was not made: {reason}", _FAILURE),
     "index.failed": _warning("The page of the model was not written: {reason}", _FAILURE),
-    "index.skipped": _warning("The page of the model leaves out run {run_of_skipped}: {reason}", "run_of_skipped:string reason:string"),
+    "index.skipped": _warning(
+        "The page of the model leaves out run {run_of_skipped}: {reason}", "run_of_skipped:string reason:string"
+    ),
     "tensorboard.not_stored": _warning("Some of what TensorBoard reads is not in the store: {reason}", "reason:string"),
     "summary.failed": _warning("The summary was not printed: {reason}", _FAILURE),
     "end.failed": _warning("The end was not told: {reason}", _FAILURE),
@@ -214,7 +216,9 @@ KINDS: Mapping[str, Kind] = {
     ),
     "logs.skipped": _warning("A segment of the log is left out: {reason}"),
     "metrics.not_served": _warning("Nobody can read /metrics: {reason}", "port:integer address:string? reason:string"),
-    "metrics.not_pushed": _warning("The Pushgateway has not taken the metrics: {reason}", "url:string at:string reason:string"),
+    "metrics.not_pushed": _warning(
+        "The Pushgateway has not taken the metrics: {reason}", "url:string at:string reason:string"
+    ),
     "metrics.clients_refused": _warning(
         "Clients of /metrics were refused, the last from {last_address}: {reason}",
         "no_descriptors:integer? too_slow:integer? too_many:integer? last_address:string reason:string",

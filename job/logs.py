@@ -7,11 +7,12 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime
 from typing import Any, Literal, TextIO
 
 from job import clock
+from job.event_text import to_text
 from job.events import say
 from job.masking import masked
 from job.texts import visible
@@ -53,6 +54,7 @@ def configure(
     worker: int = 0,
     write: Callable[[str], None] | None = None,
     also: logging.Handler | None = None,
+    leave_out: Container[str] = (),
 ) -> None:
     """Send events to stdout from now on.
 
@@ -60,9 +62,11 @@ def configure(
         worker: index of this process among the workers of the run.
         write: takes each finished line instead of stdout; the progress bar needs that to stay in one piece.
         also: a second handler, with a formatter of its own.
+        leave_out: events that only `also` gets, because the same is said in another way.
     """
     logger = logging.getLogger(LOGGER_NAME)
     handler = _LineHandler(write or write_line)
+    handler.addFilter(lambda record: record.getMessage() not in leave_out)
     handler.setFormatter(
         json_formatter(run=run, attempt=attempt, worker=worker) if log_format == "json" else _TextFormatter()
     )
@@ -132,12 +136,6 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname} "
-        values = " ".join(f"{key}={_short(value)}" for key, value in _fields(record).items() if key != _STACK)
-        return visible(f"{time} {level}{record.getMessage():<14} {values}".rstrip())
-
-
-def _short(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return text if " " not in text and text.isprintable() else json.dumps(text, ensure_ascii=not text.isprintable())
+        fields = {key: value for key, value in _fields(record).items() if key != _STACK}
+        said = to_text(record.getMessage(), fields)
+        return visible(f"{time} {level}{record.getMessage():<14} {said}".rstrip())

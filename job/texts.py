@@ -1,11 +1,13 @@
 """Text for people, as both programs print it: nothing in it steers a terminal; lines, tables, commands. Standard library only."""
 
 import json
+import math
 import re
 import shlex
 import traceback
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from job.masking import masked
 
@@ -17,6 +19,8 @@ _MAX_CELL_CHARACTERS = 200
 _MAX_STACK_CHARACTERS, _MAX_STACK_LINE_CHARACTERS = 8000, 500
 _MIN_PATH_CHARACTERS = 24
 """A path that a sentence has no room for keeps so much of its end."""
+_SMALL_SHARE = 0.05
+"""Of all the time: what took less is told together."""
 
 
 def visible(text: str, *, keep: str = "") -> str:
@@ -127,3 +131,46 @@ def say_placement(*, num_workers: int, num_replicas: int) -> str:
     """
     each = num_replicas // num_workers
     return f"{num_workers} worker{'s'[: num_workers > 1]} x {each} replica{'s'[: each > 1]}"
+
+
+def say_duration(seconds: float | None) -> str:
+    """In the two largest units, such as `12.3 s`, `5 min 3 s`, `3 h 12 min`, `2 d 4 h`; a dash when it is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = divmod(int(seconds), 60), divmod(int(seconds) // 60, 60)
+    if minutes[0] < 60:
+        return f"{minutes[0]} min {minutes[1]} s"
+    days = divmod(hours[0], 24)
+    return f"{days[0]} d {days[1]} h" if days[0] else f"{hours[0]} h {hours[1]} min"
+
+
+def say_parts(seconds: Mapping[str, Any]) -> str:
+    """Such as `train 4.1 s, compile 2.0 s, others 0.3 s`: the longest first, what is below a twentieth together."""
+    known = {name: value for name, value in seconds.items() if isinstance(value, int | float) and value > 0}
+    least = sum(known.values()) * _SMALL_SHARE
+    shown = sorted(((value, name) for name, value in known.items() if value >= least), reverse=True)
+    rest = sum(value for value in known.values() if value < least)
+    said = [*((value, name.replace("_", " ")) for value, name in shown), *([(rest, "others")] if rest > 0 else [])]
+    return ", ".join(f"{name} {say_duration(value)}" for value, name in said)
+
+
+def say_bytes(number: float) -> str:
+    """Such as `612 MB`."""
+    return f"{number / 1e6:,.0f} MB"
+
+
+def say_minute(when: str | None) -> str:
+    """The minute of a time in ISO 8601, such as `2026-11-26T03:00`; a dash when it is not known."""
+    return when[:16] if when else "-"
+
+
+def say_seconds_at(when: str | None) -> str:
+    """A time in ISO 8601 in UTC to the second, such as `2026-11-26 03:00:12 UTC`; a dash when it is not known."""
+    return f"{when[:19].replace('T', ' ')} UTC" if when else "-"
+
+
+def count_of(number: int, word: str) -> str:
+    """Such as `1 attempt`, `2 attempts`."""
+    return f"{number} {word}{'s'[: number != 1]}"

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 _GROUND = (
-    "ambient clock config config_sources contract digests errors events logs masking measures plugins records signals "
+    "ambient clock config config_sources contract digests errors event_text events logs masking measures plugins records signals "
     "streams strict_yaml texts uris"
 )
 

@@ -167,16 +167,21 @@ def _make_parser() -> _Parser:
 
 def _add_run_commands(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """Those that look at the runs of a store, or move its champion among them."""
-    runs = _add(commands, "runs", "table of the runs in the store: accuracy, gate, who is champion")
+    runs = _add(
+        commands,
+        "runs",
+        "table of the runs in the store, by start: state, times, exit code, accuracy, verdict, who is champion",
+    )
     runs.add_argument("--all", action="store_true", help="also those that retention removed")
-    runs.add_argument("--last", type=_count, metavar="N", help="only the newest")
+    runs.add_argument("--last", type=_count, metavar="N", help="only those that started last")
     _add_output(runs)
     show = _add(
         commands,
         "show",
-        "everything that is known about a run that was committed, as JSON: COMMIT, gate, when it was champion",
+        "one run on a page: state, times, scores, gate, settings, how to go on; with -o json COMMIT, gate, when it was champion",
     )
     show.add_argument("run", metavar="RUN", help="the run to show")
+    _add_output(show, default="text")
 
     report = _add(commands, "report", "the report of a committed run, made again from the store: one page of HTML")
     which = report.add_mutually_exclusive_group(required=True)
@@ -317,8 +322,10 @@ def _age(text: str) -> float:
     return seconds
 
 
-def _add_output(parser: _Parser) -> None:
-    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the output (table)")
+def _add_output(parser: _Parser, *, default: str = "table") -> None:
+    parser.add_argument(
+        "-o", "--output", choices=(default, "json"), default=default, help=f"form of the output ({default})"
+    )
 
 
 class _RunHelp(argparse.Action):

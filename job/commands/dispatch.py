@@ -18,7 +18,7 @@ _COMMANDS = {
     "fetch": "champion:fetch",
     "reproduce": "reproduce:reproduce",
     "runs": "runs:list_runs",
-    "show": "runs:show",
+    "show": "show:show",
     "report": "runs:report",
     "logs": "logs:print_log",
     "data prepare": "data:prepare",

@@ -11,7 +11,7 @@ from job.assist import assist
 from job.attempt import Outcome, Surroundings, after_commit, run
 from job.commands.index import rewrite_index
 from job.commands.report import report_on
-from job.commands.summary import print_summary
+from job.commands.summary import print_summary, print_way_on
 from job.config import Config
 from job.config_sources import LoadedConfig
 from job.contract import Event
@@ -71,6 +71,8 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
 
     def log_end() -> None:
         emit_end(status, display, phases=phases)
+        if log_format == "text" and status.outcome == "interrupted" and workers.is_chief:
+            print_way_on(config, status, arguments=sys.argv[1:])
 
     def store_log() -> None:
         stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
@@ -109,7 +111,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     stop.ignore()  # a committed run must not be reported as interrupted
     if config.observe.report and not outcome.is_skipped:
         report |= _make_report(config, outcome)
-    return _end_well(config, outcome, status=status, log_format=log_format)
+    return _end_well(config, outcome, status=status, log_format=log_format, phases=phases, stored_log=stored_log)
 
 
 def _assist(config: Config, surroundings: Surroundings, *, status: Status) -> int:
@@ -135,8 +137,17 @@ def _configure_logs(
         worker=workers.index,
         write=display.write,
         also=stored_log if workers.is_chief else None,
+        leave_out=_said_elsewhere(log_format),
     )
     logs.tell_too(warnings)
+
+
+def _said_elsewhere(log_format: logs.LogFormat) -> set[str]:
+    """Events whose text a person would read twice: the program prints the same below them, or on stderr of the same terminal."""
+    if log_format == "json":
+        return set()
+    is_one_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    return {"run.retired", *((Event.ERROR, Event.RUN_INTERRUPTED) if is_one_terminal else ())}
 
 
 def _emit_start(config: Config, pod: contract.Pod) -> None:
@@ -197,7 +208,9 @@ def _find_workers(config: Config) -> Workers:
     return workers
 
 
-def _end_well(config: Config, outcome: Outcome, *, status: Status, log_format: str) -> int:
+def _end_well(
+    config: Config, outcome: Outcome, *, status: Status, log_format: str, phases: Phases, stored_log: StoredLog
+) -> int:
     """Say how it ended; returns exit code 0.
 
     Raises:
@@ -211,7 +224,8 @@ def _end_well(config: Config, outcome: Outcome, *, status: Status, log_format: s
         status.end(outcome=name, code=contract.ExitCode.OK, reason=refusal)
     if log_format == "text":
         with after_commit("summary.failed"):
-            print_summary(outcome, config=config, seconds=status.seconds)
+            page = stored_log.location(contract.REPORT_FILE)
+            print_summary(outcome, config=config, seconds=status.seconds, phases=phases.to_json(), report=page)
     return contract.ExitCode.OK
 
 

@@ -1,63 +1,95 @@
-"""The commands that look at the runs of a store: runs, show, report."""
+"""The commands that look at the runs of a store: runs, report."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from job import contract, logs
+from job import clock, contract, logs
 from job.commands.cli import CommandLine
-from job.commands.lookup import checked_run_id, configured_store, find_committed
+from job.commands.lookup import configured_store, find_committed
 from job.config_sources import LoadedConfig
 from job.errors import ConfigError, IntegrityError, NotFoundError
 from job.registry import champion
 from job.registry.champion import Move
-from job.registry.gate import read_gate, read_gate_json
+from job.registry.gate import read_gate
 from job.registry.rules import GateRecord
 from job.runs import read
-from job.runs.read import ClosedRun, CommittedRun
+from job.runs.read import CommittedRun
+from job.runs.state import OpenRun, read_open_run
 from job.store.store import Store
-from job.texts import to_table
+from job.texts import say_duration, say_minute, to_table
 
 
 def list_runs(line: CommandLine, loaded: LoadedConfig) -> int:
-    """Table of the runs, oldest first."""
+    """Table of the runs, in the order in which they started."""
     store = configured_store(loaded)
     moves = moves_by_run(store)
     names = [name for name in store.list_folders(contract.RUNS_PREFIX) if contract.is_run_id(name)]
-    found = (_look_at(store, run_id, moves.get(run_id, [])) for run_id in names)
-    chosen = (row for row in found if row and (line.options.all or row.state != "retired"))
-    sorted_rows = sorted(chosen, key=lambda row: str(row.retired or row.record.get("committed") or "~"))
-    rows = [{name: value(row) for name, value in _COLUMNS.items()} for row in sorted_rows]
-    rows = rows[-line.options.last :] if line.options.last else rows
+    found = [look_at(store, run_id, moves.get(run_id, [])) for run_id in names]
+    chosen = [row for row in found if row and (line.options.all or row.state != "retired")]
+    chosen.sort(key=lambda row: to_seconds(row.started))
+    last = chosen[-line.options.last :] if line.options.last else chosen
+    rows = [{name: value(row) for name, value in _VALUES.items()} for row in (_with_gate(store, row) for row in last)]
     if line.options.output == "json":
         print(json.dumps(rows, indent=2))
     else:
-        cells = [[_to_cell(name, value) for name, value in row.items()] for row in rows]
+        cells = [[to_cell(row) for to_cell in _COLUMNS.values()] for row in rows]
         print(to_table([[name.upper() for name in _COLUMNS], *cells]))
     return contract.ExitCode.OK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
+class Row:
     """One run of the table.
 
     Attributes:
         record: its COMMIT; empty when it has none.
         served: the moves that make it a champion now.
+        started: when its first attempt began, ISO 8601 in UTC; empty when that is not known.
+        ended: when it was committed, or its newest attempt gave its last sign of life.
+        code: how its newest attempt ended; None when that is not known.
         retired: when retention removed it; empty when it did not.
+        open: how it stands without a COMMIT.
     """
 
     run: str
     state: str
-    record: Mapping[str, Any]
-    gate: GateRecord | None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    gate: GateRecord | None = None
     served: list[Move]
+    started: str = ""
+    ended: str = ""
+    code: int | None = None
     retired: str = ""
+    open: OpenRun | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """From the start of the first attempt to the end of the last, by the calendar; None when one is not known."""
+        if not (self.started and self.ended) or self.state == "skipped":
+            return None
+        return max(0.0, round(to_seconds(self.ended) - to_seconds(self.started), 3))
 
 
-_COLUMNS: Mapping[str, Callable[[_Row], Any]] = {
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _to_digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _say_state(row: Mapping[str, Any]) -> str:
+    """The word, and since when for a run of which nothing is heard."""
+    state = str(row["state"])
+    return f"{state} since {say_minute(row['last_sign_of_life'])}" if state == "no sign of life" else state
+
+
+_VALUES: Mapping[str, Callable[[Row], Any]] = {
     "run": lambda row: row.run,
     "state": lambda row: row.state,
     "dataset": lambda row: row.record.get("dataset", {}).get("name"),
@@ -65,11 +97,40 @@ _COLUMNS: Mapping[str, Callable[[_Row], Any]] = {
     "loss": lambda row: row.record.get("metrics", {}).get("test_loss"),
     "gate": lambda row: f"{row.gate.verdict} ({row.gate.rule})" if row.gate else None,
     "champion": lambda row: ", ".join(f"{m.model} {m.version} since {m.when[:16]}" for m in row.served) or None,
-    "attempts": lambda row: row.record.get("counters", {}).get("attempts"),
+    "attempts": lambda row: row.open.num_attempts if row.open else row.record.get("counters", {}).get("attempts"),
     "seconds": lambda row: _seconds(row.record),
     "committed": lambda row: row.record.get("committed"),
+    "started": lambda row: row.started or None,
+    "duration_seconds": lambda row: row.seconds,
+    "code": lambda row: row.code,
+    "verdict": lambda row: row.gate.verdict if row.gate else None,
+    "last_sign_of_life": lambda row: row.open.last_sign if row.open else None,
 }
-"""Heading -> what a run has to say under it; None is a dash in the table."""
+"""Key of `-o json` -> what a run has to say under it; scripts read them: none goes."""
+
+_COLUMNS: Mapping[str, Callable[[dict[str, Any]], str]] = {
+    "run": lambda row: row["run"],
+    "state": _say_state,
+    "started": lambda row: say_minute(row["started"]),
+    "duration": lambda row: say_duration(row["duration_seconds"]),
+    "code": lambda row: _or_dash(row["code"]),
+    "dataset": lambda row: _or_dash(row["dataset"]),
+    "accuracy": lambda row: _to_digits(row["accuracy"]),
+    "loss": lambda row: _to_digits(row["loss"]),
+    "verdict": lambda row: _or_dash(row["gate"]),
+    "champion": lambda row: _or_dash(row["champion"]),
+    "attempts": lambda row: _or_dash(row["attempts"]),
+    "committed": lambda row: say_minute(row["committed"]),
+}
+"""Heading -> cell of a row of `_VALUES`."""
+
+
+def to_seconds(when: str) -> float:
+    """A time of a record in seconds since the epoch; what is not known comes after everything."""
+    if not when:
+        return math.inf
+    time = datetime.fromisoformat(when)
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _seconds(record: Mapping[str, Any]) -> float | None:
@@ -78,73 +139,89 @@ def _seconds(record: Mapping[str, Any]) -> float | None:
     return max(0.0, seconds) if isinstance(seconds, int | float) else None
 
 
-def _look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> _Row | None:
-    """One run; None for a foreign folder."""
-    state, recorded, gate = "unfinished", None, None
+def look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> Row | None:
+    """One run without what the gate says of it; None for a foreign folder. Four requests at most."""
+    served = [made for made, is_now in moves if is_now]
     try:
         recorded = read.read_run(store, run_id)
-        if recorded is not None:
-            state = _state_of(recorded)
-            gate = read_gate(store, run_id)
-        elif read.get_record(store, contract.run_key(run_id)) is None:
-            if not any(contract.run_of_key(entry.key) for entry in store.list_objects(contract.run_prefix(run_id))):
-                return None
-            state = "not started"
+        if recorded is None:
+            found = read_open_run(store, run_id)
+            return _of_open(found, served) if found else None
     except IntegrityError as error:
-        state = "damaged"
         logs.warn("commit.damaged", run_of_commit=run_id, reason=str(error))
-    record = recorded.record if isinstance(recorded, CommittedRun) else {}
-    served = [made for made, is_now in moves if is_now]
-    retired = recorded.closed if isinstance(recorded, ClosedRun) and recorded.is_removed else ""
-    return _Row(run=run_id, state=state, record=record, gate=gate, served=served, retired=retired)
-
-
-def _state_of(recorded: CommittedRun | ClosedRun) -> str:
+        return Row(run=run_id, state="damaged", served=served)
     if isinstance(recorded, CommittedRun):
-        return "committed"
-    return "retired" if recorded.is_removed else "abandoned"
+        return Row(
+            run=run_id,
+            state="committed",
+            record=recorded.record,
+            served=served,
+            started=started_at(store, recorded),
+            ended=recorded.record.get("committed") or "",
+        )
+    retired = recorded.closed if recorded.is_removed else ""
+    return Row(
+        run=run_id,
+        state="retired" if retired else "abandoned",
+        served=served,
+        started=_begun_at(store, run_id),
+        retired=retired,
+    )
 
 
-def _to_cell(name: str, value: object) -> str:
-    if value is None:
-        return "-"
-    return (f"{value:.1f}" if name == "seconds" else f"{value:.4f}") if isinstance(value, float) else str(value)
+def _of_open(found: OpenRun, served: list[Move]) -> Row:
+    return Row(
+        run=found.run,
+        state=found.state,
+        served=served,
+        started=found.started,
+        ended=found.last_sign,
+        code=found.code,
+        open=found,
+    )
 
 
-def show(line: CommandLine, loaded: LoadedConfig) -> int:
-    """Everything that is known about a committed run, as JSON; of a retired one, what retention has left."""
-    store = configured_store(loaded)
-    recorded = read.read_run(store, checked_run_id(line.options.run))
-    if isinstance(recorded, ClosedRun) and recorded.is_removed:
-        known = {
-            **read.read_begun(store, recorded.run),
-            "run": recorded.run,
-            "state": "retired",
-            "retired": recorded.closed,
-        }
-    else:
-        committed = find_committed(store, line.options.run)
-        known = {**committed.record, "gate": read_gate_json(store, committed.run)}
-    known["champion"] = _describe_moves(store, line.options.run)
-    print(json.dumps(known, indent=2, sort_keys=True))
-    return contract.ExitCode.OK
+def started_at(store: Store, run: CommittedRun) -> str:
+    """When its first attempt began; of a run with one attempt the COMMIT says so.
+
+    The records of a start are written when data and devices are there. The COMMIT knows how long all of it took.
+    """
+    record, goodput = run.record, run.record.get("goodput", {})
+    own, committed = str(record.get("lineage", {}).get("started") or ""), str(record.get("committed") or "")
+    is_one = record.get("counters", {}).get("attempts") == 1
+    recorded = own if is_one and own else _begun_at(store, run.run) or own or committed
+    seconds = [goodput.get("wall_seconds"), goodput.get("down_seconds", 0.0)]
+    if not committed or not all(isinstance(value, int | float) for value in seconds):
+        return recorded
+    return clock.timestamp(min(to_seconds(recorded), to_seconds(committed) - max(0.0, sum(seconds))))
 
 
-def _describe_moves(store: Store, run_id: str) -> list[dict[str, Any]]:
-    """Every time that the run became champion, newest first."""
-    return [
-        {
-            "model": made.model,
-            "version": made.version,
-            "is_champion": is_champion,
-            "when": made.when,
-            "by": made.by,
-            "who": made.who,
-            "why": made.why,
-            "forced": made.forced,
-        }
-        for made, is_champion in moves_by_run(store).get(run_id, [])
-    ]
+def _begun_at(store: Store, run_id: str) -> str:
+    try:
+        return str(read.read_begun(store, run_id).get("created") or "")
+    except IntegrityError:  # of a run whose result, or whose end, is known
+        return ""
+
+
+def _with_gate(store: Store, row: Row) -> Row:
+    """The same run with what the gate has decided, and with the exit code that follows from it."""
+    if row.state != "committed":
+        return row
+    try:
+        gate = read_gate(store, row.run)
+    except IntegrityError as error:
+        logs.warn("commit.damaged", run_of_commit=row.run, reason=str(error))
+        return replace(row, state="damaged")
+    return replace(row, gate=gate, code=code_of(row.record, gate))
+
+
+def code_of(record: Mapping[str, Any], gate: GateRecord | None) -> int | None:
+    """The exit code of a committed run; None while the gate has not decided."""
+    rules = record.get("config", {}).get("promotion", {})
+    if gate is None:
+        return None if rules.get("enabled", True) else contract.ExitCode.OK
+    is_failure = gate.verdict == "refused" and rules.get("refused_is_failure") is True
+    return contract.ExitCode.GATE_REFUSED if is_failure else contract.ExitCode.OK
 
 
 def moves_by_run(store: Store) -> dict[str, list[tuple[Move, bool]]]:

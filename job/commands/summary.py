@@ -1,18 +1,25 @@
 """The closing summary that a person reads on a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from job.attempt import Outcome
 from job.config import Config
+from job.observe.termination import Status
 from job.runs.read import more_metrics
-from job.texts import one_line, quoted, say_placement
+from job.texts import one_line, quoted, say_parts, say_placement, visible
 
 
-def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
-    """Score, where the model is, and the command to look at it."""
-    metrics, run_id = outcome.committed.record["metrics"], outcome.committed.run
-    store = "".join(f" {quoted(f'--store.{name}={value}')}" for name, value in _store_settings(config).items())
+def print_summary(
+    outcome: Outcome, *, config: Config, seconds: float, phases: Mapping[str, float], report: str
+) -> None:
+    """Score, where the model is, where the time went, and the commands to look at it.
+
+    Args:
+        phases: seconds of this attempt by phase.
+        report: where the page is; empty when there is none.
+    """
+    run_id, store = outcome.committed.run, store_flags(config)
     if outcome.is_skipped:
         print(
             f"\nNothing has changed: champion {run_id} came from the same inputs, image and code; nothing was trained"
@@ -22,17 +29,38 @@ def print_summary(outcome: Outcome, *, config: Config, seconds: float) -> None:
     else:
         other = "another --run.id" if config.run.id else "--run.suffix=again"
         print(f"\nRun {run_id} is committed already; nothing was trained. To train again: {other}")
-    print(
-        f"  dataset   {one_line(outcome.committed.dataset.name)}\n"
-        f"  test      {_test_line(metrics)}\n"
-        f"{_metrics_line(metrics)}"
-        f"{_validation_lines(outcome)}"
-        f"{_trained_line(outcome)}"
-        f"  gate      {_gate_line(outcome)}\n"
-        f"  model     {outcome.model_location}\n"
-        f"  look      mnist-job show {quoted(run_id)}{store}\n"
-        f"  verify    mnist-job verify --run {quoted(run_id)}{store}"
+    lines = [("dataset", outcome.committed.dataset.name), *say_scores(outcome.committed.record)]
+    lines += [*_trained_lines(outcome), ("gate", _gate_line(outcome)), ("time", say_parts(phases))]
+    lines += [("model", outcome.model_location), *([("report", report)] if report else [])]
+    lines += [("look", f"mnist-job show {quoted(run_id)}{store}")]
+    lines += [("verify", f"mnist-job verify --run {quoted(run_id)}{store}")]
+    for name, text in lines:
+        print(f"  {name:<9} {visible(text)}")
+
+
+def print_way_on(config: Config, status: Status, *, arguments: Sequence[str]) -> None:
+    """The command that goes on with a run that was stopped, for the shell that it was stopped in.
+
+    Args:
+        arguments: those that this process was started with.
+    """
+    is_new_each_time = config.run.id is None and config.run.seed == "random"
+    more = [f"--run.id={status.run}"] if is_new_each_time else []
+    where = f"at step {status.step}, which is saved" if status.step else "before its first step"
+    print(f"\nStopped {where}. To go on:\n  mnist-job {' '.join(quoted(word) for word in (*arguments, *more))}")
+
+
+def say_scores(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lines about what the COMMIT says of the test split, and of the validation split where there was one."""
+    metrics = record["metrics"]
+    more = [f"{name} {value:.4f}" for name, value in more_metrics(metrics).items()]
+    lines = [("test", _test_line(metrics)), *([("", ", ".join(more))] if more else [])]
+    if metrics.get("val_loss") is None:
+        return lines
+    validation = (
+        f"accuracy {metrics['val_accuracy']:.4f}, loss {metrics['val_loss']:.4f} on {metrics['val_examples']} examples"
     )
+    return [*lines, ("validation", validation), ("weights", say_weights(record))]
 
 
 def _test_line(metrics: Mapping[str, Any]) -> str:
@@ -40,23 +68,6 @@ def _test_line(metrics: Mapping[str, Any]) -> str:
     loss, num_examples = metrics.get("test_loss"), metrics.get("test_examples")
     said = f"accuracy {metrics['test_accuracy']:.4f}" + ("" if loss is None else f", loss {loss:.4f}")
     return said if num_examples is None else f"{said} on {num_examples} examples"
-
-
-def _metrics_line(metrics: Mapping[str, Any]) -> str:
-    more = [f"{name} {value:.4f}" for name, value in more_metrics(metrics).items()]
-    return f"            {', '.join(more)}\n" if more else ""
-
-
-def _validation_lines(outcome: Outcome) -> str:
-    """What the validation split says and has decided, when there was one."""
-    metrics = outcome.committed.record["metrics"]
-    if metrics.get("val_loss") is None:
-        return ""
-    return (
-        f"  validation accuracy {metrics['val_accuracy']:.4f}, loss {metrics['val_loss']:.4f} "
-        f"on {metrics['val_examples']} examples\n"
-        f"  weights   {say_weights(outcome.committed.record)}\n"
-    )
 
 
 def say_weights(record: Mapping[str, Any]) -> str:
@@ -70,13 +81,13 @@ def say_weights(record: Mapping[str, Any]) -> str:
     )
 
 
-def _trained_line(outcome: Outcome) -> str:
+def _trained_lines(outcome: Outcome) -> list[tuple[str, str]]:
     """Where the replicas were, when there was more than one."""
     lineage = outcome.committed.record.get("lineage", {})
     num_replicas = len(lineage.get("devices", []))
     if num_replicas < 2:
-        return ""
-    return f"  trained   {say_placement(num_workers=lineage.get('workers', 1), num_replicas=num_replicas)}\n"
+        return []
+    return [("trained", say_placement(num_workers=lineage.get("workers", 1), num_replicas=num_replicas))]
 
 
 def _gate_line(outcome: Outcome) -> str:
@@ -87,7 +98,8 @@ def _gate_line(outcome: Outcome) -> str:
     return one_line(f"{verdict}: {gate.reason}")
 
 
-def _store_settings(config: Config) -> dict[str, object]:
-    """What a command needs to reach the same store."""
+def store_flags(config: Config) -> str:
+    """What a command needs to reach the same store, with a blank before each flag."""
     changed = config.store.model_dump(mode="json", exclude_defaults=True)
-    return {name: value for name, value in changed.items() if not name.endswith("_seconds")}
+    values = {name: value for name, value in changed.items() if not name.endswith("_seconds")}
+    return "".join(f" {quoted(f'--store.{name}={value}')}" for name, value in values.items())

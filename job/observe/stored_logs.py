@@ -29,6 +29,7 @@ class StoredLog(logging.Handler):
         self._num_segments = 0
         self._flush_lock = threading.Lock()
         self._store: Store | None = None
+        self._files: set[str] = set()
 
     def attach(self, store: Store) -> None:
         """From now on there is a store to write to."""
@@ -71,16 +72,24 @@ class StoredLog(logging.Handler):
 
         clock.wait(has_ended, seconds=EXIT_SECONDS)
 
+    def location(self, name: str) -> str:
+        """The URI of a file that `finish` has written, for people; empty when it was not written."""
+        return self._store.location(self._file_key(name)) if self._store and name in self._files else ""
+
     def _write_last(self, store: Store, files: Mapping[str, bytes]) -> None:
         try:
             for name, data in files.items():
-                store.put(f"{log_prefix(self._run)}{self._attempt}/{name}", data)
+                store.put(self._file_key(name), data)
+                self._files.add(name)
         except JobError as error:
             warn("logs.not_stored", files=list(files), reason=str(error))
         self.write_segment(store)
 
     def _key(self, number: int) -> str:
         return log_key(self._run, attempt_id=self._attempt, number=number)
+
+    def _file_key(self, name: str) -> str:
+        return f"{log_prefix(self._run)}{self._attempt}/{name}"
 
     def _locked(self) -> Any:
         assert self.lock

@@ -170,6 +170,7 @@ class _Config(Shape):
 
 
 class _Lineage(Shape):
+    started: Time | None = None
     image: str = ""
     revision: str = ""
     version: str = ""
@@ -236,6 +237,14 @@ class Run(Shape):
     result_digest: str
     inputs: dict[str, Any] = Field(default_factory=dict)
     config: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunEnd(Shape):
+    """The event `run.end` of a stored log."""
+
+    time: Time
+    outcome: Name
+    code: Count
 
 
 class _Class(Shape):

@@ -76,7 +76,7 @@ def test_every_night_is_judged_and_the_champion_can_be_taken_back(ns: Namespace,
     states = {line.split()[0]: line for line in table[1:]}
     assert "refused (max_accuracy_drop)" in states[worse.message["run"]]
     assert "digits 3" in states[first.message["run"]]
-    assert " not started " in states[skipped.message["run"]]
+    assert " skipped " in states[skipped.message["run"]]
 
 
 @pytest.mark.slow

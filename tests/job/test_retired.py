@@ -73,7 +73,7 @@ def test_commands_say_what_is_left_of_a_retired_run(run_plain: RunJob, store: St
     assert json.loads(run_plain("runs", "-o", "json").stdout) == []
     [row] = json.loads(run_plain("runs", "--all", "-o", "json").stdout)
     assert (row["run"], row["state"], row["accuracy"]) == ("r", "retired", None)
-    shown = json.loads(run_plain("show", "r").stdout)
+    shown = json.loads(run_plain("show", "r", "-o", "json").stdout)
     assert (shown["run"], shown["state"], shown["inputs"]["train"]["epochs"]) == ("r", "retired", 2)
     assert shown["retired"] > shown["created"]
     assert shown["champion"] == []

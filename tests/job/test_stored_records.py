@@ -250,7 +250,7 @@ def test_retention_goes_on_beside_a_bad_champion_and_keeps_what_it_may_name(
         apply_retention(_open(root), "digits", keep_runs=1, keep_versions=1)
     assert "champion.skipped" in [record.getMessage() for record in caplog.records]
     state = {line.split()[0]: line.split()[1] for line in _call(root, "runs").output.splitlines()[1:]}
-    assert state == {BAD: "committed", HEALTHY: "committed", "old.refused": "committed", "old.half": "unfinished"}
+    assert state == {BAD: "committed", HEALTHY: "committed", "old.refused": "committed", "old.half": "interrupted"}
 
 
 @pytest.mark.security("S5")

@@ -66,8 +66,8 @@ def test_runs_show_and_log_are_read(run_job: RunJob, store: str) -> None:
     table = run_job("runs", store).stdout
     assert "promoted (not_worse)" in table
     assert "refused (max_accuracy_drop)" in table
-    assert "unfinished" in table
-    shown = _json(run_job("show", "old.second", store))
+    assert "interrupted" in table
+    shown = _json(run_job("show", "old.second", "-o", "json", store))
     assert shown["champion"][0]["version"] == 2
     assert shown["champion"][0]["is_champion"]
     assert shown["gate"]["verdict"] == "promoted"
@@ -101,7 +101,7 @@ def test_stopped_run_goes_on_and_ends_as_if_nobody_had_stopped_it(run_job: RunJo
     done = run_job("run", store, *_SETTINGS, "--train.epochs=60", "--run.id=old.half")
     assert done.code == 0, done.stderr
     assert done.event("checkpoint.restored")["step"] == 90
-    commit, pinned = _json(run_job("show", "old.half", store)), PINS["resumed"]
+    commit, pinned = _json(run_job("show", "old.half", "-o", "json", store)), PINS["resumed"]
     assert commit["result_digest"] == pinned["result_digest"]
     assert [link["from_step"] for link in commit["chain"]] == [0, 90]
     if commit["chain"][1]["computed_on"] == pinned["computed_on"]:  # else other bits are no fault
@@ -120,7 +120,7 @@ def test_stopped_run_of_two_replicas_keeps_the_digest_that_it_began_with(run_job
     done = run_job("run", *flags, "--cluster.cpu_replicas=2", "--promotion.enabled=false")
     assert done.code == 0, done.stderr
     assert done.event("checkpoint.restored")["step"] == 90
-    commit = _json(run_job("show", "old.replicas"))
+    commit = _json(run_job("show", "old.replicas", "-o", "json"))
     assert commit["result_digest"] == PINS["replicas"]["result_digest"]
     if commit["bit_identical"]:  # else other bits are no fault
         assert commit["state_digest"] == PINS["replicas"]["state_digest"]

@@ -74,9 +74,11 @@ class TestPromote:
 
         forced = run_job("promote", "b", "--force")
         assert (forced.code, forced.stdout.splitlines()[0]) == (0, "champion of plain: run b, version 2 (forced)")
-        [shown] = json.loads(run_job("show", "b").stdout)["champion"]
+        [shown] = json.loads(run_job("show", "b", "-o", "json").stdout)["champion"]
         assert (shown["forced"], shown["why"], shown["is_champion"]) == (True, "by hand", True)
-        assert json.loads(run_job("show", "b").stdout)["gate"]["verdict"] == "refused"  # what the gate said stays
+        assert (
+            json.loads(run_job("show", "b", "-o", "json").stdout)["gate"]["verdict"] == "refused"
+        )  # what the gate said stays
 
     def test_another_dataset_needs_force_and_the_models_name(self, run_job: RunJob, store: Store) -> None:
         settle(store, "a")
@@ -180,15 +182,15 @@ class TestLists:
             ("committed", "promoted (first)"),
             ("committed", "refused (max_accuracy_drop)"),
             ("committed", "promoted (not_worse)"),
-            ("not started", None),
-            ("unfinished", None),
+            ("running", None),
+            ("damaged", None),
         ]
         assert rows["a"]["champion"] is None
         assert re.fullmatch(r"plain 2 since 20\d\d-\d\d-\d\dT\d\d:\d\d", rows["c"]["champion"])
         heading, *table = run_job("runs", "--last=3").stdout.splitlines()
         assert heading.split() == [
-            *("RUN", "STATE", "DATASET", "ACCURACY", "LOSS"),
-            *("GATE", "CHAMPION", "ATTEMPTS", "SECONDS", "COMMITTED"),
+            *("RUN", "STATE", "STARTED", "DURATION", "CODE", "DATASET", "ACCURACY"),
+            *("LOSS", "VERDICT", "CHAMPION", "ATTEMPTS", "COMMITTED"),
         ]
         assert len(table) == 3
 

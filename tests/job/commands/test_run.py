@@ -69,7 +69,7 @@ def test_run_publishes_a_whole_verified_model(run_job: RunJob, trained: Finished
     assert commit["weights_digest"] in verified.stdout
     runs = json.loads(run_job("runs", "-o", "json").stdout)
     assert [(row["run"], row["state"]) for row in runs] == [("r", "committed")]
-    shown = json.loads(run_job("show", "r").stdout)
+    shown = json.loads(run_job("show", "r", "-o", "json").stdout)
     assert shown.items() >= commit.items()
     assert (shown["gate"]["verdict"], shown["champion"][0]["is_champion"]) == ("promoted", True)
     stored = run_job("logs", "r")
