@@ -469,9 +469,8 @@ def test_the_outcome_is_added_to_its_group(
     assert method == "POST"  # PUT would take away what is not in it
     assert path == "/metrics/job/mnist-train/model/mnist/release/nightly"
     assert names(parse(body)) == _OUTCOME
-    assert [(record.message, record.fields) for record in caplog.records] == [
-        ("metrics.pushed", {"url": url, "at": "end"})
-    ]  # type: ignore[attr-defined]
+    told = [(record.message, record.fields) for record in caplog.records]  # type: ignore[attr-defined]
+    assert told == [("metrics.pushed", {"url": url, "at": "end"})]
 
 
 Gateway = tuple[str, type[_Gateway]]
