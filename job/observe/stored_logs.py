@@ -118,15 +118,16 @@ def read_stored_log(store: Store, run_id: str, *, seen: set[str] | None = None) 
         if (segment := log_of_key(entry.key)) and entry.key not in seen:
             attempts.setdefault(segment[1], []).append(entry.key)
 
-    def first_line(keys: list[str]) -> bytes:
-        return _read_segment(store, keys[0]).partition(b"\n")[0]  # it starts with its time, in a form that sorts
+    def first_line(attempt: str) -> bytes:
+        return _read_segment(store, attempts[attempt][0]).partition(b"\n")[
+            0
+        ]  # it starts with its time, in a form that sorts
 
-    in_order = sorted(attempts.values(), key=first_line) if len(attempts) > 1 else attempts.values()
-    for key in (key for keys in in_order for key in keys):
-        seen.add(key)
-        of_key = log_of_key(key)
-        assert of_key
-        yield StoredSegment(attempt=of_key[1], data=_read_segment(store, key))
+    in_order = sorted(attempts, key=first_line) if len(attempts) > 1 else list(attempts)
+    for attempt in in_order:
+        for key in attempts[attempt]:
+            seen.add(key)
+            yield StoredSegment(attempt=attempt, data=_read_segment(store, key))
 
 
 def _read_segment(store: Store, key: str) -> bytes:

@@ -29,7 +29,7 @@ def say(text):
 
 def _stderr_of(code: str) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-c", _SAY + code], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", _SAY + code], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300
     )
     return done.returncode, done.stderr
 
