@@ -172,7 +172,9 @@ def test_every_number_of_a_promise_leads_to_what_shows_it_and_no_gap_is_unexplai
     page = (REPOSITORY / "docs" / "reliability.md").read_text()
     linked = dict(re.findall(r"^\| \[(R\d+)\]\(\.\./(tests/torture/\w+)\.py\) \|", page, re.MULTILINE))
     assert linked == {each.name: each.trial.__module__.replace(".", "/") for each in all_campaigns()}
-    others = {number for row in re.findall(r"^\| ((?:R\d+(?:, )?)+) \|.*\|", page, re.MULTILINE) for number in row.split(", ")}
+    others = {
+        number for row in re.findall(r"^\| ((?:R\d+(?:, )?)+) \|.*\|", page, re.MULTILINE) for number in row.split(", ")
+    }
     assert {f"R{number}" for number in range(1, 27)} <= others | linked.keys()
 
 
