@@ -13,7 +13,7 @@ from generators.splice import splice
 from job.config import default_values
 from job.contract import ExitCode
 from job.errors import JobError
-from k8s.causes import explain_end
+from k8s.ends import explain_end
 from tests.charts.helm import CHART
 from tests.conftest import REPOSITORY
 
