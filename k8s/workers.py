@@ -237,7 +237,8 @@ def _without_pod(worker: Worker, now: datetime) -> tuple[Phase, Cause]:
         text += f" ({worker.failures} of {worker.max_failures} retries used)"
     if earlier is None:
         return "Retrying", Cause(reason="BetweenPods", message=text)
-    return "Retrying", replace(earlier, message=f"{earlier.message}; {text}")
+    action = earlier.action.replace(", then resume", "; the next attempt then goes on")
+    return "Retrying", replace(earlier, message=f"{earlier.message}; {text}", action=action)
 
 
 def _announce_next(worker: Worker, now: datetime) -> str:

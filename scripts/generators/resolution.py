@@ -57,7 +57,7 @@ def _power(loss: float, num_examples: int, *, level: float) -> float:
     counts = range(lowest, highest + 1, max(1, (highest - lowest) // _MAX_COUNTS))
     shares = [_share_of(count, num_examples, telling) for count in counts]
     refused = (_refused(count, share=share, level=level) for count in counts)
-    return sum(map(operator.mul, shares, refused)) / sum(shares)
+    return float(sum(map(operator.mul, shares, refused)) / sum(shares))
 
 
 def _share_of(count: int, total: int, share: float) -> float:

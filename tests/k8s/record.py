@@ -365,8 +365,8 @@ def start_waits(recorder: Recorder) -> None:
         "stringData": {"AWS_ACCESS_KEY_ID": "x"},
     }
     recorder.ns.apply(secret)
-    key = {"secretKeyRef": {"name": "half", "key": "AWS_SECRET_ACCESS_KEY"}}
-    missing_key = {"env": [{"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": key}]}
+    secret_key = {"secretKeyRef": {"name": "half", "key": "AWS_SECRET_ACCESS_KEY"}}
+    missing_key = {"env": [{"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": secret_key}]}
     recorder.start("key-missing", waits_for("CreateContainerConfigError"), container=missing_key)
     recorder.start(
         "volume-missing",

@@ -20,8 +20,8 @@ _NOW = datetime(2026, 11, 24, 4, 57, 30, tzinfo=UTC)
 
 # Case, phase, reason, exit code, attempts, how the advice begins.
 _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
-    ("between-retries", "Retrying", "Unavailable", 69, 1, "repair the store or the network,"),
-    ("between-retries-later", "Retrying", "Unavailable", 69, 3, "repair the store or the network,"),
+    ("between-retries", "Retrying", "Unavailable", 69, 1, "repair the store or the network;"),
+    ("between-retries-later", "Retrying", "Unavailable", 69, 3, "repair the store or the network;"),
     ("cancelled", "Stopping", "Deleted", None, 1, ""),
     ("cannot-start", "Failed", "StartError", 128, 1, "rebuild the image"),
     ("claim-missing", "Pending", "Unschedulable", None, 1, "make the PersistentVolumeClaim none, or correct"),
@@ -268,7 +268,9 @@ def test_a_run_that_is_tried_again_says_when(case: str, seconds: float, text: st
     """10 s after the first failure, twice as long after each next one; a client's clock may be behind the cluster's."""
     content = read(case)
     newest = max(finished(pod) for pod in content["pods"])
-    assert text in judged(content, now=newest + timedelta(seconds=seconds)).message
+    status = judged(content, now=newest + timedelta(seconds=seconds))
+    assert text in status.message
+    assert "resume" not in status.action, "it goes on by itself"
 
 
 def test_a_long_row_of_failures_waits_ten_minutes() -> None:
