@@ -31,7 +31,7 @@ def test_reference_run_reaches_its_accuracy_and_the_readme_snippet_classifies(
     assert run_job("verify", "--run", "reference").code == 0
     snippets = re.findall(r"```python\n(.*?)```", _README.read_text(), re.DOTALL)
     [snippet] = [text for text in snippets if "serving_default" in text]
-    done = subprocess.run(
+    served = subprocess.run(
         [sys.executable, "-W", "ignore::ResourceWarning", "-c", snippet.replace("FOLDER", str(mnist_dir))],
         cwd=tmp_path,
         env=job_environment(),
@@ -39,8 +39,8 @@ def test_reference_run_reaches_its_accuracy_and_the_readme_snippet_classifies(
         text=True,
         check=True,
     )
-    printed = done.stdout
-    assert done.stderr == ""
+    printed = served.stdout
+    assert served.stderr == ""
     predicted, labels = (list(map(int, part.split())) for part in re.findall(r"\[([\d ]+)\]", printed))
     assert labels == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert sum(ours == true for ours, true in zip(predicted, labels, strict=True)) >= 8
