@@ -6,13 +6,12 @@ that no text can become markup. Its links are relative: they work in a folder an
 
 import math
 import urllib.parse
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from job import clock
 from job.commands.report.charts import linear_ticks
-from job.commands.report.elements import STYLE, element, row_of, say_count, say_seconds, say_share, to_page
+from job.commands.report.elements import STYLE, Element, element, row_of, say_count, say_seconds, say_share, to_page
 from job.texts import one_line
 
 _TO_ROOT = "../../"
@@ -109,7 +108,7 @@ def make_page(
     )
 
 
-def _headline(nights: Sequence[Night], promotions: Sequence[Promotion]) -> ET.Element:
+def _headline(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Element:
     if not promotions:
         return element("p", "No run was promoted yet.")
     newest = promotions[0]
@@ -131,7 +130,7 @@ def _footnote(nights: Sequence[Night], *, num_left_out: int, made_seconds: float
         yield f" {num_left_out} older runs of the store are left out."
 
 
-def _runs(nights: Sequence[Night], promotions: Sequence[Promotion]) -> ET.Element:
+def _runs(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Element:
     versions: dict[str, list[int]] = {}
     for made in promotions:
         versions.setdefault(made.run, []).append(made.version)
@@ -145,7 +144,7 @@ def _runs(nights: Sequence[Night], promotions: Sequence[Promotion]) -> ET.Elemen
     return element("table", element("thead", heading), body)
 
 
-def _run(night: Night, versions: Sequence[int], *, is_champion: bool) -> ET.Element:
+def _run(night: Night, versions: Sequence[int], *, is_champion: bool) -> Element:
     row = element(
         "tr",
         element("td", _time(night.started_seconds), class_="time"),
@@ -160,11 +159,11 @@ def _run(night: Night, versions: Sequence[int], *, is_champion: bool) -> ET.Elem
     return row
 
 
-def _number(name: str, text: str) -> ET.Element:
+def _number(name: str, text: str) -> Element:
     return element("td", text, class_="number", data_name=name)
 
 
-def _result(night: Night, versions: Sequence[int], *, is_champion: bool) -> ET.Element:
+def _result(night: Night, versions: Sequence[int], *, is_champion: bool) -> Element:
     """The verdict of the gate, or what became of a run without a result; the reason in small letters below."""
     said, kind = _say_result(night)
     names = ", ".join(f"version {number}" for number in sorted(versions))
@@ -189,7 +188,7 @@ def _say_result(night: Night) -> tuple[str, str]:
 _INTERRUPTED = 75
 
 
-def _curve(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Iterable[ET.Element]:
+def _curve(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Iterable[Element]:
     """Accuracy by end of the run: a dot each, and the champion's as a line; nothing without a result."""
     scored = [(night, night.accuracy) for night in nights if night.accuracy is not None]
     if not scored:
@@ -213,7 +212,7 @@ def _curve(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Iterable
     yield _key(has_champion=bool(promotions))
 
 
-def _key(*, has_champion: bool) -> ET.Element:
+def _key(*, has_champion: bool) -> Element:
     shapes = [
         (name, element("circle", cx="8", cy="5", r="4", class_=kind))
         for name, kind in (("promoted", "promoted"), ("refused", "refused"), ("the same, or not asked", "other"))
@@ -254,7 +253,7 @@ class _Marks:
             points.append(f"{self.x(made.when)},{self.y(made.accuracy)}")
         return " ".join([*points, f"{self.x(math.inf)},{points[-1].partition(',')[2]}"])
 
-    def axes(self) -> Iterable[ET.Element]:
+    def axes(self) -> Iterable[Element]:
         """Lines and numbers."""
         decimals = max(0, -math.floor(math.log10(self.scores[1] - self.scores[0]) + 1e-9) - 2)
         for score in self.scores:
@@ -280,7 +279,7 @@ def _marks(first_seconds: float, last_seconds: float, *, scores: Sequence[float]
     return _Marks(first_seconds=first_seconds, last_seconds=last_seconds, scores=ticks)
 
 
-def _link(run: str, report: str | None) -> ET.Element:
+def _link(run: str, report: str | None) -> Element:
     name = one_line(run)
     if report is None:
         return element("span", name)
