@@ -111,6 +111,7 @@ TYPED = [
     ("runs --last 10", "mnist-job runs --last 10", 0, "digits 2 since"),
     ("show RUN", "mnist-job show r", 0, "Run r: committed, exit code 0"),
     ("logs RUN", "mnist-job logs r", 0, '"commit.done"'),
+    ("logs RUN -f", "mnist-job logs r -f", 0, "run r ended as committed"),
     ("report RUN", "mnist-job report r && ls report.html", 0, "report.html"),
     ("report --index", "mnist-job report --index --data.source=digits", 0, "models/digits/index.html"),
     ("promote RUN", "mnist-job promote r", 78, "r is not promoted: .* --force moves the champion all the same"),

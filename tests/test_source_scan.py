@@ -72,12 +72,17 @@ ASSERTIONS: Mapping[str, Mapping[str, str]] = {
         "status.code is not None": "narrows a type: called at the end only",
     },
     "job/observe/stored_logs.py": {"self.lock": "narrows a type: a handler of logging has one"},
+    "job/observe/termination.py": {"outcome in OUTCOMES": "names that the code gives, none that is read"},
+    "job/store/store.py": {"verb in VERBS and outcome in OUTCOMES": "names that the code gives, none that is read"},
     "job/observe/phases.py": {"name in PHASES": "names that the code gives, none that is read"},
     "job/datasets/idx.py": {"config.uri is not None": "narrows a type: the config has refused it"},
     "job/registry/comparison.py": {"champion.probabilities is not None": "narrows a type: its caller asks before"},
     "job/runs/checkpoint.py": {"content": "narrows a type: the shape before has refused what is none"},
     "scripts/local_workers.py": {"process.stdout and process.stderr": "narrows a type: they are opened as pipes"},
     "scripts/benchmarks/own_models.py": {"process.stdout is not None": "narrows a type: it is opened as a pipe"},
+    "scripts/generators/resolution.py": {
+        "smallest is not None": "narrows a type: a split of this size refuses something"
+    },
     "scripts/generators/reference.py": {"text is not None": "narrows a type: every setting is described"},
 }
 """File -> what is asserted -> why it needs no check that raises. Without assertions (`python -O`) nothing more is let through."""

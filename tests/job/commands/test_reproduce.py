@@ -58,7 +58,8 @@ def test_a_run_without_a_result_is_refused(run_job: RunJob) -> None:
 
 def _commit(**changes: Any) -> CommittedRun:
     lineage = {
-        **dict.fromkeys(("run", "attempt", "started", "revision", "image", "chart_version", "version", "python"), ""),
+        **dict.fromkeys(("run", "attempt", "revision", "image", "chart_version", "version", "python"), ""),
+        "started": "2026-11-26T00:00:00+00:00",
         "pod": {},
         "machine": "x86_64",
         "instruction_sets": ["avx2"],
