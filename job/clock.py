@@ -160,3 +160,13 @@ def timestamp(seconds: float | None = None) -> str:
     """
     since = min(max(now() if seconds is None else seconds, _FIRST_SECONDS), _LAST_SECONDS)
     return datetime.fromtimestamp(since, UTC).isoformat(timespec="milliseconds")
+
+
+def seconds_of(text: str) -> float:
+    """Since the epoch, of a time as `timestamp` and records of others have it; one without a zone is in UTC.
+
+    Raises:
+        ValueError: it is no ISO 8601.
+    """
+    time_of_day = datetime.fromisoformat(text)
+    return (time_of_day if time_of_day.tzinfo else time_of_day.replace(tzinfo=UTC)).timestamp()

@@ -86,7 +86,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "checkpoint.restored": _info("Training goes on from step {step} of {of}", "step:integer of:integer"),
     "train.progress": _info(
-        "Step {step}, epoch {epoch}: loss {loss}, accuracy {accuracy}, {eta_seconds} s left",
+        "Step {step}, epoch {epoch}: loss {loss}, accuracy {accuracy}[, {eta_seconds} s left]",
         "step:integer epoch:integer loss:number accuracy:number examples_per_second:number eta_seconds:number",
     ),
     "epoch.end": _info(
@@ -168,9 +168,7 @@ KINDS: Mapping[str, Kind] = {
     "commit.other_weights": _warning(
         "Other weights are committed: {reason}", "committed:string ours:string reason:string"
     ),
-    "commit.damaged": _warning(
-        "The COMMIT of run {run_of_commit} cannot be read: {reason}", "run_of_commit:string reason:string"
-    ),
+    "commit.damaged": _warning("Run {run_of_commit} cannot be read: {reason}", "run_of_commit:string reason:string"),
     "gate.failed": _warning("The gate did not decide: {reason}", _FAILURE),
     "gate.other_decision": _warning(
         "The recorded decision of the gate is corrected: {standing} becomes {ours}", "ours:string standing:string"

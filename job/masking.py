@@ -51,7 +51,7 @@ _NO_IMAGE = r"(?!sha\d+:)"
 """`@sha256:` in the name of an image is no host."""
 
 _NAME = re.compile(
-    r"(?:(?P<query>[?&;]|u0026)|(?<![\w.-]))(?P<name>[A-Za-z_][\w.-]{0,80}+)\\{0,8}[\"']?\s{0,3}(?P<sign>[=:])\s{0,3}+"
+    r"(?:(?P<query>[?&;]|u0026)|(?<![\w.-])-{0,2})(?P<name>[A-Za-z_][\w.-]{0,80}+)\\{0,8}[\"']?\s{0,3}(?P<sign>[=:])\s{0,3}+"
 )
 _VALUE = re.compile(
     r"(?:(?P<slashes>\\{0,8})(?P<quote>[\"']))(?P<quoted>(?:(?!(?<!\\)(?P=slashes)(?P=quote))[^\r\n])*)"

@@ -62,7 +62,8 @@ def _describe_unknown(argument: str, *, command: str) -> str:
         return f"{argument}: unknown argument; see mnist-job {command} --help"
     from job.config_sources import suggest_flag  # late: importing the schema takes 0.3 s
 
-    return f"{argument}: unknown option{suggest_flag(argument)}; see mnist-job {command} --help"
+    name = argument.partition("=")[0]  # the value may be a secret
+    return f"{name}: unknown option{suggest_flag(argument)}; see mnist-job {command} --help"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,7 +15,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
@@ -104,7 +103,7 @@ def index_of(store: Store, model: str, *, seconds: float = math.inf) -> bytes | 
     moves = itertools.islice(champion.readable_history(store, model), _MAX_MOVES)
     promotions = [
         Promotion(
-            run=made.run, version=made.version, accuracy=made.to.accuracy, when=_seconds_of(made.when), by=made.by
+            run=made.run, version=made.version, accuracy=made.to.accuracy, when=clock.seconds_of(made.when), by=made.by
         )
         for made in moves
     ]
@@ -189,7 +188,7 @@ def _look_at(store: Store, listed: _Listed, *, model: str) -> Night | None:
 def _committed(store: Store, listed: _Listed, run: CommittedRun) -> Night:
     seconds = run.record.get("goodput", {}).get("wall_seconds")
     ended = run.record.get("committed")
-    ended_seconds = _seconds_of(ended) if ended else listed.modified_seconds
+    ended_seconds = clock.seconds_of(ended) if ended else listed.modified_seconds
     gate = read_gate(store, listed.run) if listed.has_gate else None
     return Night(
         run=listed.run,
@@ -241,9 +240,3 @@ def _wanted_model(store: Store, run_id: str) -> str | None:
     except ValidationError:  # of another version
         return None
     return champion.model_name(known, dataset=known.data.name)
-
-
-def _seconds_of(time: str) -> float:
-    """Seconds since the epoch of a recorded time; one without a zone is in UTC."""
-    parsed = datetime.fromisoformat(time)
-    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()

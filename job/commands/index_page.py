@@ -275,7 +275,7 @@ class _Marks:
 
 def _marks(first_seconds: float, last_seconds: float, *, scores: Sequence[float]) -> _Marks:
     """With ticks at round numbers, around all accuracies."""
-    ticks = linear_ticks(min(scores), max(scores), most=5)
+    ticks = [tick for tick in linear_ticks(min(scores), max(scores), most=5) if -1e-9 <= tick <= 1 + 1e-9]
     return _Marks(first_seconds=first_seconds, last_seconds=last_seconds, scores=ticks)
 
 

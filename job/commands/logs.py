@@ -15,6 +15,7 @@ from job.events import say
 from job.observe.stored_logs import StoredSegment, read_stored_log
 from job.records import parse_object
 from job.runs import read
+from job.runs.state import LAST_LINES
 from job.store.store import Store
 from job.texts import one_line, visible
 
@@ -104,7 +105,7 @@ def _to_text(fields: dict[str, Any]) -> str:
     event = str(fields.get("event"))
     words = fields.get("message") or say(event, fields)  # older versions stored no message
     stack = fields.get("stack") or fields.get("stacks") or ""
-    lines = stack.split("\n") if isinstance(stack, str) else map(str, stack)
+    lines = stack.split("\n") if isinstance(stack, str) else map(str, stack if isinstance(stack, list) else ())
     head = f"{one_line(fields.get('time', ''))} {one_line(fields.get('level', '')).upper():<7} {one_line(words)}"
     return "\n".join([head, *(f"    {visible(text)}" for text in lines if text)])
 
@@ -128,24 +129,24 @@ class _Follower:
         if not self._store.list_objects(contract.run_prefix(self._run)):
             raise NotFoundError(f"run {self._run} is not in {self._store.uri}; see mnist-job runs")
         seen: set[str] = set()
-        heard = clock.monotonic()
+        heard, last = clock.monotonic(), ""
         while not self.end:
             for segment in read_stored_log(self._store, self._run, seen=seen):
                 heard = clock.monotonic()
                 yield segment
-                self.end = self._say_end(segment.data)
+                self.end = self._say_end(segment.data) or (self.end if segment.attempt == last else "")
+                last = segment.attempt
             self.end = self.end or self._look_for_result()
             if not self.end:
                 _check_silence(self._run, clock.monotonic() - heard)
                 clock.sleep(_POLL_SECONDS)
 
     def _say_end(self, data: bytes) -> str:
-        """What the last line of an attempt means for the run; empty while another attempt may go on."""
-        fields = _parse(data.rstrip(b"\n").rpartition(b"\n")[2]) or {}
+        """What the end of an attempt means for the run; empty while another attempt may go on."""
+        lines = [_parse(line) or {} for line in data.rstrip(b"\n").split(b"\n")[-LAST_LINES:]]
+        fields = next((line for line in reversed(lines) if line.get("event") == Event.RUN_END), {})
         code = fields.get("code")
-        if fields.get("event") != Event.RUN_END or code not in [
-            one.value for one in ExitCode if one.again not in _AGAIN
-        ]:
+        if code not in [one.value for one in ExitCode if one.again not in _AGAIN]:
             return ""
         outcome = one_line(fields.get("outcome", ""), limit=40)
         return f"mnist-job: run {self._run} ended as {outcome} with exit code {code}"

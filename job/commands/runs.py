@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def list_runs(line: CommandLine, loaded: LoadedConfig) -> int:
     names = [name for name in store.list_folders(contract.RUNS_PREFIX) if contract.is_run_id(name)]
     found = [look_at(store, run_id, moves.get(run_id, [])) for run_id in names]
     chosen = [row for row in found if row and (line.options.all or row.state != "retired")]
-    chosen.sort(key=lambda row: to_seconds(row.started))
+    chosen.sort(key=lambda row: to_seconds(row.started) if row.started else -math.inf)
     last = chosen[-line.options.last :] if line.options.last else chosen
     rows = [{name: value(row) for name, value in _VALUES.items()} for row in (_with_gate(store, row) for row in last)]
     if line.options.output == "json":
@@ -127,10 +126,7 @@ _COLUMNS: Mapping[str, Callable[[dict[str, Any]], str]] = {
 
 def to_seconds(when: str) -> float:
     """A time of a record in seconds since the epoch; what is not known comes after everything."""
-    if not when:
-        return math.inf
-    time = datetime.fromisoformat(when)
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return clock.seconds_of(when) if when else math.inf
 
 
 def _seconds(record: Mapping[str, Any]) -> float | None:

@@ -19,7 +19,7 @@ from job.runs import read
 from job.runs.read import ClosedRun, CommittedRun
 from job.runs.state import OpenRun, read_open_run
 from job.store.store import Store
-from job.texts import count_of, quoted, say_duration, say_parts, say_seconds_at, visible
+from job.texts import count_of, one_line, quoted, say_duration, say_parts, say_seconds_at, visible
 
 _SAID_ELSEWHERE = {"run.id", "store"}
 """Settings, and sections, that the page shows in another place."""
@@ -97,7 +97,7 @@ def _page_of_open(run: OpenRun, *, flags: str) -> Lines:
     if run.code:
         yield "code", _say_code(run.code)
     if run.reason:
-        yield "reason", run.reason
+        yield "reason", one_line(run.reason)
     yield "started", say_seconds_at(run.started)
     if run.state != "skipped":
         seconds = to_seconds(run.last_sign) - to_seconds(run.started)

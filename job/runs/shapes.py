@@ -196,6 +196,8 @@ class _Goodput(Shape):
     """Older versions took times from the calendar: a step back made them negative."""
 
     wall_seconds: Seconds | None = None
+    down_seconds: Seconds = 0.0
+    seconds: dict[str, Seconds] = Field(default_factory=dict)
 
 
 class Commit(Shape):
@@ -245,6 +247,7 @@ class RunEnd(Shape):
     time: Time
     outcome: Name
     code: Count
+    seconds: Seconds = 0.0
 
 
 class _Class(Shape):

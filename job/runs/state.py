@@ -17,7 +17,7 @@ from job.store.backend import Entry
 from job.store.store import Store
 
 _MAX_SEGMENT_BYTES = 64_000_000
-_LAST_LINES = 30
+LAST_LINES = 30
 """In which an attempt's `run.end` is looked for: a thread may warn of something after it."""
 
 
@@ -56,6 +56,7 @@ class _End:
     outcome: str
     code: int
     time: str
+    seconds: float
     reason: str
 
 
@@ -77,13 +78,19 @@ def read_open_run(store: Store, run_id: str) -> OpenRun | None:
         run=run_id,
         state=_state_after(end) if end else _state_of_silent(begun, age_seconds=clock.now() - max(times)),
         begun=begun,
-        started=str(begun.get("created") or clock.timestamp(min(times))),
+        started=str(begun.get("created") or _start_before(min(times), end)),
         last_sign=end.time if end else clock.timestamp(max(times)),
         num_attempts=sum(read.is_attempt_file(entry.key) for entry in entries),
         code=end.code if end else None,
         reason=end.reason if end else "",
         step=max(steps, default=None),
     )
+
+
+def _start_before(first_seconds: float, end: _End | None) -> str:
+    """Of an attempt that left nothing but its last words: these say how long it took."""
+    begins = [first_seconds] if end is None else [first_seconds, clock.seconds_of(end.time) - max(0.0, end.seconds)]
+    return clock.timestamp(min(begins))
 
 
 def _state_after(end: _End) -> str:
@@ -119,7 +126,7 @@ def _read_end(store: Store, entries: Sequence[Entry]) -> _End | None:
         return None
     try:
         data = store.get(last.key, max_bytes=_MAX_SEGMENT_BYTES) or b""
-        return _parse_end(data.rstrip().split(b"\n")[-_LAST_LINES:], key=last.key)
+        return _parse_end(data.rstrip().split(b"\n")[-LAST_LINES:], key=last.key)
     except IntegrityError:  # whoever wrote it, it is no log of ours
         return None
 
@@ -142,4 +149,4 @@ def _parse_end(lines: Sequence[bytes], *, key: str) -> _End | None:
     told = (Event.ERROR, Event.RUN_INTERRUPTED)
     reasons = [event.get(Field.REASON) for event in events if event.get(Field.EVENT) in told]
     reason = str(reasons[-1] or "") if reasons else ""
-    return _End(outcome=end.outcome, code=end.code, time=end.time, reason=reason)
+    return _End(outcome=end.outcome, code=end.code, time=end.time, seconds=end.seconds, reason=reason)

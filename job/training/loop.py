@@ -354,7 +354,7 @@ class Training:
                 loss=progress.loss,
                 accuracy=progress.accuracy,
                 examples_per_second=round(progress.examples_per_second, 1),
-                eta_seconds=round(progress.eta_seconds, 1),
+                eta_seconds=round(progress.eta_seconds, 1) if progress.examples_per_second else None,
             )
 
 

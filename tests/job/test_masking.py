@@ -39,6 +39,7 @@ class TestForms:
         [
             ("at s3://key:se/c@r'et@bucket/x now", "at s3://***@bucket/x now"),
             ("at https://token@host", "at https://***@host"),
+            ("run --aws-secret-access-key=wJalrXUtnFEMI7 x", "run --aws-secret-access-key=*** x"),
             ("user:secret@proxy:3128", "***@proxy:3128"),
             (
                 "GET http://h/b?list-type=2&X-Amz-Signature=ab12&x=1",

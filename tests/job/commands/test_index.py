@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,13 @@ def test_page_tells_of_each_run_when_how_long_how_good_and_what_became_of_it(nig
     assert "failed failed (70)" in text
     assert "cut.off no result; last written 2004-11-09 11:33 - - 0" in text
     assert "Champion: version 1 , run  one , accuracy 90.00 %, since " in text
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.98, 1.0])
+def test_the_curve_of_a_first_night_has_no_accuracy_that_there_is_none_of(nights: Nights, accuracy: float) -> None:
+    nights.commit("one", accuracy=accuracy)
+    shown = [float(text) for text in re.findall(r"(-?[\d.]+) %", nights.page().text)]
+    assert 0.0 <= min(shown) <= max(shown) <= 100.0
 
 
 def test_a_rollback_and_a_promotion_by_hand_are_told(nights: Nights) -> None:

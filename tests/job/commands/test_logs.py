@@ -87,6 +87,7 @@ def test_text_is_time_level_and_sentence_and_steers_no_terminal(store: Store, pr
         a_line(3, **error),
         b"\x9b not ours \xff\n",
         a_line(4, message=[1], event=2, level=None),
+        a_line(5, stack=5, stacks={"x": 1}),
     )
     assert print_logs("-o", "text")[0].decode().splitlines() == [
         "2026-11-26T22:00:01.000Z INFO    at 1",
@@ -96,6 +97,7 @@ def test_text_is_time_level_and_sentence_and_steers_no_terminal(store: Store, pr
         r"      File \u001b]0;x\u0007",
         r"\x9b not ours \xff",
         "2026-11-26T22:00:04.000Z NONE    [1]",
+        "2026-11-26T22:00:05.000Z INFO    at 5",
     ]
 
 
@@ -121,6 +123,12 @@ def test_follow_prints_what_comes_and_ends_with_the_run(
     thread.join()
     written += a_line(4, **_END | {"outcome": "interrupted", "code": 75}) + a_line(5) + a_line(6, **_END)
     assert (output, notice) == (written, b"mnist-job: run r ended as committed with exit code 0\n")
+
+
+def test_follow_knows_an_end_that_a_warning_follows(store: Store, print_logs: PrintLogs) -> None:
+    put(store, 0, a_line(1), a_line(2, **_END | {"outcome": "failed", "code": 70}), a_line(3, event="index.failed"))
+    put(store, 1, a_line(4, event="index.failed"))
+    assert print_logs("-f")[1] == b"mnist-job: run r ended as failed with exit code 70\n"
 
 
 def test_follow_of_a_run_that_says_nothing_more_ends(

@@ -163,6 +163,9 @@ class TestOrder:
         _begin(store, "now")
         assert list(_rows(folder)) == ["a", "b", "c", "d", "now"]
         assert list(_rows(folder, "--last=2")) == ["d", "now"]
+        store.put(contract.commit_key("broken"), b"[]")
+        assert list(_rows(folder, "--last=2")) == ["d", "now"]
+        assert next(iter(_rows(folder))) == "broken"
         table = _call(folder, "runs", "--last=2").output.splitlines()
         assert table[0].split() == [
             *("RUN", "STATE", "STARTED", "DURATION", "CODE", "DATASET", "ACCURACY"),
@@ -244,6 +247,14 @@ class TestShow:
         assert set(shown) - set(record) == {"gate", "champion"}
         assert done.output == json.dumps(shown, indent=2, sort_keys=True) + "\n"
 
+    @pytest.mark.security("S5")
+    @pytest.mark.parametrize("goodput", [{"seconds": [1, 2]}, {"seconds": {"train": "x"}}, {"down_seconds": []}, [1]])
+    def test_a_damaged_commit_is_refused(self, store: Store, folder: Path, goodput: object) -> None:
+        committed = commit_run(store, "r")
+        store.put(contract.commit_key("r"), json.dumps({**committed.record, "goodput": goodput}).encode())
+        done = _call(folder, "show", "r")
+        assert (done.code, "its goodput" in done.error) == (65, True)
+
     def test_page_of_a_run_that_failed(self, store: Store, folder: Path) -> None:
         _begin(store, "r", train={"epochs": 3, "learning_rate": 0.5}, run={"id": "r"}, model={"hidden_units": [8]})
         _end(store, "r", {"event": Event.ERROR, "reason": "the loss is not finite"}, _ended("failed", 70))
@@ -261,6 +272,16 @@ class TestShow:
         ) in lines
         shown = json.loads(_call(folder, "show", "r", "-o", "json").output)
         assert (shown["state"], shown["code"], shown["champion"], shown["inputs"]) == ("failed", 70, [], {"run": "r"})
+
+    def test_an_attempt_that_left_its_last_words_alone_began_as_long_before_as_they_say(
+        self, store: Store, folder: Path
+    ) -> None:
+        _end(store, "r", {"event": Event.ERROR, "reason": "two\nlines"}, _ended("failed", 64, seconds=90.5))
+        for path in (folder / "runs" / "r").rglob("*"):
+            os.utime(path, (1893456000.0,) * 2)  # as it says: 2030-01-01
+        page = _call(folder, "show", "r").output
+        assert "  started   2029-12-31 23:58:29 UTC" in page
+        assert "  reason    two lines" in page
 
     def test_page_of_a_run_that_goes_on_has_no_command_to_start_it(self, store: Store, folder: Path) -> None:
         _begin(store, "r")
