@@ -144,7 +144,8 @@ class _Follower:
     def _say_end(self, data: bytes) -> str:
         """What the end of an attempt means for the run; empty while another attempt may go on."""
         lines = [_parse(line) or {} for line in data.rstrip(b"\n").split(b"\n")[-LAST_LINES:]]
-        fields = next((line for line in reversed(lines) if line.get("event") == Event.RUN_END), {})
+        ends = [line for line in lines if line.get("event") == Event.RUN_END]
+        fields = ends[-1] if ends else {}
         code = fields.get("code")
         if code not in [one.value for one in ExitCode if one.again not in _AGAIN]:
             return ""
