@@ -40,9 +40,9 @@ _READING_SECONDS = 12.0
 """Of these: then the page is made of the runs that were read, the newest."""
 _WORTH_A_ROW = (
     *(ExitCode.OK, ExitCode.UNKNOWN, ExitCode.INTEGRITY),
-    *(ExitCode.TRAINING_FAILED, ExitCode.CONFLICT, ExitCode.GATE_REFUSED),
+    *(ExitCode.TRAINING_FAILED, ExitCode.GATE_REFUSED),
 )
-"""After other ends the time is short, the store may be away, or the next attempt goes on at once."""
+"""After other ends the time is short, the store may be away, the run is another's, or the next attempt goes on at once."""
 
 MAX_RUNS = 200
 """Of the store, the newest: those of this model among them stand on the page."""

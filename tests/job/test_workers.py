@@ -79,6 +79,7 @@ def test_two_workers_are_two_replicas_bit_for_bit_and_are_counted_once(
     # W15: what is counted is on the chief alone; the other tells about its own process.
     assert series[0]["mnist_train_steps_total"] > 0
     counted_by_each = {"mnist_train_store_requests_total", "mnist_train_store_retries_total"}
+    counted_by_each |= {"mnist_train_warnings_total", "process_cpu_seconds_total"}
     totals = {name for name in series[1] if name.endswith("_total")}
     assert totals <= counted_by_each
     assert {"mnist_train_info", "mnist_train_phase"} <= series[1].keys()
