@@ -79,8 +79,8 @@ def _variables() -> Iterator[Json]:
     yield _variable("namespace", "Namespace", f"label_values({either}, namespace)")
     yield _variable("release", "Release", f'label_values({start}{{namespace=~"$namespace"}}, release)')
     chosen = 'namespace=~"$namespace",release=~"$release"'
-    yield _variable("model", "Model", f"label_values({start}{{{chosen}}}, model)", everything=".+")
-    yield _variable("origin", "Started by", f"label_values({start}{{{chosen}}}, origin)")
+    yield _variable("model", "Model", f"label_values({start}{{{chosen}}}, model)")
+    yield _variable("origin", "Started by", f"label_values({start}{{{chosen}}}, origin)", everything=".+")
     yield _variable("run", "Run (live panels)", f"label_values({live('info')}, run)")
     yield _periods({"hour": 3600, "6 hours": 6 * 3600, "day": 86400, "week": 7 * 86400}, default="day")
 

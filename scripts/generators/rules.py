@@ -16,6 +16,7 @@ MATCHERS = {
     "pushed": 'origin="schedule",',
     "live": "",
     "cronjob": 'cronjob="train",',
+    "release": '"$1"',
     "jobs": 'job_name=~"train-[0-9]{8}",',
     "pods": 'pod=~"train-([0-9a-f]{8}|[a-z0-9]{10})(-[0-9]{1,4})?-[a-z0-9]{5}",',
 }
@@ -51,7 +52,7 @@ def make_rules(source: dict[str, Any]) -> str:
 
 def _make_rule(rule: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
     def fill(text: str) -> str:
-        return fill_in(text, MATCHERS | source["thresholds"])
+        return fill_in(text, MATCHERS | with_sums(source["thresholds"]))
 
     return {
         "alert": rule["alert"],
@@ -64,6 +65,12 @@ def _make_rule(rule: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
             "runbook_url": f"{_OPERATIONS}#{rule['runbook']}",
         },
     }
+
+
+def with_sums(thresholds: dict[str, Any]) -> dict[str, Any]:
+    """The thresholds, and the numbers that are made of them, as `mnist-train.rulePlaces` of the chart makes them."""
+    period = thresholds["periodSeconds"]
+    return thresholds | {"graceSeconds": period + thresholds["endSeconds"], "nightSeconds": min(period, 86400)}
 
 
 def fill_in(text: str, places: dict[str, Any]) -> str:
@@ -83,8 +90,9 @@ def make_table(source: dict[str, Any]) -> str:
 
 
 def _make_row(rule: dict[str, Any], thresholds: dict[str, Any]) -> tuple[str, ...]:
-    without = re.sub(rf"\[\[({'|'.join(MATCHERS)})\]\]", "", rule["expr"]).replace("{}", "")
-    timed = re.sub(r"\[\[(\w+)\]\](?=[sd]\b)", lambda match: json.dumps(thresholds[match[1]]), without)
+    numbers = with_sums(thresholds)
+    without = re.sub(rf"\[\[({'|'.join(MATCHERS.keys() - {'release'})})\]\]", "", rule["expr"]).replace("{}", "")
+    timed = re.sub(r"\[\[(\w+)\]\](?=[sd]\b)", lambda match: json.dumps(numbers[match[1]]), without)
     expression = re.sub(r"\[\[(\w+)\]\]", r"\1", timed).replace("|", r"\|")
     held = f" for {fill_in(rule['for'], thresholds)}" if "for" in rule else ""
     return (

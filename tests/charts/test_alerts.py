@@ -19,6 +19,7 @@ _PLAIN = CHART / "files" / "mnist-train.rules.yaml"
 _HOUR, _DAY = 3600, 86400
 _PUSHED = 'instance="",job="mnist-train",model="mnist",namespace="ml",release="train",origin="schedule"'
 _BY_HAND = _PUSHED.replace("schedule", "manual")
+_OTHER_MODEL, _NO_MODEL = _PUSHED.replace("mnist", "digits"), _PUSHED.replace('model="mnist",', "")
 _LIVE = 'instance="10.1.2.3:9090",job="ml/train",namespace="ml",pod="train-29123456-x2x4z"'
 _KUBE = 'instance="10.1.2.4:8080",job="kube-state-metrics",namespace="ml"'
 _CRON = f'{_KUBE},cronjob="train"'
@@ -205,8 +206,33 @@ def never_succeeded_one_killed_one_failed_one_by_hand_is_well(story: Story) -> N
     story.push(20, group=_BY_HAND)
     story.fail(_NIGHT[1], code=66)
     story.push(_NIGHT[2])
-    story.says("NeverSucceeded", silent=(26, 51), fires=(28, 50))
+    story.says("NeverSucceeded", silent=(26, 28, 51), fires=(30, 50))
     story.says("NoSuccess", silent=(50,))
+
+
+@_new_schedule
+def a_wrong_setting_hides_the_model_and_then_all_is_well(story: Story) -> None:
+    story.push(3, code=64, outcome="failed", group=_NO_MODEL)
+    for at in _NIGHT[1:3]:
+        story.push(at)
+    for alert in ("NeverSucceeded", "PushStale"):
+        story.says(alert, silent=(60,))
+
+
+@_schedule
+def another_model_is_trained_from_now_on(story: Story) -> None:
+    story.push(_NIGHT[1], group=_OTHER_MODEL)
+    story.fail(_NIGHT[2])
+    for alert in ("NoSuccess", "PushStale"):
+        story.says(alert, silent=(60,))
+    story.says("NoSuccess", silent=(74,), fires=(76,))
+
+
+@_schedule
+def the_schedule_is_suspended_for_days_and_then_goes_on(story: Story) -> None:
+    story.put(f"kube_cronjob_spec_suspend{{{_CRON}}}", {0: 0, 10: 1, 80: 0})
+    for alert in ("NoSuccess", "PushStale"):
+        story.says(alert, silent=(60, 81, 104), fires=(107,))
 
 
 @_schedule
@@ -375,15 +401,15 @@ def no_job_completes_though_one_by_hand_and_one_of_another_release_do(story: Sto
 @_kube
 def jobs_are_deleted_at_once_and_then_the_schedule_is_suspended(story: Story) -> None:
     story.put(f"kube_cronjob_status_last_successful_time{{{_CRON}}}", {3: 3 * _HOUR})
-    story.put(f"kube_cronjob_spec_suspend{{{_CRON}}}", {60: 1})
-    story.says("KubeNoSuccess", silent=(50, 60), fires=(52, 59))
+    story.put(f"kube_cronjob_spec_suspend{{{_CRON}}}", {60: 1, 70: 0})
+    story.says("KubeNoSuccess", silent=(50, 60, 70, 94), fires=(52, 59, 97))
 
 
 @_kube
 def no_job_ever_completes_such_as_with_a_wrong_image(story: Story) -> None:
     story.make_job(10, _OF_CLIENT)
     story.make_job(51, "train-29123402")
-    story.says("KubeNeverSucceeded", silent=(23, 51), fires=(25, 50))
+    story.says("KubeNeverSucceeded", silent=(25, 51), fires=(27, 50))
     story.says("KubeNoSuccess", silent=(50,))
 
 
@@ -444,8 +470,17 @@ def checkpoints_are_slow_for_a_while(story: Story) -> None:
 @_run
 def a_checkpoint_grows_old_while_training_goes_on(story: Story) -> None:
     story.be_in({0: "train", 20: "publish"})
+    story.live("process_start_time_seconds", {0: 0})
     story.live("checkpoint_last_timestamp_seconds", {0: 0, 15: 900})
     story.says("OldCheckpoint", silent=(9, 15, 40), fires=(12,))
+
+
+@_run
+def an_attempt_goes_on_from_a_checkpoint_of_yesterday(story: Story) -> None:
+    story.be_in({100: "train"})
+    story.live("process_start_time_seconds", {100: 100 * 60})
+    story.live("checkpoint_last_timestamp_seconds", {100: 60})
+    story.says("OldCheckpoint", silent=(102,), fires=(112,))
 
 
 @_run

@@ -14,6 +14,7 @@ The alerts of files/rules.yaml for this release. Prometheus' own {{ }} stand in 
   "cronjob" (printf "%scronjob=%s," $namespace (toJson $base))
   "jobs" (printf "%sjob_name=~%s," $namespace (printf "%s-[0-9]{8}" $base | toJson))
   "pods" (print $namespace $pod)
+  "release" (include "mnist-train.instance" . | toJson)
 -}}
 {{- $thresholds := .Values.monitoring.rules.thresholds -}}
 {{- /* With the default settings these are the numbers of rules.yaml. */ -}}
@@ -29,6 +30,9 @@ The alerts of files/rules.yaml for this release. Prometheus' own {{ }} stand in 
 {{- $derived := get $ofSettings $name | default $default -}}
 {{- $_ := set $places $name (ternary $derived $value $isUnset | toJson) -}}
 {{- end -}}
+{{- $period := get $places "periodSeconds" | int64 -}}
+{{- $_ := set $places "graceSeconds" (add $period (get $places "endSeconds" | int64) | toJson) -}}
+{{- $_ := set $places "nightSeconds" (min $period 86400 | toJson) -}}
 {{ toJson $places }}
 {{- end -}}
 
