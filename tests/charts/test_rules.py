@@ -89,6 +89,11 @@ def test_thresholds_severities_and_labels_are_the_users() -> None:
     assert rules["MnistTrainStalled"]["annotations"]["runbook_url"] == "https://docs.example/operations.md#stalled"
 
 
+def test_without_an_alert_there_is_no_object() -> None:
+    values = _values(severities=dict.fromkeys(_ALL, "none"))
+    assert "PrometheusRule" not in [each["kind"] for each in render(values)]
+
+
 def test_thresholds_that_are_left_alone_follow_the_settings() -> None:
     slow = {"observe": _NIGHTS["observe"] | {"stall_timeout_seconds": 1000}, "checkpoint": {"interval_seconds": 60}}
     rules = _rules(_values() | slow)
