@@ -246,8 +246,8 @@ def _calls_outside_points(node: ast.AST) -> Iterator[ast.Call]:
     if isinstance(node, ast.With) and any("point(" in ast.unparse(item.context_expr) for item in node.items):
         return
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _WRITES:
-        is_of_a_string = node.func.attr == "replace" and len(node.args) == 2 and ast.unparse(node.func.value) != "os"
-        if not is_of_a_string:
+        is_of_a_path = len(node.args) == 1 or ast.unparse(node.func.value) == "os"
+        if node.func.attr != "replace" or is_of_a_path:
             yield node
     for child in ast.iter_child_nodes(node):
         yield from _calls_outside_points(child)
