@@ -86,6 +86,7 @@ def main() -> None:
     pages = [Path(argument) for argument in sys.argv[1:] if not argument.startswith("--")]
     folder = Path(next((a.removeprefix("--to=") for a in sys.argv if a.startswith("--to=")), "."))
     for page in pages:
+        folder.mkdir(parents=True, exist_ok=True)
         for name, width in WIDTHS.items():
             needed, height = size_of(page, width=width)
             print(f"{page} on {name}: {needed} of {width} pixels wide, {height} high")
