@@ -139,7 +139,7 @@ def _drawn_manifests(num: int, namespace: str) -> Iterator[Manifest]:
                 manifest["spec"] |= {"serviceAccountName": "default"}
                 for name in ("priorityClassName", "runtimeClassName"):
                     manifest["spec"].pop(name, None)
-            if manifest and manifest["kind"] != "PodMonitor":
+            if manifest and manifest["kind"] not in ("PodMonitor", "PrometheusRule"):
                 yield manifest
 
 
