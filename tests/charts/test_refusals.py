@@ -9,6 +9,13 @@ from jsonschema import Draft7Validator
 from tests.charts.helm import CHART, RenderError, fields_of, render
 
 _SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+_BOTH = {
+    "weight": 1,
+    "podAffinityTerm": {
+        **{"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}},
+        **{"matchLabelKeys": ["k"], "mismatchLabelKeys": ["k"]},
+    },
+}
 _SCHEDULE = {"schedule": "0 3 * * *", "activeDeadlineSeconds": 7200}
 
 
@@ -29,6 +36,10 @@ _SCHEDULE = {"schedule": "0 3 * * *", "activeDeadlineSeconds": 7200}
         (
             {"store": {"uri": "s3://b"}, "persistence": {"existingClaim": "mine"}},
             r"persistence\.existingClaim is not used with store\.uri: set persistence\.cache=true",
+        ),
+        (
+            {"affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [_BOTH]}}},
+            r"affinity\.podAntiAffinity must not have a key in matchLabelKeys and in mismatchLabelKeys, received k in both",
         ),
         ({"terminationGracePeriodSeconds": 25}, r"at least 10 s more than checkpoint\.final_save_seconds \(20\).* 30"),
         ({"checkpoint": {"final_save_seconds": 55}}, r"terminationGracePeriodSeconds must .* set it to 65"),

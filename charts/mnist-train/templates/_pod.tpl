@@ -177,6 +177,20 @@ apply of both would be a conflict. A term without conditions matches no node, an
 */ -}}
 {{- define "mnist-train.affinity" -}}
 {{- $affinity := deepCopy (.Values.affinity | default dict) -}}
+{{- range $kind := list "podAffinity" "podAntiAffinity" -}}
+{{- $of := get $affinity $kind | default dict -}}
+{{- $terms := get $of "requiredDuringSchedulingIgnoredDuringExecution" | default list -}}
+{{- range get $of "preferredDuringSchedulingIgnoredDuringExecution" | default list -}}
+{{- $terms = append $terms .podAffinityTerm -}}
+{{- end -}}
+{{- range $term := $terms -}}
+{{- range $key := $term.matchLabelKeys -}}
+{{- if has $key ($term.mismatchLabelKeys | default list) -}}
+{{- fail (printf "affinity.%s must not have a key in matchLabelKeys and in mismatchLabelKeys, received %s in both; leave it out of one" $kind $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.queueName .Values.nodeSelector -}}
 {{- $wanted := list -}}
 {{- range $key, $value := .Values.nodeSelector -}}

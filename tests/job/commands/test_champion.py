@@ -179,11 +179,11 @@ class TestLists:
         store.create("runs/started/run.json", b"{}")
         rows = {row["run"]: row for row in json.loads(run_job("runs", "-o", "json").stdout)}
         assert [(row["state"], row["gate"]) for row in rows.values()] == [
+            ("damaged", None),
             ("committed", "promoted (first)"),
             ("committed", "refused (max_accuracy_drop)"),
             ("committed", "promoted (not_worse)"),
             ("running", None),
-            ("damaged", None),
         ]
         assert rows["a"]["champion"] is None
         assert re.fullmatch(r"plain 2 since 20\d\d-\d\d-\d\dT\d\d:\d\d", rows["c"]["champion"])
