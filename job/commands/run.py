@@ -61,7 +61,6 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     stored_log = StoredLog(run=identity.run, attempt=identity.attempt)
     metrics = make_metrics(config, pod, status=status, phases=phases, is_chief=workers.is_chief)
     report: dict[str, bytes] = {}
-
     gateway = config.observe.pushgateway_url if workers.is_chief else None
     group = push_group(config, pod)
 
@@ -71,22 +70,17 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
 
     def log_end() -> None:
         emit_end(status, display, phases=phases)
-        if log_format == "text" and status.outcome == "interrupted" and workers.is_chief:
-            print_way_on(config, status, arguments=sys.argv[1:])
+        if log_format == "text" and workers.is_chief:
+            _say_way_on(config, status)
 
     def store_log() -> None:
-        stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
-        if config.observe.report and workers.is_chief:
-            rewrite_index(config, status)
-            stored_log.finish({})  # a warning of it
+        _store_end(config, stored_log, metrics, status=status, report=report)
 
     status.on_end = lambda: tell_end(push, log_end, store_log)
     _configure_logs(log_format, identity, workers, display=display, stored_log=stored_log, warnings=metrics.warnings)
     status.write()
     _emit_start(config, pod)
-    if config.observe.metrics_port:
-        observe = config.observe
-        exposition.serve(metrics.running, port=observe.metrics_port, address=observe.metrics_address)
+    _serve(config, metrics)
     if gateway:
         exposition.push_start(gateway, metrics.start, group=group)
     surroundings = Surroundings(
@@ -103,6 +97,44 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     )
     if not workers.is_chief:
         return _assist(config, surroundings, status=status)
+    return _lead(config, surroundings, status=status, log_format=log_format, report=report)
+
+
+def _say_way_on(config: Config, status: Status) -> None:
+    if status.outcome == "interrupted":
+        print_way_on(config, status, arguments=sys.argv[1:])
+
+
+def _store_end(
+    config: Config, stored_log: StoredLog, metrics: Metrics, *, status: Status, report: dict[str, bytes]
+) -> None:
+    """Keep the series, the report and the rest of the log; then make the page of the model again."""
+    stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything), **report})
+    if config.observe.report and metrics.is_chief:
+        rewrite_index(config, status)
+        stored_log.finish({})  # a warning of it
+
+
+def _serve(config: Config, metrics: Metrics) -> None:
+    if config.observe.metrics_port:
+        observe = config.observe
+        exposition.serve(metrics.running, port=observe.metrics_port, address=observe.metrics_address)
+
+
+def _lead(
+    config: Config,
+    surroundings: Surroundings,
+    *,
+    status: Status,
+    log_format: logs.LogFormat,
+    report: dict[str, bytes],
+) -> int:
+    """Make the run's result; returns exit code 0.
+
+    Args:
+        report: takes in the page of the run.
+    """
+    stop = surroundings.stop
     try:
         outcome = run(config, surroundings, KerasWorkload(os.environ))
     except RetiredError as error:  # it was committed: no failure, and the model is not made again under the same id
@@ -111,7 +143,14 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
     stop.ignore()  # a committed run must not be reported as interrupted
     if config.observe.report and not outcome.is_skipped:
         report |= _make_report(config, outcome)
-    return _end_well(config, outcome, status=status, log_format=log_format, phases=phases, stored_log=stored_log)
+    return _end_well(
+        config,
+        outcome,
+        status=status,
+        log_format=log_format,
+        phases=surroundings.phases,
+        stored_log=surroundings.stored_log,
+    )
 
 
 def _assist(config: Config, surroundings: Surroundings, *, status: Status) -> int:

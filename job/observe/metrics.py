@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from job import clock
@@ -297,7 +296,7 @@ class Metrics:
             "promoted": None if self.verdict is None else int(self.verdict == "promoted"),
             "champion_accuracy": champion.accuracy if champion else None,
             "champion_version": champion.version if champion else None,
-            "champion_timestamp_seconds": datetime.fromisoformat(champion.when).timestamp() if champion else None,
+            "champion_timestamp_seconds": clock.seconds_of(champion.when) if champion else None,
         }
         yield from self._gauges(_OUTCOME, {name: value for name, value in values.items() if value is not None})
         yield _one_hot("outcome", "1 for how the attempt ended.", OUTCOMES, status.outcome)

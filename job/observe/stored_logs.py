@@ -119,9 +119,8 @@ def read_stored_log(store: Store, run_id: str, *, seen: set[str] | None = None) 
             attempts.setdefault(segment[1], []).append(entry.key)
 
     def first_line(attempt: str) -> bytes:
-        return _read_segment(store, attempts[attempt][0]).partition(b"\n")[
-            0
-        ]  # it starts with its time, in a form that sorts
+        line, _, _ = _read_segment(store, attempts[attempt][0]).partition(b"\n")
+        return line  # it starts with its time, in a form that sorts
 
     in_order = sorted(attempts, key=first_line) if len(attempts) > 1 else list(attempts)
     for attempt in in_order:
