@@ -227,8 +227,7 @@ def _make_result(
     state_digests = _digests_of_state(training)
     results = workload.finish(training, phases=phases)
     surroundings.view.set(test_loss=results.scores.loss)
-    recalls = {of_class.name: of_class.recall for of_class in results.scores.classes}
-    surroundings.view.evaluated(recalls, results.scores.metrics)
+    surroundings.view.evaluated({each.name: each.recall for each in results.scores.classes}, results.scores.metrics)
     with phases("publish"):
         record = _describe_work(training, ledger)
         files = {**results.files, read.METRICS_FILE: _to_metrics_file(results, training=training, record=record)}

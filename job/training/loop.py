@@ -159,12 +159,8 @@ class Training:
         """
         meter = _Meter(total_steps=self.total_steps, start_step=self._start_step)
         step, phases = self._start_step, ledger.phases
-        view.training_starts(
-            step=step,
-            total_steps=self.total_steps,
-            epochs=self._settings.epochs,
-            counters=self.counters(step, ledger=ledger),
-        )
+        counters = self.counters(step, ledger=ledger)
+        view.training_starts(step=step, total_steps=self.total_steps, epochs=self._settings.epochs, counters=counters)
 
         def checkpoint() -> Checkpoint:
             return self._make_checkpoint(step, result_digest=result_digest, ledger=ledger, is_end=bool(stop.requested))
