@@ -17,6 +17,7 @@ REQUEST_ANNOTATION = "mnist-train/request"
 
 _RUN_ID_FLAG = "--run.id="
 _EPOCHS_FLAG = "--train.epochs="
+_PROMOTION_FLAG = "--promotion.enabled="
 _CREATED_POD = re.compile(r"^Created pod: (\S+)$")
 
 
@@ -59,6 +60,12 @@ def epochs_of(job: Object) -> int:
     count = parse_count(given[-1].removeprefix(_EPOCHS_FLAG)) if given else None
     default: int = TrainSection.model_fields["epochs"].default
     return default if count is None else count
+
+
+def may_promote(job: Object) -> bool:
+    """Whether its settings let the run become the champion."""
+    given = [argument for argument in arguments_of(job) if argument.startswith(_PROMOTION_FLAG)]
+    return not given or given[-1].removeprefix(_PROMOTION_FLAG).lower() not in ("false", "f", "no", "n", "off", "0")
 
 
 def overrides_of(job: Object) -> str:

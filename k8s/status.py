@@ -19,7 +19,7 @@ from k8s.causes import (
     termination_message,
 )
 from k8s.ends import explain_end, verdict_of
-from k8s.runs import epochs_of, overrides_of, run_id_of
+from k8s.runs import epochs_of, may_promote, overrides_of, run_id_of
 from k8s.shapes import Object
 from k8s.workers import FINISHING, FOLLOWS, Phase, Worker, explain_last_end, judge_worker, name_worker, workers_of
 
@@ -60,6 +60,8 @@ class RunStatus:
     finished: str | None
     settings: str
     """What `submit --set` changed."""
+    may_promote: bool = True
+    """Whether its settings let it become the champion."""
     pod: str | None = None
     """The newest one."""
     exit_code: int | None = None
@@ -124,6 +126,7 @@ def judge(
         created=job["metadata"].get("creationTimestamp", ""),
         finished=_finished(job),
         settings=overrides_of(job),
+        may_promote=may_promote(job),
         pod=chief.pods[-1]["metadata"]["name"] if chief.pods else None,
         exit_code=code if phase in ("Succeeded", "Failed", "Retrying") else None,
         epochs=epochs_of(job),
@@ -174,7 +177,7 @@ def _suspended(job: Object, workers: list[Worker]) -> tuple[Phase, Cause]:
     if queue:
         action = "nothing: it starts when there is such a queue with room (kubectl describe workloads)"
         return "Suspended", Cause(reason="Queued", message=f"waits in Kueue's queue {one_line(queue)}", action=action)
-    action = "helm upgrade --set suspend=false; or cancel and resume it"
+    action = "helm upgrade --reset-then-reuse-values --set suspend=false; or cancel and resume it"
     return "Suspended", Cause(reason="Suspended", message="spec.suspend is true", action=action)
 
 

@@ -95,7 +95,7 @@ def build_triggered_job(cronjob: Object, *, name: str) -> Object:
     if cronjob["spec"].get("schedule") == NEVER:
         raise UsageError(
             f"release {cronjob['metadata']['name']} has no schedule to trigger; use mnist-k8s submit, "
-            "or helm upgrade --set schedule=..."
+            "or helm upgrade --reset-then-reuse-values --set schedule=..."
         )
     job = _from_template(cronjob, name=name, settings="")
     job["metadata"]["annotations"][RUN_ANNOTATION] = run_id_of(job)
@@ -271,5 +271,5 @@ def _check_workers(wanted: int, job: Object) -> None:
     if wanted != made:
         raise UsageError(
             f"cluster.workers: must equal the number of workers of the release ({made}), received {wanted}; use "
-            f"helm upgrade --set cluster.workers={wanted}: the chart makes the workers' addresses"
+            f"helm upgrade --reset-then-reuse-values --set cluster.workers={wanted}: the chart makes the workers' addresses"
         )

@@ -48,6 +48,8 @@ def describe(run: RunStatus, *, now: datetime | None = None) -> str:
 def resume_command(run: RunStatus) -> str:
     """What goes on with a run whose Job, and with it its settings, is gone: without them it would end with 73."""
     settings = re.split(r", (?=[a-z_]+\.[a-z_]+=)", run.settings) if run.settings else []
+    if run.may_promote and not any(setting.startswith("promotion.enabled=") for setting in settings):
+        settings.append("promotion.enabled=true")  # a run that is made by hand has it off
     words = ["mnist-k8s resume", texts.quoted(run.run), *(f"--set {texts.quoted(setting)}" for setting in settings)]
     return " ".join(words)
 

@@ -105,7 +105,7 @@ def _leave_out_what_is_ignored(values: dict[str, Any]) -> None:
     )
     of_switch = {
         "serviceAccount": ["annotations"],
-        "networkPolicy": ["egressCIDRs", "egressPorts"],
+        "networkPolicy": ["egressCIDRs", "egressPorts", "dnsPorts"],
         "clientRole": ["subjects"],
     }
     for section, switch, default in switches:

@@ -49,6 +49,7 @@ _IGNORED: list[tuple[dict[str, Any], str]] = [
         r"rules\.severities needs monitoring\.rules",
     ),
     ({"networkPolicy": {"egressPorts": [9000]}}, r"networkPolicy\.egressPorts needs networkPolicy\.enabled=true"),
+    ({"networkPolicy": {"dnsPorts": [5353]}}, r"networkPolicy\.dnsPorts needs networkPolicy\.enabled=true"),
     (
         {"networkPolicy": {"egressCIDRs": ["10.0.0.0/8"]}},
         r"networkPolicy\.egressCIDRs needs networkPolicy\.enabled=true",

@@ -155,7 +155,7 @@ def test_other_workers_than_the_releases_are_refused_with_the_way_out(
 ) -> None:
     cluster.objects["cronjobs"].clear()
     cluster.add("cronjobs", template(workers=made))
-    words = rf"the release \({made}\), received {wanted}; use helm upgrade --set cluster\.workers={wanted}: the chart"
+    words = rf"the release \({made}\), received {wanted}; use helm upgrade --reset-then-reuse-values --set cluster\.workers={wanted}: the chart"
     with pytest.raises(UsageError, match=words):
         client.submit([f"cluster.workers={wanted}"])
     assert not cluster.get("jobs")
@@ -323,6 +323,22 @@ def test_what_cancel_says_goes_on_with_the_settings_of_the_cancelled_run(client:
     client.resume(options.run, options.settings)
     [job] = cluster.get("jobs")
     assert {"--train.epochs=9", "--model.hidden_units=[8, 16]", f"--run.id={run}"} <= set(arguments(job))
+    assert arguments(job)[-1] == "--promotion.enabled=false"
+
+
+@pytest.mark.parametrize("submitted", [("--promote",), ("--set=promotion.enabled=true",)])
+def test_a_run_that_could_become_the_champion_still_can_when_it_goes_on(
+    submitted: tuple[str, ...], client: RunClient, cluster: ApiServer
+) -> None:
+    options = parse_command_line(["submit", *submitted])
+    run = client.submit(options.settings, promote=options.promote).run
+    cluster.get("jobs")[0]["status"] = {"conditions": [{"type": "Suspended", "status": "True"}]}
+    command = shlex.split(resume_command(client.cancel(run, timeout_seconds=5)))
+    options = parse_command_line(command[1:])
+    assert list(options.settings) == ["promotion.enabled=true"]
+    client.resume(options.run, options.settings)
+    [job] = cluster.get("jobs")
+    assert "--promotion.enabled=false" not in arguments(job)
 
 
 def test_a_run_that_has_ended_is_not_cancelled(client: RunClient, cluster: ApiServer) -> None:

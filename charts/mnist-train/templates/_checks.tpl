@@ -52,7 +52,7 @@ Allowed on purpose: image.tag beside image.digest (release tools write both), hi
   (list (not $hasVolume) $ofClaim "needs a PVC, and store.uri alone has none" "set persistence.cache=true to keep prepared data on one, or leave it out")
   (list (ne $values.monitoring.scrape "podMonitor") (list "monitoring.interval" "monitoring.labels" "monitoring.honorLabels" "monitoring.relabelings" "monitoring.metricRelabelings" "monitoring.podTargetLabels") "needs monitoring.scrape=podMonitor" "set that, or leave it out")
   (list (not $values.monitoring.rules.enabled) (list "monitoring.rules.labels" "monitoring.rules.alertLabels" "monitoring.rules.severities" "monitoring.rules.thresholds" "monitoring.rules.runbookUrl") "needs monitoring.rules.enabled=true" "set that, or leave it out")
-  (list (not $values.networkPolicy.enabled) (list "networkPolicy.egressCIDRs" "networkPolicy.egressPorts") "needs networkPolicy.enabled=true" "set that, or leave it out")
+  (list (not $values.networkPolicy.enabled) (list "networkPolicy.egressCIDRs" "networkPolicy.egressPorts" "networkPolicy.dnsPorts") "needs networkPolicy.enabled=true" "set that, or leave it out")
   (list (not $values.clientRole.create) (list "clientRole.subjects") "needs clientRole.create=true" "set that, or leave it out")
   (list (not $values.monitoring.dashboard.enabled) (list "monitoring.dashboard.labels" "monitoring.dashboard.annotations") "needs monitoring.dashboard.enabled=true" "set that, or leave it out")
   (list (not $usesAzure) (list "store.account_name") "needs store.uri or data.uri with az://" "leave it out")
