@@ -416,7 +416,8 @@ def finish(
                 who=f"attempt {surroundings.identity.attempt}",
                 reevaluate=workload.predict_with,
             ).settle(committed)
-            view.decided(gate.verdict)
+            if gate.model == model:  # else it was decided about another name, when the run was committed
+                view.decided(gate.verdict)
     with surroundings.phases("publish"), after_commit("layout.failed", fatal=JobError):
         newest = serving.finish_champions_layout(store, model)
         if newest:

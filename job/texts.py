@@ -133,17 +133,24 @@ def say_placement(*, num_workers: int, num_replicas: int) -> str:
     return f"{num_workers} worker{'s'[: num_workers > 1]} x {each} replica{'s'[: each > 1]}"
 
 
+_UNITS_OF_TIME = (
+    (60, "min", 1, "s", 3600),
+    (3600, "h", 60, "min", 86400),
+    (86400, "d", 3600, "h", math.inf),
+)
+"""Seconds and name of a unit, the same of the next smaller one, and the seconds that are a larger unit."""
+
+
 def say_duration(seconds: float | None) -> str:
     """In the two largest units, such as `12.3 s`, `5 min 3 s`, `3 h 12 min`, `2 d 4 h`; a dash when it is not known."""
     if seconds is None or not math.isfinite(seconds):
         return "-"
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    minutes, hours = divmod(int(seconds), 60), divmod(int(seconds) // 60, 60)
-    if minutes[0] < 60:
-        return f"{minutes[0]} min {minutes[1]} s"
-    days = divmod(hours[0], 24)
-    return f"{days[0]} d {days[1]} h" if days[0] else f"{hours[0]} h {hours[1]} min"
+    each = next(each for each in _UNITS_OF_TIME if round(seconds / each[2]) * each[2] < each[4])
+    unit, name, smaller, smaller_name, _ = each
+    whole = round(seconds / smaller) * smaller
+    return f"{whole // unit} {name} {whole % unit // smaller} {smaller_name}"
 
 
 def say_parts(seconds: Mapping[str, Any]) -> str:
@@ -173,4 +180,4 @@ def say_seconds_at(when: str | None) -> str:
 
 def count_of(number: int, word: str) -> str:
     """Such as `1 attempt`, `2 attempts`."""
-    return f"{number} {word}{'s'[: number != 1]}"
+    return f"{number:,} {word}{'s'[: number != 1]}"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from job import clock
 from job.commands.report.charts import linear_ticks
-from job.commands.report.elements import STYLE, Element, element, row_of, say_count, say_seconds, say_share, to_page
-from job.texts import one_line
+from job.commands.report.elements import STYLE, Element, element, row_of, say_share, to_page
+from job.texts import count_of, one_line, say_duration
 
 _TO_ROOT = "../../"
 """From `models/<name>/` to where keys begin."""
@@ -49,6 +49,7 @@ class Night:
     """One run of the page.
 
     Attributes:
+        ended_seconds: of a result, when it was committed: its dot is there, and the champion moves about then.
         duration_seconds: wall time of all attempts.
         accuracy: on the test split; None without a result.
         verdict: the gate's; empty when it was not asked.
@@ -60,6 +61,7 @@ class Night:
 
     run: str
     started_seconds: float
+    ended_seconds: float = 0.0
     num_attempts: int
     duration_seconds: float | None = None
     accuracy: float | None = None
@@ -68,11 +70,6 @@ class Night:
     report: str | None = None
     code: int | None = None
     last_sign_seconds: float | None = None
-
-    @property
-    def ended_seconds(self) -> float:
-        """When it ended, without the time between its attempts: its dot is there, and the champion moves about there."""
-        return self.started_seconds + (self.duration_seconds or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +121,7 @@ def _headline(nights: Sequence[Night], promotions: Sequence[Promotion]) -> Eleme
 
 
 def _footnote(nights: Sequence[Night], *, num_left_out: int, made_seconds: float) -> Iterable[str]:
-    yield f"{say_count(len(nights), 'run')}, newest first; times in UTC. "
+    yield f"{count_of(len(nights), 'run')}, newest first; times in UTC. "
     yield f"Made {_time(made_seconds)}; each run makes this page again."
     if num_left_out:
         yield f" {num_left_out} older runs of the store are left out."
@@ -151,7 +148,7 @@ def _run(night: Night, versions: Sequence[int], *, is_champion: bool) -> Element
         element("td", _link(night.run, night.report), class_="run"),
         _result(night, versions, is_champion=is_champion),
         _number("accuracy", "-" if night.accuracy is None else say_share(night.accuracy)),
-        _number("took", "-" if night.duration_seconds is None else say_seconds(night.duration_seconds)),
+        _number("took", say_duration(night.duration_seconds)),
         _number("attempts", str(night.num_attempts)),
     )
     if is_champion:

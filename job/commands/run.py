@@ -156,6 +156,7 @@ def _lead(
 def _assist(config: Config, surroundings: Surroundings, *, status: Status) -> int:
     """Take part in the training of a run that worker 0 commits; returns exit code 0."""
     assist(config, surroundings, KerasWorkload(os.environ))
+    surroundings.stop.ignore()  # Kubernetes stops the other workers once worker 0 has completed
     status.end(outcome="assisted", code=contract.ExitCode.OK)
     return contract.ExitCode.OK
 

@@ -28,7 +28,9 @@ def print_summary(
         print(f"\nCommitted run {run_id} after {seconds:.1f} s")
     else:
         other = "another --run.id" if config.run.id else "--run.suffix=again"
-        print(f"\nRun {run_id} is committed already; nothing was trained. To train again: {other}")
+        is_late = "train" in phases
+        done = "was committed by another attempt meanwhile" if is_late else "is committed already; nothing was trained"
+        print(f"\nRun {run_id} {done}. To train again: {other}")
     lines = [("dataset", outcome.committed.dataset.name), *say_scores(outcome.committed.record)]
     lines += [*_trained_lines(outcome), ("gate", _gate_line(outcome)), ("time", say_parts(phases))]
     lines += [("model", outcome.model_location), *([("report", report)] if report else [])]

@@ -7,6 +7,7 @@ they leave the process (`exposition.py`).
 import bisect
 import logging
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -146,6 +147,7 @@ class Metrics:
     _counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
     _restored: Mapping[str, int] = field(default_factory=dict)
     _values: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _goodput_seconds: Mapping[str, float] = field(default_factory=dict)
     _recalls: Mapping[str, float] = field(default_factory=dict)
     _metrics: Mapping[str, float] = field(default_factory=dict)
@@ -173,8 +175,9 @@ class Metrics:
     def set(self, **gauges: float) -> None:
         """Set gauges by name; one that is no finite number is left out, as averages over it would be none either."""
         assert gauges.keys() <= _GAUGES.keys()
-        values = self._values | gauges
-        self._values = {name: value for name, value in values.items() if math.isfinite(value)}
+        with self._lock:  # the training and the writer of checkpoints set them
+            values = self._values | gauges
+            self._values = {name: value for name, value in values.items() if math.isfinite(value)}
 
     def registered(self) -> None:
         """The attempt is recorded in the store."""

@@ -108,7 +108,14 @@ _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
     ("succeeded-refused", "Succeeded", "Completed", 0, 1, ""),
     ("succeeded-without-message", "Succeeded", "Completed", 0, 1, ""),
     ("succeeded", "Succeeded", "Completed", 0, 1, ""),
-    ("suspended", "Suspended", "Suspended", None, 0, "helm upgrade --reset-then-reuse-values --set suspend=false; or cancel"),
+    (
+        "suspended",
+        "Suspended",
+        "Suspended",
+        None,
+        0,
+        "helm upgrade --reset-then-reuse-values --set suspend",
+    ),
     ("suspending", "Stopping", "Suspended", None, 1, ""),
     ("volume-limit", "Failed", "Evicted", 137, 1, "raise the sizeLimit of that volume in extraVolumes"),
     ("volume-missing", "Pending", "FailedMount", None, 1, "make what it names in this"),
@@ -125,7 +132,14 @@ _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
     ("workers-quota", "Pending", "QuotaExceeded", None, 1, "free some of the quota, or"),
     ("workers-running", "Running", "Running", None, 1, ""),
     ("workers-succeeded", "Succeeded", "Completed", 0, 1, ""),
-    ("workers-suspended", "Suspended", "Suspended", None, 0, "helm upgrade --reset-then-reuse-values --set suspend=false; or cancel"),
+    (
+        "workers-suspended",
+        "Suspended",
+        "Suspended",
+        None,
+        0,
+        "helm upgrade --reset-then-reuse-values --set suspend",
+    ),
     ("workers-suspending", "Stopping", "Suspended", None, 1, ""),
 ]
 

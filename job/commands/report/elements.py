@@ -130,16 +130,6 @@ def say_number(value: object) -> str:
     return f"{number:.4f}" if number == 0 or 1e-3 <= abs(number) < 1e6 else f"{number:.3g}"
 
 
-def say_seconds(seconds: float) -> str:
-    """Such as `3.2 s`, `2 min 5 s`, `4 h 0 min`, `3 d 2 h`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    units = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
-    unit, name, smaller, smaller_name = next(each for each in units if seconds >= each[0])
-    whole = round(seconds / smaller) * smaller
-    return f"{whole // unit} {name} {whole % unit // smaller} {smaller_name}"
-
-
 def say_time(text: object) -> str:
     """A stored time, such as `2026-11-24 00:00 UTC`."""
     try:
@@ -147,11 +137,6 @@ def say_time(text: object) -> str:
         return f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     except (ValueError, OverflowError):
         return cut(text, limit=_MAX_NAME_CHARACTERS) or "unknown"
-
-
-def say_count(count: int, noun: str) -> str:
-    """Such as `1 attempt`, `2 attempts`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def is_number(value: object) -> TypeGuard[float]:

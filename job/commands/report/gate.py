@@ -11,7 +11,6 @@ from job.commands.report.elements import (
     name_of,
     pairs,
     say_chance,
-    say_count,
     say_number,
     say_share,
     say_time,
@@ -21,6 +20,7 @@ from job.commands.report.facts import Facts, Rival
 from job.measures import ACCURACY, is_measure
 from job.registry.comparison import key_of
 from job.registry.rules import GateRecord
+from job.texts import count_of
 
 _KNOWN = {"accuracy", "examples", "metric", "lowest_recall", "lowest_recall_class", "constant", "constant_p_value"} | {
     *("champion_accuracy", "only_champion_right", "only_candidate_right", "p_value", "gain_p_value"),
@@ -65,7 +65,8 @@ def _say_rival(gate: GateRecord, rival: Rival | None) -> Iterable[Element | str]
     yield f"At {say_time(gate.decided)} the champion of {gate.model} was version {rival.version}, run "
     yield element("b", name_of(rival.run))
     if rival.move:
-        how = {"gate": "by the gate", "promote": "by hand (promote)", "rollback": "by hand (rollback)"}[rival.move.by]
+        hows = {"gate": "by the gate", "promote": "by hand (promote)", "rollback": "by hand (rollback)"}
+        how = hows.get(rival.move.by, f"by {name_of(rival.move.by)}")
         yield f", champion since {say_time(rival.move.when)}, {how}"
     yield "." if rival.committed else ". Its run is not in the store any more."
 
@@ -116,7 +117,7 @@ def _sentences(facts: Facts, gate: GateRecord) -> Iterable[str]:
         yield f"There are {examples:,} test examples: one of them is {100 / examples:.2g} points of accuracy."
     if isinstance(won, int) and isinstance(lost, int):
         yield (
-            f"{say_count(won, 'example')} won (only this run is right), {lost:,} lost (only the champion is right); of the "
+            f"{count_of(won, 'example')} won (only this run is right), {lost:,} lost (only the champion is right); of the "
             "others both are right, or both are wrong."
         )
     if is_number(numbers.get("p_value")):

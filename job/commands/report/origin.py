@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from job.commands.report.elements import Element, cut, element, name_of, pairs, say_seconds, say_share, table
+from job.commands.report.elements import Element, cut, element, name_of, pairs, say_share, table
 from job.commands.report.facts import Facts
 from job.config import Config, StoreSection
 from job.masking import masked
-from job.texts import quoted, say_placement
+from job.texts import quoted, say_duration, say_placement
 
 _WORDS = {
     "train": ("training steps that count", "#1a7f37"),
@@ -38,21 +38,21 @@ def time(facts: Facts) -> Iterable[Element]:
     yield element(
         "p",
         element("b", f"{say_share(goodput['ratio'])} goodput"),
-        f": the share of {say_seconds(wall_seconds)} that went into training steps that count.",
+        f": the share of {say_duration(wall_seconds)} that went into training steps that count.",
     )
     yield element("div", *_bar(coloured), class_="bar", role="img", aria_label="where the time went")
     whole = sum(max(0.0, seconds) for _, seconds in known) or 1.0
     yield table(
         ("", "part", "what it is", "time", "share"),
         (
-            (_swatch(colour), name_of(name), words, say_seconds(seconds), say_share(seconds / whole))
+            (_swatch(colour), name_of(name), words, say_duration(seconds), say_share(seconds / whole))
             for name, seconds, words, colour in coloured
         ),
         kind="texts",
     )
     down = goodput.get("down_seconds")
     if isinstance(down, int | float) and down > 0:
-        yield element("p", f"Between attempts no attempt ran for {say_seconds(down)}; the bar leaves that out.")
+        yield element("p", f"Between attempts no attempt ran for {say_duration(down)}; the bar leaves that out.")
     yield from _attempts(facts)
 
 
@@ -60,7 +60,7 @@ def _bar(parts: Iterable[tuple[str, float, str, str]]) -> Iterator[Element]:
     for name, seconds, _, colour in parts:
         if seconds > 0:
             style = f"flex: {seconds:.6g} 0 0; background: {colour}"
-            yield element("span", style=style, title=f"{name_of(name)}: {say_seconds(seconds)}")
+            yield element("span", style=style, title=f"{name_of(name)}: {say_duration(seconds)}")
 
 
 def _swatch(colour: str) -> Element:

@@ -14,9 +14,7 @@ from job.commands.report.elements import (
     cut,
     element,
     name_of,
-    say_count,
     say_number,
-    say_seconds,
     say_share,
     say_time,
     to_page,
@@ -33,6 +31,7 @@ from job.runs.read import CommittedRun, more_metrics
 from job.store.faults import of_errno
 from job.store.folder import check_way
 from job.store.store import Store
+from job.texts import count_of, say_duration
 
 _MAX_MORE = 20
 """Metrics beside accuracy and loss."""
@@ -97,15 +96,17 @@ def _tiles(facts: Facts) -> Iterator[Element]:
     for name, value in list(more_metrics(metrics).items())[:_MAX_MORE]:
         yield _tile(say_number(value), f"test {name_of(name)}")
     if metrics.get("val_loss") is not None:
-        loss, examples = say_number(metrics["val_loss"]), say_count(metrics["val_examples"], "example")
+        loss, examples = say_number(metrics["val_loss"]), count_of(metrics["val_examples"], "example")
         yield _tile(say_share(metrics["val_accuracy"]), f"validation accuracy, loss {loss}, {examples}")
         yield _tile("weights", say_weights(record))
-    yield _tile(say_seconds(goodput["wall_seconds"]), f"of work, {say_share(goodput['ratio'])} of it in training steps")
+    yield _tile(
+        say_duration(goodput["wall_seconds"]), f"of work, {say_share(goodput['ratio'])} of it in training steps"
+    )
     attempts, interruptions = counters.get("attempts"), counters.get("interruptions")
     if isinstance(attempts, int):
-        stops = say_count(interruptions, "interruption") if isinstance(interruptions, int) else "interruptions unknown"
-        yield _tile(say_count(attempts, "attempt"), stops)
-    yield _tile(say_count(len(facts.metrics["history"]), "epoch"), f"on {name_of(facts.committed.dataset.name)}")
+        stops = count_of(interruptions, "interruption") if isinstance(interruptions, int) else "interruptions unknown"
+        yield _tile(count_of(attempts, "attempt"), stops)
+    yield _tile(count_of(len(facts.metrics["history"]), "epoch"), f"on {name_of(facts.committed.dataset.name)}")
     yield _tile(say_time(record.get("committed", "")), "committed")
 
 

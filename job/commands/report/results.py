@@ -17,11 +17,11 @@ from job.commands.report.elements import (
     name_of,
     row_of,
     say_number,
-    say_seconds,
     say_share,
     table,
 )
 from job.commands.report.facts import Facts
+from job.texts import say_duration
 from job.training.evaluation import most_confused
 
 _MAX_WRONG = 20
@@ -113,7 +113,7 @@ def _epoch_row(number: int, epoch: Mapping[str, Any], *, scored: str) -> tuple[s
     def say(key: str, form: Callable[[object], str]) -> str:
         return form(epoch[key]) if is_number(epoch.get(key)) and is_drawable(epoch[key]) else "-"
 
-    seconds = say_seconds(epoch["seconds"]) if is_number(epoch.get("seconds")) else "-"
+    seconds = say_duration(epoch["seconds"]) if is_number(epoch.get("seconds")) else "-"
     return (
         str(number),
         say("loss", say_number),

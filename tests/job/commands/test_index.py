@@ -44,7 +44,14 @@ class Nights:
         self.put(contract.run_key(run), {"format": 1, "result_digest": "e", "config": config}, when=when)
 
     def commit(
-        self, run: str, *, when: float = 1e9, accuracy: float = 0.9, model: str | None = None, is_reported: bool = True
+        self,
+        run: str,
+        *,
+        when: float = 1e9,
+        accuracy: float = 0.9,
+        model: str | None = None,
+        is_reported: bool = True,
+        down_seconds: float = 0.0,
     ) -> None:
         self.begin(run, when=when)
         config = {"promotion": {"model_name": model}}
@@ -58,7 +65,7 @@ class Nights:
                 "config": config,
             },
             **{"dataset": {"name": "digits", "digest": "d"}, "metrics": {"test_accuracy": accuracy, "test_loss": 0.5}},
-            **{"counters": {"attempts": 3}, "goodput": {"wall_seconds": 200.0}},
+            **{"counters": {"attempts": 3}, "goodput": {"wall_seconds": 200.0, "down_seconds": down_seconds}},
         }
         self.put(contract.commit_key(run), commit, when=when + 200)
         if is_reported:
@@ -115,6 +122,16 @@ def test_the_curve_of_a_first_night_has_no_accuracy_that_there_is_none_of(nights
     nights.commit("one", accuracy=accuracy)
     shown = [float(text) for text in re.findall(r"(-?[\d.]+) %", nights.page().text)]
     assert 0.0 <= min(shown) <= max(shown) <= 100.0
+
+
+def test_a_run_that_paused_began_before_its_pause_and_its_dot_is_where_it_was_committed(nights: Nights) -> None:
+    """In a store that was copied, so that its files are younger than the run."""
+    for number, (run, seconds) in enumerate({"one": 0.0, "two": 36_000.0, "three": 0.0}.items()):
+        nights.commit(run, when=1e9 + number * 86400, down_seconds=seconds)
+    page = nights.page()
+    assert "2001-09-09 15:46 two" in page.text
+    first, second, third = (float(str(each["cx"])) for tag, each in page.tags if tag == "circle" and each["r"] == "3")
+    assert second - first == pytest.approx(third - second, abs=0.2)
 
 
 def test_a_rollback_and_a_promotion_by_hand_are_told(nights: Nights) -> None:

@@ -22,7 +22,7 @@ from job.attempt import Outcome
 from job.commands import run
 from job.commands.report import make_report, report_on, write_report
 from job.commands.report.charts import Line, chart, linear_ticks
-from job.commands.report.elements import say_number, say_seconds, say_share, say_time, to_page
+from job.commands.report.elements import say_number, say_share, say_time, to_page
 from job.commands.report.facts import Facts, Rival, gather
 from job.commands.report.results import to_png
 from job.config import Config, StoreSection
@@ -35,6 +35,7 @@ from job.runs import read, write
 from job.runs.read import CommittedRun, parse_run
 from job.store.open import open_store
 from job.store.store import Store
+from job.texts import say_duration
 from tests.conftest import QUICK, REPOSITORY, RunJob
 from tests.job.runs.committed_runs import content_of, files_of
 
@@ -344,12 +345,16 @@ def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (say_seconds(0.04), "0.0 s"),
-        (say_seconds(59.94), "59.9 s"),
-        (say_seconds(125), "2 min 5 s"),
-        (say_seconds(3599.9), "60 min 0 s"),
-        (say_seconds(14399), "4 h 0 min"),
-        (say_seconds(180000), "2 d 2 h"),
+        (say_duration(0.04), "0.0 s"),
+        (say_duration(59.94), "59.9 s"),
+        (say_duration(59.96), "1 min 0 s"),
+        (say_duration(125), "2 min 5 s"),
+        (say_duration(3599.9), "1 h 0 min"),
+        (say_duration(5399.5), "1 h 30 min"),
+        (say_duration(86000), "23 h 53 min"),
+        (say_duration(86399), "1 d 0 h"),
+        (say_duration(180000), "2 d 2 h"),
+        (say_duration(None), "-"),
         (say_share(0.97504), "97.50 %"),
         (say_share(None), "None"),
         (say_number(0.00001234), "1.23e-05"),

@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -284,6 +285,40 @@ def test_what_is_no_finite_number_is_left_out(number: float, metrics: Metrics) -
     assert not any(math.isnan(found) or math.isinf(found) for found in series.values())
     assert not names(series) & {"loss", "val_loss", "eta_seconds", "test_accuracy"}
     assert [dict(labels) for name, labels in series if name == "metric"] == [{"metric": "f1_macro"}]
+
+
+def test_two_threads_that_set_gauges_undo_nothing_of_each_other(metrics: Metrics) -> None:
+    before, lost = sys.getswitchinterval(), 0
+    sys.setswitchinterval(1e-5)
+    stop = threading.Event()
+
+    def train() -> None:
+        while not stop.is_set():
+            metrics.set(loss=0.1)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for step in range(300):
+            metrics.set(checkpoint_step=step)
+            lost += value(scraped(metrics), "checkpoint_step") != step
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(before)
+    assert lost == 0
+
+
+def test_a_decision_about_another_model_is_no_number_of_this_one(run_plain: RunJob, tmp_path: Path) -> None:
+    verdicts = []
+    for model in ("a", "b"):
+        flags = ("--observe.metrics_port=0", "--data.source=digits", "--train.epochs=1", "--train.global_batch_size=64")
+        done = run_plain("run", *flags, "--run.id=r", f"--promotion.model_name={model}")
+        assert done.code == 0, done.stderr
+        attempt = done.events[-1]["attempt"]
+        kept = (tmp_path / f"out/runs/r/logs/{attempt}/metrics.prom").read_text()
+        verdicts.append(re.findall(r'gate_verdict\{.*verdict="(\w+)"\} 1', kept))
+    assert verdicts == [["refused"], []]
 
 
 def test_one_phase_is_the_current_one(metrics: Metrics) -> None:
