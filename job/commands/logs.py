@@ -9,22 +9,23 @@ from job import clock, contract, streams
 from job.commands.cli import CommandLine
 from job.commands.lookup import checked_run_id, configured_store
 from job.config_sources import LoadedConfig
-from job.contract import Event, ExitCode
+from job.contract import ExitCode
 from job.errors import IntegrityError, NotFoundError, UnavailableError
 from job.events import say
 from job.observe.stored_logs import StoredSegment, read_stored_log
 from job.records import parse_object
 from job.runs import read
-from job.runs.state import LAST_LINES
+from job.runs.state import read_end
 from job.store.store import Store
 from job.texts import one_line, visible
 
 _POLL_SECONDS = 5.0
-_LAST_SECONDS = 15.0
-"""The last segment is written within so many seconds after the result."""
+_LAST_SECONDS = 120.0
+"""How long a run with a result may take to say its end: between COMMIT and the last segment come the gate, the layout of
+models/, retention and the report. Only a process that was killed there is waited for in vain."""
 _SILENT_SECONDS = 3600.0
-_AGAIN = ("yes", "may help")
-"""Of exit codes after which another attempt may go on."""
+_FINAL = [code.value for code in ExitCode if code.again not in ("yes", "may help")]
+"""Exit codes after which no other attempt goes on."""
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -129,28 +130,23 @@ class _Follower:
         if not self._store.list_objects(contract.run_prefix(self._run)):
             raise NotFoundError(f"run {self._run} is not in {self._store.uri}; see mnist-job runs")
         seen: set[str] = set()
-        heard, last = clock.monotonic(), ""
+        heard = clock.monotonic()
         while not self.end:
+            end = self._look_for_end()  # first, so that its last lines are among those that are read now
             for segment in read_stored_log(self._store, self._run, seen=seen):
                 heard = clock.monotonic()
                 yield segment
-                self.end = self._say_end(segment.data) or (self.end if segment.attempt == last else "")
-                last = segment.attempt
-            self.end = self.end or self._look_for_result()
+            self.end = end or self._look_for_result()
             if not self.end:
                 _check_silence(self._run, clock.monotonic() - heard)
                 clock.sleep(_POLL_SECONDS)
 
-    def _say_end(self, data: bytes) -> str:
-        """What the end of an attempt means for the run; empty while another attempt may go on."""
-        lines = [_parse(line) or {} for line in data.rstrip(b"\n").split(b"\n")[-LAST_LINES:]]
-        ends = [line for line in lines if line.get("event") == Event.RUN_END]
-        fields = ends[-1] if ends else {}
-        code = fields.get("code")
-        if code not in [one.value for one in ExitCode if one.again not in _AGAIN]:
+    def _look_for_end(self) -> str:
+        """What the end of the newest attempt means for the run; empty while another attempt may go on."""
+        end = read_end(self._store, self._store.list_objects(contract.run_prefix(self._run)))
+        if end is None or end.code not in _FINAL:
             return ""
-        outcome = one_line(fields.get("outcome", ""), limit=40)
-        return f"mnist-job: run {self._run} ended as {outcome} with exit code {code}"
+        return f"mnist-job: run {self._run} ended as {one_line(end.outcome, limit=40)} with exit code {end.code}"
 
     def _look_for_result(self) -> str:
         """For a process that was killed between its commit and its last line."""

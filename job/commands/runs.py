@@ -136,7 +136,7 @@ def _seconds(record: Mapping[str, Any]) -> float | None:
 
 
 def look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> Row | None:
-    """One run without what the gate says of it; None for a foreign folder. Four requests at most."""
+    """One run without what the gate says of it; None for a foreign folder. Seven requests at most."""
     served = [made for made, is_now in moves if is_now]
     try:
         recorded = read.read_run(store, run_id)

@@ -1,7 +1,9 @@
 """How a run stands that has no COMMIT: running, ended, or silent, as far as the store tells. Never imports TensorFlow.
 
 A reader sees no process. It sees what attempts left: run.json, attempt.json, checkpoints, log segments. The last segment of an
-attempt that could say its end holds the event `run.end`. An attempt that was killed says nothing more.
+attempt that could say its end holds the event `run.end`, or the one before it: an attempt that then fails to write the page of
+its model stores that warning in one more. An attempt that was killed says nothing more. A start that was refused stores
+`run.end` and no attempt.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from job.store.backend import Entry
 from job.store.store import Store
 
 _MAX_SEGMENT_BYTES = 64_000_000
-LAST_LINES = 30
+_LAST_SEGMENTS, _LAST_LINES = 2, 30
 """In which an attempt's `run.end` is looked for: a thread may warn of something after it."""
 
 
@@ -52,7 +54,9 @@ class OpenRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _End:
+class End:
+    """How an attempt ended, as its `run.end` says."""
+
     outcome: str
     code: int
     time: str
@@ -61,7 +65,7 @@ class _End:
 
 
 def read_open_run(store: Store, run_id: str) -> OpenRun | None:
-    """How a run without a COMMIT stands; None when the store has nothing of it. Three requests at most.
+    """How a run without a COMMIT stands; None when the store has nothing of it. Six requests at most.
 
     Raises:
         IntegrityError: its run.json cannot be read.
@@ -72,7 +76,7 @@ def read_open_run(store: Store, run_id: str) -> OpenRun | None:
     is_begun = any(entry.key == contract.run_key(run_id) for entry in entries)
     begun = read.read_begun(store, run_id) if is_begun else {}
     times = [entry.modified_seconds for entry in entries]
-    end = _read_end(store, entries)
+    end = read_end(store, entries)
     steps = [found[1] for entry in entries if (found := contract.checkpoint_of_key(entry.key))]
     return OpenRun(
         run=run_id,
@@ -87,13 +91,13 @@ def read_open_run(store: Store, run_id: str) -> OpenRun | None:
     )
 
 
-def _start_before(first_seconds: float, end: _End | None) -> str:
+def _start_before(first_seconds: float, end: End | None) -> str:
     """Of an attempt that left nothing but its last words: these say how long it took."""
     begins = [first_seconds] if end is None else [first_seconds, clock.seconds_of(end.time) - max(0.0, end.seconds)]
     return clock.timestamp(min(begins))
 
 
-def _state_after(end: _End) -> str:
+def _state_after(end: End) -> str:
     if end.code == ExitCode.INTERRUPTED:
         return "interrupted"
     if end.code:
@@ -114,39 +118,61 @@ def _setting(begun: Mapping[str, Any], section: str, name: str, default: float) 
     return value if isinstance(value, int | float) and not isinstance(value, bool) else default
 
 
-def _read_end(store: Store, entries: Sequence[Entry]) -> _End | None:
-    """How the newest attempt ended; None when it did not say so, or another has begun since."""
+def read_end(store: Store, entries: Sequence[Entry]) -> End | None:
+    """How the newest attempt of a run ended; None when it did not say so, or another goes on. Four requests at most.
+
+    A start that was refused never registers: its end counts when the newest registered attempt has ended too, or there is none.
+
+    Args:
+        entries: all objects of the run, sorted by key.
+    """
     segments = [entry for entry in entries if contract.log_of_key(entry.key)]
     if not segments:
         return None
     last = max(segments, key=lambda entry: (entry.modified_seconds, entry.key))
-    found = contract.log_of_key(last.key)
-    later = [entry for entry in entries if entry.modified_seconds > last.modified_seconds]
-    if any(found and _begins_another(entry.key, attempt=found[1]) for entry in later):
+    speaker = _attempt_of(last)
+    registered = {_attempt_of(entry): entry.modified_seconds for entry in entries if read.is_attempt_file(entry.key)}
+    newest = max(registered, key=registered.__getitem__, default=speaker)
+    must_have_ended = speaker not in registered or registered[newest] > last.modified_seconds
+    if must_have_ended and newest != speaker and not _read_end_of(store, segments, attempt=newest):
         return None
-    try:
-        data = store.get(last.key, max_bytes=_MAX_SEGMENT_BYTES) or b""
-        return _parse_end(data.rstrip().split(b"\n")[-LAST_LINES:], key=last.key)
-    except IntegrityError:  # whoever wrote it, it is no log of ours
-        return None
+    return _read_end_of(store, segments, attempt=speaker)
 
 
-def _begins_another(key: str, *, attempt: str) -> bool:
-    """Whether it is what another attempt writes first. The times of all others may be those of a copy."""
-    parts = contract.attempt_of_key(key)
-    return read.is_attempt_file(key) and parts is not None and parts[1] != attempt
+def _attempt_of(entry: Entry) -> str:
+    """Of a log segment or an attempt.json."""
+    parts = contract.log_of_key(entry.key) or contract.attempt_of_key(entry.key)
+    return parts[1] if parts else ""
 
 
-def _parse_end(lines: Sequence[bytes], *, key: str) -> _End | None:
-    """Raises:
-    IntegrityError: a line is no event.
+def _read_end_of(store: Store, segments: Sequence[Entry], *, attempt: str) -> End | None:
+    """What the last segments of one attempt say of its end. Two requests at most."""
+    keys = [entry.key for entry in segments if _attempt_of(entry) == attempt]
+    lines: list[bytes] = []
+    for key in reversed(keys[-_LAST_SEGMENTS:]):
+        try:
+            data = store.get(key, max_bytes=_MAX_SEGMENT_BYTES) or b""
+            lines = [*data.rstrip().split(b"\n"), *lines][-_LAST_LINES:]
+            end = _parse_end(lines, key=key)
+        except IntegrityError:  # whoever wrote it, it is no log of ours
+            return None
+        if end or len(lines) == _LAST_LINES:
+            return end
+    return None
+
+
+def _parse_end(lines: Sequence[bytes], *, key: str) -> End | None:
+    """The end that these lines tell; a container that starts again in its pod goes on with the log, and has not ended.
+
+    Raises:
+        IntegrityError: a line is no event.
     """
     events = [records.parse_object(line, name=f"store: {key}") for line in lines if line.strip()]
-    ends = [event for event in events if event.get(Field.EVENT) == Event.RUN_END]
-    if not ends:
+    turns = [event for event in events if event.get(Field.EVENT) in (Event.RUN_START, Event.RUN_END)]
+    if not turns or turns[-1][Field.EVENT] == Event.RUN_START:
         return None
-    end = shapes.to_shape(shapes.RunEnd, ends[-1], name=f"store: {key} does not say how its attempt ended")
+    end = shapes.to_shape(shapes.RunEnd, turns[-1], name=f"store: {key} does not say how its attempt ended")
     told = (Event.ERROR, Event.RUN_INTERRUPTED)
     reasons = [event.get(Field.REASON) for event in events if event.get(Field.EVENT) in told]
     reason = str(reasons[-1] or "") if reasons else ""
-    return _End(outcome=end.outcome, code=end.code, time=end.time, seconds=end.seconds, reason=reason)
+    return End(outcome=end.outcome, code=end.code, time=end.time, seconds=end.seconds, reason=reason)

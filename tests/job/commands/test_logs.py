@@ -8,14 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from job import clock
 from job.commands import logs
 from job.commands.cli import parse_command_line
 from job.config_sources import load_config
-from job.contract import ExitCode, log_key
+from job.contract import ExitCode, attempt_prefix, log_key
 from job.errors import ConfigError, NotFoundError, UnavailableError
+from job.runs.read import ATTEMPT_FILE
 from job.store.store import Store
+from tests.job.runs.committed_runs import commit_run
 
+_TICK_SECONDS = 0.02
+"""The clock of a folder is not as fine as a test."""
 _END = {"event": "run.end", "level": "info", "outcome": "committed", "code": 0}
+_FAILED = _END | {"outcome": "failed", "code": 65}
 
 
 def a_line(second: int, **fields: object) -> bytes:
@@ -33,6 +39,11 @@ def put(store: Store, number: int, *lines: bytes, attempt: str = "a1") -> bytes:
     return b"".join(lines)
 
 
+def register(store: Store, attempt: str) -> None:
+    store.create(attempt_prefix("r", attempt_id=attempt) + ATTEMPT_FILE, b"{}")
+    time.sleep(_TICK_SECONDS)
+
+
 @pytest.fixture
 def print_logs(folder: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., tuple[bytes, bytes]]:
     def run(*arguments: str) -> tuple[bytes, bytes]:
@@ -44,7 +55,27 @@ def print_logs(folder: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> Call
     return run
 
 
+@pytest.fixture
+def while_asleep(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Each time that the follower sleeps, its clock moves on and the next of these happens."""
+
+    def happen(*steps: Callable[[], object]) -> None:
+        now, left = [0.0], list(steps)
+
+        def sleep(seconds: float) -> None:
+            now[0] += seconds
+            time.sleep(_TICK_SECONDS)
+            if left:
+                left.pop(0)()
+
+        monkeypatch.setattr(clock, "sleep", sleep)
+        monkeypatch.setattr(clock, "monotonic", lambda: now[0])
+
+    return happen
+
+
 PrintLogs = Callable[..., tuple[bytes, bytes]]
+WhileAsleep = Callable[..., None]
 
 
 def test_every_byte_is_printed_attempts_in_the_order_in_which_they_started(store: Store, print_logs: PrintLogs) -> None:
@@ -129,6 +160,62 @@ def test_follow_knows_an_end_that_a_warning_follows(store: Store, print_logs: Pr
     put(store, 0, a_line(1), a_line(2, **_END | {"outcome": "failed", "code": 70}), a_line(3, event="index.failed"))
     put(store, 1, a_line(4, event="index.failed"))
     assert print_logs("-f")[1] == b"mnist-job: run r ended as failed with exit code 70\n"
+
+
+def test_follow_goes_on_while_another_attempt_trains_after_a_failure(
+    store: Store, print_logs: PrintLogs, while_asleep: WhileAsleep
+) -> None:
+    """It has registered, and has stored no line so far."""
+    register(store, "a")
+    written = put(store, 0, a_line(1), a_line(2, **_FAILED), attempt="a")
+    time.sleep(_TICK_SECONDS)
+    register(store, "b")
+    while_asleep(
+        lambda: None,
+        lambda: put(store, 0, a_line(3), attempt="b"),
+        lambda: put(store, 1, a_line(4, **_END), attempt="b"),
+    )
+    output, notice = print_logs("-f")
+    assert output == written + a_line(3) + a_line(4, **_END)
+    assert notice == b"mnist-job: run r ended as committed with exit code 0\n"
+
+
+def test_follow_goes_on_when_a_start_beside_the_live_one_is_refused(
+    store: Store, print_logs: PrintLogs, while_asleep: WhileAsleep
+) -> None:
+    register(store, "a")
+    written = put(store, 0, a_line(1), attempt="a")
+    refused, end = a_line(2, **_FAILED | {"code": 73}), a_line(3, **_FAILED)
+    while_asleep(
+        lambda: put(store, 0, refused, attempt="other"),
+        lambda: None,
+        lambda: put(store, 1, end, attempt="a"),
+    )
+    output, notice = print_logs("-f")
+    assert output == written + refused + end
+    assert notice == b"mnist-job: run r ended as failed with exit code 65\n"
+
+
+def test_follow_waits_for_what_a_run_says_after_its_commit(
+    store: Store, print_logs: PrintLogs, while_asleep: WhileAsleep
+) -> None:
+    """The gate, the tidying of the store and the report come between COMMIT and the last segment."""
+    commit_run(store, "r")
+    put(store, 0, a_line(1), attempt="a")
+    a_minute = [lambda: None] * 12
+    while_asleep(*a_minute, lambda: put(store, 1, a_line(2, **_END), attempt="a"))
+    output, notice = print_logs("-f")
+    assert output == a_line(1) + a_line(2, **_END)
+    assert notice == b"mnist-job: run r ended as committed with exit code 0\n"
+
+
+def test_follow_of_a_process_that_was_killed_after_its_commit_ends(
+    store: Store, print_logs: PrintLogs, while_asleep: WhileAsleep
+) -> None:
+    commit_run(store, "r")
+    put(store, 0, a_line(1), attempt="a")
+    while_asleep()
+    assert print_logs("-f")[1] == b"mnist-job: run r has a result\n"
 
 
 def test_follow_of_a_run_that_says_nothing_more_ends(

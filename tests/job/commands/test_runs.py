@@ -35,11 +35,11 @@ def _begin(store: Store, run_id: str, **config: Mapping[str, Any]) -> None:
     write.upload(store, run_id, attempt_id=ATTEMPT, files={read.ATTEMPT_FILE: b"{}"})
 
 
-def _end(store: Store, run: str, *events: Mapping[str, Any], number: int = 0) -> None:
+def _end(store: Store, run: str, *events: Mapping[str, Any], number: int = 0, attempt: str = ATTEMPT) -> None:
     """The last segment of a log, at a known time."""
-    lines = [{"time": "2030-01-01T00:00:00.000Z", "run": run, "attempt": ATTEMPT, **event} for event in events]
+    lines = [{"time": "2030-01-01T00:00:00.000Z", "run": run, "attempt": attempt, **event} for event in events]
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    store.create(contract.log_key(run, attempt_id=ATTEMPT, number=number), data)
+    store.create(contract.log_key(run, attempt_id=attempt, number=number), data)
 
 
 def _ended(outcome: str, code: int, **more: Any) -> Mapping[str, Any]:
@@ -49,6 +49,14 @@ def _ended(outcome: str, code: int, **more: Any) -> Mapping[str, Any]:
 def _set_age(folder: Path, run: str, *, seconds: float) -> None:
     for path in (folder / "runs" / run).rglob("*"):
         os.utime(path, (time.time() - seconds,) * 2)
+
+
+def _in_order(folder: Path, run: str, *keys: str) -> None:
+    """Make these the newest objects of the run, one second after another: the clock of a folder is not as fine as a test."""
+    _set_age(folder, run, seconds=100)
+    now = time.time()
+    for number, key in enumerate(keys):
+        os.utime(folder / "runs" / run / key, (now - len(keys) + number,) * 2)
 
 
 def _call(folder: Path, *command: str) -> Ended:
@@ -104,6 +112,49 @@ class TestStates:
         _end(store, "r", _ended("interrupted", 75), number=1)
         [row] = _rows(folder).values()
         assert (row["state"], row["code"]) == ("interrupted", 75)
+
+    def test_an_end_counts_also_when_a_warning_came_after_it_in_a_segment_of_its_own(
+        self, store: Store, folder: Path
+    ) -> None:
+        """The page of the model is made after the segment with `run.end`."""
+        _begin(store, "r")
+        _end(store, "r", {"event": Event.ERROR, "reason": "bad data"}, _ended("failed", 65))
+        _end(store, "r", {"event": "index.failed", "level": "warning"}, number=1)
+        shown = json.loads(_call(folder, "show", "r", "-o", "json").output)
+        assert (shown["state"], shown["code"], shown["reason"]) == ("failed", 65, "bad data")
+        _set_age(folder, "r", seconds=4000)
+        assert _rows(folder)["r"]["state"] == "failed"
+
+    def test_an_end_that_a_start_follows_is_that_of_the_container_before(self, store: Store, folder: Path) -> None:
+        """A container that was restarted in its pod goes on with the log of the attempt."""
+        _begin(store, "r")
+        _end(store, "r", _ended("failed", 69))
+        _end(store, "r", {"event": Event.RUN_START}, {"event": Event.CHECKPOINT_SAVED}, number=1)
+        assert _rows(folder)["r"]["state"] == "running"
+
+    def test_a_refused_start_beside_a_live_attempt_is_no_end(self, store: Store, folder: Path) -> None:
+        """It leaves `run.end` and no attempt.json: other settings under the same id, a slip of the keyboard."""
+        _begin(store, "new")
+        _begin(store, "known")
+        _end(store, "known", {"event": Event.RUN_START}, {"event": Event.CHECKPOINT_SAVED})
+        for run in ("new", "known"):
+            _end(store, run, {"event": Event.RUN_START}, _ended("failed", 73), attempt="other")
+            _in_order(folder, run, "logs/other/000000.jsonl")
+        assert {run: (row["state"], row["code"]) for run, row in _rows(folder).items()} == {
+            "new": ("running", None),
+            "known": ("running", None),
+        }
+        _end(store, "known", _ended("failed", 65), number=1)
+        _in_order(folder, "known", f"logs/{ATTEMPT}/000001.jsonl")
+        assert _rows(folder)["known"]["code"] == 65
+
+    def test_a_refused_start_after_an_attempt_that_has_ended_is_the_end(self, store: Store, folder: Path) -> None:
+        _begin(store, "r")
+        _end(store, "r", _ended("failed", 70))
+        _end(store, "r", {"event": "index.failed"}, number=1)
+        _end(store, "r", _ended("failed", 64), attempt="other")
+        _in_order(folder, "r", "logs/other/000000.jsonl")
+        assert _rows(folder)["r"]["code"] == 64
 
     @pytest.mark.parametrize(
         ("config", "state"),
@@ -209,6 +260,20 @@ class TestOrder:
             _rows(folder, *options)
         assert all_runs.requests.total() <= 2 + 30 * 3 + 10 * 4
         assert one_run.requests.total() <= 2 + 30 * 2 + 10 * 4
+
+    def test_a_run_in_which_two_attempts_warned_of_something_at_their_end_costs_seven_requests(
+        self, store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _begin(store, "r")
+        for attempt in (ATTEMPT, "other"):
+            for number in range(4):
+                _end(store, "r", _ended("failed", 70), number=number, attempt=attempt)
+            _end(store, "r", {"event": "index.failed"}, number=4, attempt=attempt)
+        _in_order(folder, "r", "logs/other/000003.jsonl", "logs/other/000004.jsonl")
+        traffic = Traffic()
+        monkeypatch.setattr(lookup, "open_store", functools.partial(open_store, traffic=traffic))
+        assert _rows(folder)["r"]["code"] == 70
+        assert traffic.requests.total() <= 2 + 7
 
 
 class TestShow:
