@@ -194,7 +194,8 @@ def test_runs_begin_go_on_and_end_among_them(
     again = run_job("run", *settings, "--train.epochs=2", "--run.id=old.first", env=place.env)
     assert again.code == 0, again.stderr
     warnings = {event["event"] for event in stopped.events + again.events if event["level"] == "warning"}
-    assert warnings == {"data.not_mnist", "gate.coarse"}
+    # The stored run began on another machine: whether that has this one's instructions is not asked here.
+    assert warnings - {"run.not_bit_identical"} == {"data.not_mnist", "gate.coarse"}
     verified = run_job("verify", "--champion=digits", *place.flags, env=place.env)
     assert verified.code == 0, verified.stderr
     assert foreign <= place.keys()
