@@ -420,14 +420,14 @@ _READ_ONLY = (("show", BAD), ("report", BAD), ("logs", BAD), ("gc", "--older-tha
 def test_no_mutated_record_ends_in_a_traceback_or_hides_another_run(
     template: Path, in_memory: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, part: int
 ) -> None:
-    """In the full run 10,000 in five parts, which are tested side by side."""
+    """In the full run 2,500 in five parts, which are tested side by side."""
     ended, root = Counter[int](), in_memory / "store"
     copy_store(template, root)
     monkeypatch.chdir(in_memory)
 
     @seed(part)
     @settings(
-        max_examples=2_000 if is_full else 200,
+        max_examples=500 if is_full else 200,
         deadline=None,
         phases=[Phase.generate],
         database=None,
