@@ -32,7 +32,7 @@ def test_file_is_up_to_date(path: Path, content: str) -> None:
 
 def test_drift_is_named_and_changes_nothing(tmp_path: Path) -> None:
     """In a copy: jobs of other tests record the digest of this program's files meanwhile."""
-    copy = shutil.copytree(REPOSITORY, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    copy = shutil.copytree(REPOSITORY, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "__pycache__", "out"))
     (copy / ".venv").symlink_to(REPOSITORY / ".venv")
     path = copy / "job" / "settings.txt"
     path.write_text(path.read_text("utf-8") + "drift\n", "utf-8")

@@ -49,8 +49,8 @@ def test_whatever_a_watch_says_the_list_decides(
     monkeypatch.setattr("k8s.watch.SILENCE_SECONDS", 1.0)
     run = client.submit([]).run
     cluster.faults += [_on("watch=true", answer)] * 20
-    threading.Timer(1.5, end, [cluster.get("jobs")[0]]).start()
     started, num_before = time.monotonic(), len(cluster.requests)
+    threading.Timer(1.5, end, [cluster.get("jobs")[0]]).start()
     assert client.wait(run, timeout_seconds=20).phase == "Succeeded"
     seconds = time.monotonic() - started
     assert 1.4 < seconds < 5

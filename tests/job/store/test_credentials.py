@@ -158,10 +158,10 @@ class TestMetadataServer:
             started = time.monotonic()
             with pytest.raises(AccessDeniedError, match="no service account from Google's metadata server"):
                 open_gs(f"127.0.0.1:{listener.getsockname()[1]}")
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 5  # of the 6 that the drips take
 
     @pytest.mark.parametrize(
-        ("kind", "limit_seconds"), [("another cloud's", 1), ("no account", 1), ("late", 3), ("none", 3)]
+        ("kind", "limit_seconds"), [("another cloud's", 1.9), ("no account", 1.9), ("late", 10), ("none", 10)]
     )
     def test_without_an_identity_the_refusal_is_quick_and_says_who_was_asked(
         self, kind: str, limit_seconds: float, cloud: Cloud, open_gs: OpenGs, dead_port: int

@@ -134,7 +134,7 @@ class TestPhases:
 
     TIMEOUT_SECONDS = 0.4
 
-    def _watch(self, work: object, *, phase: str) -> str:
+    def _watch(self, work: object, *, phase: str, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
         """What the watchdog says about `work`, a list of (seconds to sleep, phase or beat)."""
         phases, reasons, stalled = Phases(), [], threading.Event()
 
@@ -143,7 +143,7 @@ class TestPhases:
             reasons.append(reason)
             stalled.set()
 
-        watchdog = Watchdog(timeout_seconds=self.TIMEOUT_SECONDS, phases=phases, on_stall=on_stall)
+        watchdog = Watchdog(timeout_seconds=timeout_seconds, phases=phases, on_stall=on_stall)
         phases.switch(phase)
         with watchdog.watching():
             for seconds, then in work:  # type: ignore[attr-defined]
@@ -152,11 +152,11 @@ class TestPhases:
         return reasons[0] if stalled.is_set() else ""
 
     def test_two_phases_are_never_counted_together(self) -> None:
-        turns = [(0.25, name) for name in ("evaluate", "checkpoint", "train", "evaluate", "train")]
-        assert self._watch(turns, phase="train") == ""
+        turns = [(0.25, name) for name in ("evaluate", "checkpoint", "train") * 3]
+        assert self._watch(turns, phase="train", timeout_seconds=1.5) == ""
 
     def test_a_long_evaluation_goes_on_while_its_batches_do(self) -> None:
-        assert self._watch([(0.25, "beat")] * 5, phase="evaluate") == ""
+        assert self._watch([(0.25, "beat")] * 9, phase="evaluate", timeout_seconds=1.5) == ""
 
     @pytest.mark.parametrize(
         ("phase", "word"), [("train", "training"), ("evaluate", "evaluating"), ("checkpoint", "saving")]
