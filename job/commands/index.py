@@ -186,17 +186,14 @@ def _look_at(store: Store, listed: _Listed, *, model: str) -> Night | None:
 
 
 def _committed(store: Store, listed: _Listed, run: CommittedRun) -> Night:
-    goodput = run.record.get("goodput", {})
-    seconds, away_seconds = goodput.get("wall_seconds"), goodput.get("down_seconds") or 0.0
     ended = run.record.get("committed")
     ended_seconds = clock.seconds_of(ended) if ended else listed.modified_seconds
     gate = read_gate(store, listed.run) if listed.has_gate else None
     return Night(
         run=listed.run,
-        # A store that was copied has younger files than its records say.
-        started_seconds=min(listed.began_seconds, ended_seconds - max(0.0, (seconds or 0.0) + away_seconds)),
+        started_seconds=read.start_seconds(run.record, recorded=listed.began_seconds, committed=ended_seconds),
         ended_seconds=ended_seconds,
-        duration_seconds=max(0.0, seconds) if seconds is not None else None,
+        duration_seconds=read.wall_seconds_of(run.record),
         num_attempts=int(run.record.get("counters", {}).get("attempts") or listed.num_attempts),
         accuracy=run.test_accuracy,
         verdict=gate.verdict if gate else "",

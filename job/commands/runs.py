@@ -97,7 +97,7 @@ _VALUES: Mapping[str, Callable[[Row], Any]] = {
     "gate": lambda row: f"{row.gate.verdict} ({row.gate.rule})" if row.gate else None,
     "champion": lambda row: ", ".join(f"{m.model} {m.version} since {m.when[:16]}" for m in row.served) or None,
     "attempts": lambda row: row.open.num_attempts if row.open else row.record.get("counters", {}).get("attempts"),
-    "seconds": lambda row: _seconds(row.record),
+    "seconds": lambda row: read.wall_seconds_of(row.record),
     "committed": lambda row: row.record.get("committed"),
     "started": lambda row: row.started or None,
     "duration_seconds": lambda row: row.seconds,
@@ -127,12 +127,6 @@ _COLUMNS: Mapping[str, Callable[[dict[str, Any]], str]] = {
 def to_seconds(when: str) -> float:
     """A time of a record in seconds since the epoch; what is not known comes after everything."""
     return clock.seconds_of(when) if when else math.inf
-
-
-def _seconds(record: Mapping[str, Any]) -> float | None:
-    """Wall time of all attempts. Older versions took it from the calendar: a step back made it negative."""
-    seconds = record.get("goodput", {}).get("wall_seconds")
-    return max(0.0, seconds) if isinstance(seconds, int | float) else None
 
 
 def look_at(store: Store, run_id: str, moves: list[tuple[Move, bool]]) -> Row | None:
@@ -182,14 +176,13 @@ def started_at(store: Store, run: CommittedRun) -> str:
 
     The records of a start are written when data and devices are there. The COMMIT knows how long all of it took.
     """
-    record, goodput = run.record, run.record.get("goodput", {})
+    record = run.record
     own, committed = str(record.get("lineage", {}).get("started") or ""), str(record.get("committed") or "")
     is_one = record.get("counters", {}).get("attempts") == 1
     recorded = own if is_one and own else _begun_at(store, run.run) or own or committed
-    seconds = [goodput.get("wall_seconds"), goodput.get("down_seconds", 0.0)]
-    if not committed or not all(isinstance(value, int | float) for value in seconds):
+    if not committed or read.wall_seconds_of(record) is None:
         return recorded
-    return clock.timestamp(min(to_seconds(recorded), to_seconds(committed) - max(0.0, sum(seconds))))
+    return clock.timestamp(read.start_seconds(record, recorded=to_seconds(recorded), committed=to_seconds(committed)))
 
 
 def _begun_at(store: Store, run_id: str) -> str:

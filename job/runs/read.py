@@ -221,6 +221,22 @@ def more_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in more.items() if name not in ("loss", "accuracy", "examples")}
 
 
+def wall_seconds_of(record: Mapping[str, Any]) -> float | None:
+    """Wall time of all attempts. Older versions took it from the calendar: a step back made it negative."""
+    seconds = record.get("goodput", {}).get("wall_seconds")
+    return max(0.0, seconds) if isinstance(seconds, int | float) else None
+
+
+def start_seconds(record: Mapping[str, Any], *, recorded: float, committed: float) -> float:
+    """When its first record was written, or as long before its COMMIT as its attempts and its pauses took: what is earlier.
+
+    A store that was copied has younger files than its records say.
+    """
+    goodput = record.get("goodput", {})
+    took_seconds = (goodput.get("wall_seconds") or 0.0) + (goodput.get("down_seconds") or 0.0)
+    return min(recorded, committed - max(0.0, took_seconds))
+
+
 def is_below(key: str, prefix: str) -> bool:
     """Whether a key lies in the folder `prefix`, and cannot leave it."""
     return key.startswith(prefix) and not {"", ".", ".."} & set(key.split("/"))
