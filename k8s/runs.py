@@ -47,25 +47,30 @@ def expand(arguments: list[str], *, job_name: str) -> list[str]:
 
 def run_id_of(job: Object) -> str:
     """The id of the run, as the job itself will read it: the last of several flags wins."""
-    given = [argument for argument in arguments_of(job) if argument.startswith(_RUN_ID_FLAG)]
+    given = _given(job, _RUN_ID_FLAG)
     annotations: dict[str, Any] = job["metadata"].get("annotations") or {}
-    return given[-1].removeprefix(_RUN_ID_FLAG) if given else str(annotations.get(RUN_ANNOTATION, ""))
+    return str(annotations.get(RUN_ANNOTATION, "")) if given is None else given
+
+
+def _given(job: Object, flag: str) -> str | None:
+    """What the last of several flags says, such as `--run.id=`; None without one."""
+    given = [argument for argument in arguments_of(job) if argument.startswith(flag)]
+    return given[-1].removeprefix(flag) if given else None
 
 
 def epochs_of(job: Object) -> int:
     """How many epochs it trains."""
     from job.config import TrainSection
 
-    given = [argument for argument in arguments_of(job) if argument.startswith(_EPOCHS_FLAG)]
-    count = parse_count(given[-1].removeprefix(_EPOCHS_FLAG)) if given else None
+    given = _given(job, _EPOCHS_FLAG)
+    count = None if given is None else parse_count(given)
     default: int = TrainSection.model_fields["epochs"].default
     return default if count is None else count
 
 
 def may_promote(job: Object) -> bool:
     """Whether its settings let the run become the champion."""
-    given = [argument for argument in arguments_of(job) if argument.startswith(_PROMOTION_FLAG)]
-    return not given or given[-1].removeprefix(_PROMOTION_FLAG).lower() not in ("false", "f", "no", "n", "off", "0")
+    return (_given(job, _PROMOTION_FLAG) or "true").lower() not in ("false", "f", "no", "n", "off", "0")
 
 
 def overrides_of(job: Object) -> str:

@@ -155,9 +155,8 @@ def test_other_workers_than_the_releases_are_refused_with_the_way_out(
 ) -> None:
     cluster.objects["cronjobs"].clear()
     cluster.add("cronjobs", template(workers=made))
-    words = (
-        rf"the release \({made}\), received {wanted}; use helm upgrade .* --set cluster\.workers={wanted}: the chart"
-    )
+    upgrade = rf"helm upgrade --reset-then-reuse-values --set cluster\.workers={wanted}: the chart"
+    words = rf"the release \({made}\), received {wanted}; use {upgrade}"
     with pytest.raises(UsageError, match=words):
         client.submit([f"cluster.workers={wanted}"])
     assert not cluster.get("jobs")

@@ -19,6 +19,7 @@ _NOW = datetime(2026, 11, 24, 4, 57, 30, tzinfo=UTC)
 """When they were recorded."""
 
 # Case, phase, reason, exit code, attempts, how the advice begins.
+_RESUME = "helm upgrade --reset-then-reuse-values --set suspend=false; or cancel"
 _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
     ("between-retries", "Retrying", "Unavailable", 69, 1, "repair the store or the network;"),
     ("between-retries-later", "Retrying", "Unavailable", 69, 3, "repair the store or the network;"),
@@ -108,14 +109,7 @@ _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
     ("succeeded-refused", "Succeeded", "Completed", 0, 1, ""),
     ("succeeded-without-message", "Succeeded", "Completed", 0, 1, ""),
     ("succeeded", "Succeeded", "Completed", 0, 1, ""),
-    (
-        "suspended",
-        "Suspended",
-        "Suspended",
-        None,
-        0,
-        "helm upgrade --reset-then-reuse-values --set suspend",
-    ),
+    ("suspended", "Suspended", "Suspended", None, 0, _RESUME),
     ("suspending", "Stopping", "Suspended", None, 1, ""),
     ("volume-limit", "Failed", "Evicted", 137, 1, "raise the sizeLimit of that volume in extraVolumes"),
     ("volume-missing", "Pending", "FailedMount", None, 1, "make what it names in this"),
@@ -132,14 +126,7 @@ _TABLE: list[tuple[str, str, str, int | None, int, str]] = [
     ("workers-quota", "Pending", "QuotaExceeded", None, 1, "free some of the quota, or"),
     ("workers-running", "Running", "Running", None, 1, ""),
     ("workers-succeeded", "Succeeded", "Completed", 0, 1, ""),
-    (
-        "workers-suspended",
-        "Suspended",
-        "Suspended",
-        None,
-        0,
-        "helm upgrade --reset-then-reuse-values --set suspend",
-    ),
+    ("workers-suspended", "Suspended", "Suspended", None, 0, _RESUME),
     ("workers-suspending", "Stopping", "Suspended", None, 1, ""),
 ]
 
