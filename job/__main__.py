@@ -40,6 +40,9 @@ def _run(arguments: list[str], *, stop: StopSignal) -> int:
         try:
             _prepare()
             return _obey(arguments, stop=stop, status=status)
+        except BaseException:
+            stop.raise_again()
+            raise
         finally:
             stop.ignore()
     except BaseException as error:  # noqa: BLE001 - the last net: a panic of a Rust library is no Exception

@@ -110,6 +110,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
             workers = ALONE  # nothing is left to train: no other worker is needed
     surroundings.stored_log.attach(store)
     prepared = _prepare(config, store, surroundings=surroundings, workload=workload, workers=workers)
+    surroundings.stop.check()  # an import may have swallowed the interruption
     surroundings.view.prepared(
         dataset=prepared.dataset.name,
         digest=prepared.dataset.digest,
@@ -279,6 +280,7 @@ def _train_from_newest(
     ledger.are_workers_alike = _agree(config, prepared, lineage, checkpoint, result_digest=result_digest)
     with phases("build"):
         training = workload.build()
+    surroundings.stop.check()
     train(
         config,
         training,

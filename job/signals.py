@@ -2,6 +2,10 @@
 
 Outside a deferred block the main thread is interrupted at any line, which is safe because every state of a run is
 safe against a kill; inside, the block looks at `requested` itself.
+
+The interruption is an exception, and not all that it passes lets it through: a module written in C makes an ImportError of
+what is raised while it is imported, a user's own `except` makes what it likes. So whatever error then ends the process, it
+was interrupted (`raise_again`); and where nothing came out, the run asks at its next step (`check`).
 """
 
 import contextlib
@@ -22,6 +26,7 @@ class StopSignal:
         """Name of the first signal, such as SIGTERM."""
         self._is_deferred = False
         self._is_ignored = False
+        self._was_raised = False
 
     def install(self) -> None:
         """Take SIGTERM, SIGINT and SIGHUP; as PID 1 the kernel drops SIGTERM until this has run. `nohup` keeps SIGHUP away."""
@@ -49,7 +54,17 @@ class StopSignal:
         StopRequested: a signal has come.
         """
         if self.requested:
+            self._was_raised = True
             raise StopRequested(self.requested)
+
+    def raise_again(self) -> None:
+        """To be asked when an error is about to end the process: it may be what something made of the interruption.
+
+        Raises:
+            StopRequested: it was raised before, and `ignore` was not called since.
+        """
+        if self._was_raised and not self._is_ignored:
+            self.check()
 
     def is_requested(self) -> bool:
         """Whether a signal has come, here or to another worker."""
@@ -64,4 +79,4 @@ class StopSignal:
             return
         self.requested = signal.Signals(number).name
         if not self._is_deferred:
-            raise StopRequested(self.requested)
+            self.check()

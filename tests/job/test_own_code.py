@@ -170,6 +170,32 @@ def test_settings_that_do_not_fit_the_function_are_refused(run_own: Any, flags: 
     assert message in refused.error
 
 
+_ASKED = "import os, signal\ntry: os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException: {then}\n"
+_IN_BUILD = MODEL.replace("    return", "    " + _ASKED.replace("\n", "\n    ") + "return")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(
+            _ASKED.format(then="raise ImportError('initialization failed')") + MODEL, id="becomes another error"
+        ),
+        pytest.param(_ASKED.format(then="pass") + MODEL, id="is swallowed by an import"),
+        pytest.param(_IN_BUILD.format(then="raise ValueError"), id="becomes the model's error"),
+        pytest.param(_IN_BUILD.format(then="pass"), id="is swallowed by the model"),
+    ],
+)
+def test_an_interruption_that_does_not_come_through_is_one_all_the_same(
+    run_own: Any, tmp_path: Path, text: str
+) -> None:
+    stopped = run_own(text)
+    assert stopped.code == 75, stopped.stderr
+    assert stopped.error == "mnist-job: error 75: SIGTERM received; start the same run again"
+    assert stopped.event("run.end")["outcome"] == "interrupted"
+    assert "train.start" not in [event["event"] for event in stopped.events]
+    assert not list((tmp_path / "out").rglob("COMMIT.json"))
+
+
 def test_scripts_run_works_from_the_users_own_folder(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
     command = [str(REPOSITORY / "scripts/run"), *OWN, "--observe.log_format=text"]

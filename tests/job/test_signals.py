@@ -77,6 +77,19 @@ def test_error_inside_a_deferred_block_is_not_hidden_by_a_signal(stop: StopSigna
         send(signal.SIGTERM)
         raise ZeroDivisionError
     assert stop.requested == "SIGTERM"
+    stop.raise_again()  # and is none itself
+
+
+def test_what_became_of_an_interruption_is_one_until_signals_are_ignored(stop: StopSignal) -> None:
+    with pytest.raises(ImportError):  # noqa: PT012
+        try:
+            send(signal.SIGTERM)
+        except BaseException as error:
+            raise ImportError("initialization failed") from error
+    with pytest.raises(StopRequested, match="SIGTERM"):
+        stop.raise_again()
+    stop.ignore()
+    stop.raise_again()
 
 
 def test_request_is_not_caught_by_what_catches_errors(stop: StopSignal) -> None:
