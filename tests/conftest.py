@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tests.log_events import find_breaches
 from tests.promises import Promises, is_whole_run, read_promises
+from tests.s3_server import serve_s3
 
 IDX_FILES = (
     "train-images-idx3-ubyte.gz",
@@ -225,14 +226,9 @@ class S3:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """moto's S3 server: a real HTTP API that honours conditional writes. Its URL."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """The URL of moto's S3 server."""
+    with serve_s3() as url:
+        yield url
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 
 from tests.job.store.s3_faults import Fault, FaultyS3, Handler
+from tests.s3_server import serve_s3
 
 _RULES_PATH = "/__rules__"
 _HOP_BY_HOP = ("connection", "content-length", "transfer-encoding", "keep-alive", "host", "server", "date")
@@ -144,21 +145,17 @@ class S3Proxy:
 
 def main() -> None:
     """Serve until stdin closes."""
-    from moto.server import ThreadedMotoServer
-
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    state = _ProxyState(upstream=f"{host}:{port}")
-    handler = type("Handler", (_ProxyHandler,), {"state": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(json.dumps([f"http://127.0.0.1:{server.server_address[1]}", f"http://{state.upstream}"]), flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.stdin.read()
-    state.stopping.set()
+    with serve_s3() as moto:
+        state = _ProxyState(upstream=moto.removeprefix("http://"))
+        handler = type("Handler", (_ProxyHandler,), {"state": state})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        print(json.dumps([f"http://127.0.0.1:{server.server_address[1]}", moto]), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.stdin.read()
+        state.stopping.set()
 
 
 if __name__ == "__main__":
