@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -34,6 +35,11 @@ REPOSITORY = Path(__file__).parent.parent
 _MNIST_FOLDER = os.environ.get("MNIST_TEST_DATA", "")
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, and every process that a test starts would, too
+
+hypothesis.settings.register_profile(
+    "tests", hypothesis.settings(), deadline=None
+)  # a time on a busy machine says nothing
+hypothesis.settings.load_profile("tests")
 
 IS_CI = os.environ.get("CI") == "true"
 

@@ -121,9 +121,7 @@ def draw(num: int, *, seed: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     @hypothesis.seed(seed)
-    @settings(
-        max_examples=num, phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=num, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck))
     @given(values())
     def collect(drawn: dict[str, Any]) -> None:
         found.append(drawn)

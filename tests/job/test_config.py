@@ -587,7 +587,7 @@ KEYS = st.text(st.characters(categories=["L", "N", "P"]), max_size=5)
 
 class TestAnything:
     @given(name=st.sampled_from(sorted(SAMPLES)), value=WITHOUT_SURROGATES)
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @example(name="data.dataset", value="a" * 40 + "!")
     @example(name="model.hidden_units", value='["')
     @example(name="data.uri", value='"')
@@ -603,7 +603,7 @@ class TestAnything:
         ),
         name=st.sampled_from([*SAMPLES, "train", "unknown", ""]),
     )
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_yaml_loads_or_is_refused(self, content: object, name: str, tmp_path: Path) -> None:
         section, _, field = name.partition(".")
         path = tmp_path / "config.yaml"

@@ -428,7 +428,6 @@ def test_no_mutated_record_ends_in_a_traceback_or_hides_another_run(
     @seed(part)
     @settings(
         max_examples=500 if is_full else 200,
-        deadline=None,
         phases=[Phase.generate],
         database=None,
         suppress_health_check=list(HealthCheck),

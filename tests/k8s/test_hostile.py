@@ -359,9 +359,7 @@ def test_mutated_objects_end_nothing(is_full: bool, part: int, monkeypatch: pyte
     client = RunClient(_AtHand(state))
 
     @seed(part)
-    @settings(
-        max_examples=500 if is_full else 200, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=500 if is_full else 200, database=None, suppress_health_check=list(HealthCheck))
     @given(
         case=st.sampled_from(_CASES), odd=st.lists(_ODD, min_size=1, max_size=4), line=_ODD, seed=st.integers(0, 2**32)
     )

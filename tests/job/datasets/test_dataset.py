@@ -50,7 +50,7 @@ def rows_of(images: Any, labels: Any) -> list[tuple[bytes, int]]:
 
 class TestCanonicalOrder:
     @given(train=st.permutations(range(12)), test=st.permutations(range(6)), seed=st.integers(0, 9))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_order_of_the_source_does_not_matter(self, train: list[int], test: list[int], seed: int) -> None:
         source = make_dataset(seed=seed)
         shuffled = replace(
@@ -99,7 +99,7 @@ class TestCanonicalOrder:
         assert to_canonical(colour).image_shape == (2, 1, 3)
 
     @given(data=st.data())
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_digest_changes_with_any_byte(self, data: st.DataObject) -> None:
         source = to_canonical(make_dataset())
         name = data.draw(st.sampled_from(ARRAYS))

@@ -64,7 +64,7 @@ class TestShareOfTraining:
         assert [len(images_of(dataset, name)) for name in ("train", "validation")] == [1304, 133]
 
     @given(order=st.permutations(range(30)), fraction=st.sampled_from([0.3, 0.5, 0.7]), seed=st.integers(0, 9))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_equal_images_are_on_one_side_whatever_the_order_and_the_rest(
         self, order: list[int], fraction: float, seed: int
     ) -> None:

@@ -137,7 +137,7 @@ def test_moderately_long_reason_keeps_most_of_its_text(path: Path) -> None:
 
 
 @given(reason=st.text(st.characters(codec="utf-8")), factor=st.integers(1, 3000), run=st.text(max_size=253))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(reason="\udcff is what a file name that is not UTF-8 becomes", factor=1, run="r")
 def test_any_reason_gives_whole_json(reason: str, factor: int, run: str, path: Path) -> None:
     Status(run=run, path=path).end(outcome="failed", code=ExitCode.UNKNOWN, reason=reason * factor)

@@ -104,7 +104,7 @@ def test_as_many_stay_as_asked_when_pruned_after_every_save(store: Store, tmp_pa
         assert len(files_of(store, tmp_path)) == min(step, keep)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_to_the_newest_is_noticed_and_the_older_one_used(
     tmp_path: Path, store: Store, data: st.DataObject

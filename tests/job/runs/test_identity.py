@@ -81,7 +81,7 @@ class TestRunId:
         source=st.from_regex(r"\A[A-Za-z_]\w{0,70}(\.[A-Za-z_]\w{0,9}){0,3}:[A-Za-z_]\w{0,9}\Z"),
         dataset=st.from_regex(r"\A[A-Za-z0-9]{1,70}([-_./:][A-Za-z0-9]{1,9}){0,3}\Z"),
     )
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @example(source="_:_", dataset="0")
     @example(source="Größe._x:é", dataset="K.K")
     def test_every_generated_id_may_name_a_run(self, source: str, dataset: str) -> None:

@@ -56,7 +56,7 @@ def shapes(draw: st.DrawFn) -> dict[str, int]:
 
 class TestOrder:
     @given(shape=shapes(), epochs=st.integers(1, 3), data=st.data())
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_any_start_gives_the_tail_of_the_whole(
         self, shape: dict[str, int], epochs: int, data: st.DataObject
     ) -> None:
@@ -68,13 +68,13 @@ class TestOrder:
         assert steps_of(make(**shape, stop=start)) == whole[:start]
 
     @given(shape=shapes(), per_chunk=st.integers(1, 12))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_chunk_size_does_not_change_the_order(self, shape: dict[str, int], per_chunk: int) -> None:
         stop = 2 * steps_per_epoch(shape["num_examples"], global_batch_size=shape["batch"])
         assert steps_of(make(**shape, stop=stop)) == steps_of(make(**{**shape, "per_chunk": per_chunk}, stop=stop))
 
     @given(shape=shapes())
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_every_example_comes_exactly_once_an_epoch(self, shape: dict[str, int]) -> None:
         steps = steps_per_epoch(shape["num_examples"], global_batch_size=shape["batch"])
         for epoch in range(2):
@@ -83,7 +83,7 @@ class TestOrder:
             assert sorted(seen.tolist()) == list(range(shape["num_examples"]))
 
     @given(shape=shapes())
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_chunks_have_one_shape_and_padding_of_weight_zero(self, shape: dict[str, int]) -> None:
         steps = steps_per_epoch(shape["num_examples"], global_batch_size=shape["batch"])
         for chunk in make(**shape, stop=2 * steps):

@@ -83,7 +83,7 @@ class TestTfConfig:
         assert message in str(raised.value)
         assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(
         cluster=json_values
         | st.fixed_dictionaries({"worker": json_values | st.lists(st.text(max_size=12), max_size=4)}),
@@ -98,7 +98,7 @@ class TestTfConfig:
             return
         assert workers == ALONE if count == 1 else workers.count == count and 0 <= workers.index < count
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(text=st.text(max_size=60), count=st.integers(2, 3))
     def test_no_text_is_taken_for_workers(self, text: str, count: int) -> None:
         with pytest.raises(ConfigError):
@@ -181,7 +181,7 @@ class TestWait:
                 signal.signal(number, handler)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_rows_of_all_workers_are_the_global_batch_in_its_order(data: st.DataObject) -> None:
     num_workers = data.draw(st.integers(1, 6))
