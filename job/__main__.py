@@ -23,11 +23,9 @@ from job.texts import stack_of
 
 def main() -> NoReturn:
     """Run the command line of this process and exit; never returns."""
-    stop = StopSignal()
-    stop.install()  # first of all: as PID 1 the kernel drops SIGTERM until a handler is there
     code: int = ExitCode.UNKNOWN
     try:
-        code = _run(sys.argv[1:], stop=stop)
+        code = _run(sys.argv[1:], stop=StopSignal())
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -38,6 +36,7 @@ def _run(arguments: list[str], *, stop: StopSignal) -> int:
     status = Status()
     try:
         try:
+            stop.install()  # first of all: as PID 1 the kernel drops SIGTERM until a handler is there
             _prepare()
             return _obey(arguments, stop=stop, status=status)
         except BaseException:
@@ -45,9 +44,11 @@ def _run(arguments: list[str], *, stop: StopSignal) -> int:
             raise
         finally:
             stop.ignore()
+            if stop.requested:  # what is still to be printed must not wait for ever
+                streams.give_up_after(streams.READER_SECONDS)
     except BaseException as error:  # noqa: BLE001 - the last net: a panic of a Rust library is no Exception
         status.stack = "" if isinstance(error, (JobError, StopRequested)) else stack_of(error)
-        return _report(status, *_describe(error))
+        return _report(status, *_describe(error, is_run=status.on_end is not None))
 
 
 def _prepare() -> None:
@@ -71,7 +72,8 @@ def _obey(arguments: list[str], *, stop: StopSignal, status: Status) -> int:
         line = parse_command_line(arguments)
     except SystemExit:  # argparse after --help
         return _printed()
-    from job.commands.dispatch import PRINTING, dispatch  # after parsing: --help needs none of it
+    with stop.deferred():  # C code whose import was interrupted cannot be imported again, and the way out needs it
+        from job.commands.dispatch import PRINTING, dispatch  # after parsing: --help needs none of it
 
     code = dispatch(line, stop=stop, status=status)
     is_list = line.command == "gc" and not line.options.delete
@@ -109,10 +111,10 @@ def _report(status: Status, code: ExitCode, reason: str) -> int:
     return code
 
 
-def _describe(error: BaseException) -> tuple[ExitCode, str]:
+def _describe(error: BaseException, *, is_run: bool = False) -> tuple[ExitCode, str]:
     """Exit code and reason; a traceback on stderr for what nobody raised on purpose."""
     if isinstance(error, StopRequested):
-        return ExitCode.INTERRUPTED, f"{error} received; start the same run again"
+        return ExitCode.INTERRUPTED, f"{error} received{'; start the same run again' if is_run else ''}"
     if isinstance(error, JobError):
         return error.code, str(error)
     reason = type(error).__name__

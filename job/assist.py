@@ -38,6 +38,7 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
         prepared = workload.prepare(config, run_id=run_id, phases=phases, workers=surroundings.workers, look=look)
     except NothingToTrainError:
         return
+    surroundings.stop.check()  # an import may have swallowed the interruption
     surroundings.view.prepared(
         dataset=prepared.dataset.name,
         digest=prepared.dataset.digest,
@@ -63,6 +64,7 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
         checkpoint = checkpoints.load(store, key, result_digest=digest, max_bytes=max_bytes) if key else None
     with phases("build"):
         training = workload.build()
+    surroundings.stop.check()
     ledger = Ledger(
         phases=phases,
         attempt=surroundings.identity.attempt,

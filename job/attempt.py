@@ -429,6 +429,7 @@ def finish(
             write.clean_up(store, committed)
         with after_commit("retention.failed"):
             apply_retention(store, model, **config.retention.model_dump())
+    surroundings.stop.check()  # it may have become a warning above: another attempt decides
     return replace(outcome, gate=gate)
 
 

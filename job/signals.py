@@ -10,12 +10,25 @@ was interrupted (`raise_again`); and where nothing came out, the run asks at its
 
 import contextlib
 import signal
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any, TypeVar
+
+_AGAIN_SECONDS = 0.02
+
+_CALLED_BY_C: set[CodeType] = set()
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class StopRequested(BaseException):  # like KeyboardInterrupt: nothing between here and __main__ may catch it
     """The process was asked to stop."""
+
+
+def called_by_c(function: _Function) -> _Function:
+    """Mark a callback of C code, which no signal interrupts: C takes garbage for the answer that is missing."""
+    _CALLED_BY_C.add(function.__code__)
+    return function
 
 
 class StopSignal:
@@ -77,6 +90,16 @@ class StopSignal:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested or self._is_ignored:  # asked before: the way out must not be interrupted again
             return
+        if _is_called_by_c(frame) and not self._is_deferred:
+            signal.signal(signal.SIGALRM, lambda _, later: self._on_signal(number, later))
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+            return
         self.requested = signal.Signals(number).name
         if not self._is_deferred:
             self.check()
+
+
+def _is_called_by_c(frame: FrameType | None) -> bool:
+    while frame and frame.f_code not in _CALLED_BY_C:
+        frame = frame.f_back
+    return frame is not None

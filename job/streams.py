@@ -21,6 +21,9 @@ from job.texts import visible
 
 _ERRORS = "mnist-escape"
 _KEPT = "\n\t"
+READER_SECONDS = 10.0
+"""How long a line of a run's log, and the last words of any command, may wait for a reader, such as a paused `less`."""
+
 _MAX_REFUSALS, _REFUSAL_SECONDS = 100, 0.01
 """How often a descriptor may say that it is ready and then take nothing."""
 

@@ -121,7 +121,7 @@ def _choose_earlier(moves: Iterator[Move], newest: Move, *, wanted: str | None) 
 
 
 def _finish_move(store: Store, made: Move) -> None:
-    serving.finish_layout(store, made)
+    """Say what was done before anything can go wrong: a rollback that is repeated goes back to the model it left."""
     before = f"version {made.from_version}, run {made.from_run}" if made.from_version else "none"
     print(
         f"champion of {made.model}: run {made.run}, version {made.version}{' (forced)' if made.forced else ''}\n"
@@ -129,6 +129,11 @@ def _finish_move(store: Store, made: Move) -> None:
         f"  accuracy  {made.to.accuracy:.4f}\n"
         f"  by        {one_line(f'{made.who}: {made.why}')}"
     )
+    try:
+        serving.finish_layout(store, made)
+    except BaseException:
+        print("  layout    not finished; the next run or fetch does that: do not repeat this command")
+        raise
 
 
 def describe_move(made: Move) -> str:

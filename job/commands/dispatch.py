@@ -52,7 +52,8 @@ def dispatch(line: CommandLine, *, stop: StopSignal, status: Status) -> int:
 
 def _run(line: CommandLine, loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> int:
     if line.command == "run":
-        from job.commands.run import run_command
+        with stop.deferred():  # as in `__main__`: numpy is here
+            from job.commands.run import run_command
 
         return run_command(loaded, stop=stop, status=status)
     logs.configure(logs.choose_format(loaded.config.observe.log_format, stream=sys.stderr), write=_to_stderr)

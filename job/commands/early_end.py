@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from job import contract, logs, streams
 from job.commands.cli import split_settings
-from job.commands.run import READER_SECONDS, emit_end, make_metrics, push_group, tell_end
+from job.commands.run import emit_end, make_metrics, push_group, tell_end
 from job.config_sources import Salvaged, salvage
 from job.errors import ConfigError
 from job.observe import exposition
@@ -34,6 +34,7 @@ def tell_early_end(arguments: Sequence[str], status: Status) -> None:
     status.run = status.run or config.run.id or ""
     with contextlib.suppress(ConfigError):
         status.attempt = status.attempt or make_attempt_id(pod)
+    status.write()
     worker = _worker(found)
     metrics = make_metrics(config, pod, status=status, phases=phases, is_chief=not worker)
     stored_log = StoredLog(run=status.run, attempt=status.attempt)
@@ -51,7 +52,7 @@ def tell_early_end(arguments: Sequence[str], status: Status) -> None:
             stored_log.attach(open_store(config.store, environ=os.environ))
             stored_log.finish({contract.SERIES_FILE: exposition.to_text(metrics.everything)})
 
-    streams.give_up_after(READER_SECONDS)
+    streams.give_up_after(streams.READER_SECONDS)
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
     # A terminal has the line on stderr, and needs no second one.
     write = logs.write_line if log_format == "json" else lambda line: None

@@ -201,8 +201,9 @@ def _train(config_file: Path, flags: Sequence[str]) -> int:
     process = subprocess.Popen(command, env=environ, stdout=sys.stderr)  # noqa: S603 - settings are no shell text
     try:
         code = process.wait()
-    finally:
-        process.terminate()  # when this process is told to stop
+    finally:  # when this process is told to stop: its folder is removed after this
+        process.terminate()
+        process.wait()
     return code if code >= 0 else 128 - code
 
 

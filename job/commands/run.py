@@ -35,9 +35,6 @@ from job.training.devices import memory_limit
 from job.training.keras_workload import KerasWorkload
 from job.training.workers import Workers, workers_from_environment
 
-READER_SECONDS = 10.0
-"""How long a line of the log may wait for its reader, such as a paused `less`: training goes on without it then."""
-
 _TELL_SECONDS = 60.0
 """How long a stalled attempt may take to say so."""
 
@@ -49,7 +46,7 @@ def run_command(loaded: LoadedConfig, *, stop: StopSignal, status: Status) -> in
         JobError, StopRequested: for `__main__` to report.
     """
     config = loaded.config
-    streams.give_up_after(READER_SECONDS)
+    streams.give_up_after(streams.READER_SECONDS)  # training goes on without a line that nobody takes
     log_format = logs.choose_format(config.observe.log_format, stream=sys.stdout)
     pod, phases = contract.pod_from_environment(os.environ), Phases()
     status.path = choose_path(config.observe.termination_log)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from job.signals import called_by_c
+
 _CHATTER = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR\n"
     rb"|I0000 [^\n]* port\.cc:\d+\] oneDNN custom operations are on\. [^\n]*\n"
@@ -68,6 +70,7 @@ def _open_filter(libc: Any) -> int | None:
     return stream
 
 
+@called_by_c
 def _pass_on(_cookie: int, start: int, num_bytes: int) -> int:
     """One write of the C library, which is a whole message: TensorFlow's log and `perror` hand theirs over at once."""
     data = ctypes.string_at(start, num_bytes)

@@ -254,8 +254,9 @@ def test_whatever_is_refused_is_in_the_termination_message_too(
 
 @pytest.mark.parametrize("name", ["MNIST_OBSERVE__TERMINATION_LOG", "mnist_observe__termination_log"])
 def test_a_variable_names_the_termination_message_of_a_refused_run(run_job: RunJob, tmp_path: Path, name: str) -> None:
-    done = run_job("run", "--train.epochs=0", env={name: "message"})
-    assert (done.code, json.loads((tmp_path / "message").read_text())["code"]) == (64, 64)
+    done = run_job("run", "--train.epochs=0", "--run.id=r", env={name: "message"})
+    message = json.loads((tmp_path / "message").read_text())
+    assert (done.code, message["code"], message["run"]) == (64, 64, "r")
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "run --help", "config show", "config schema", "runs"])
