@@ -126,7 +126,7 @@ TYPED = [
     ("rollback", "mnist-job rollback", 0, "run second, version 4"),
     ("rollback --why TEXT", "mnist-job rollback --why TEXT", 0, "run r, version 5(.|\\n)*: TEXT"),
     ("rollback --to RUN", "mnist-job rollback --to second", 0, "run second, version 6"),
-    ("fetch --to DIR --every SECONDS", "timeout --preserve-status 9 mnist-job fetch --to DIR --every 1", 75, "DIR/6: run second"),
+    ("fetch --to DIR --every SECONDS", "timeout --preserve-status 20 mnist-job fetch --to DIR --every 1", 75, "DIR/6: run"),
     ("data check", "mnist-job data check --data.source=digits", 0, "digits: 1437 . 360 examples"),
     ("gc", "mnist-job gc", 0, "dry run, nothing deleted"),
     ("gc", "mnist-job gc --delete", 0, "deleted 0 objects"),

@@ -1,6 +1,7 @@
 """Workers of one run as processes of this machine, for tests: each is started, told things and awaited by itself."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -25,13 +26,17 @@ FLAGS = (
 )
 
 
+_ports = itertools.cycle(range(10_000 + os.getpid() * 100 % 20_000, 32_000))
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that nobody listens on, and that the kernel gives nobody until they are taken: below those that it gives."""
+    found: list[int] = []
+    while len(found) < count:
+        with contextlib.suppress(OSError):
+            socket.create_server(("127.0.0.1", port := next(_ports))).close()
+            found.append(port)
+    return found
 
 
 def tf_config(addresses: Sequence[str], index: int) -> str:

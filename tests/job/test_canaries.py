@@ -91,7 +91,7 @@ def programs(folder: Path) -> Iterator[Programs]:
     made.close()
 
 
-_FAST = ("--store.deadline_seconds=0.5", "--store.timeout_seconds=0.5")
+_FAST = ("--store.deadline_seconds=3", "--store.timeout_seconds=3")
 
 
 def _check(ended: Ended, folder: Path) -> None:

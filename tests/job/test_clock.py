@@ -174,7 +174,7 @@ from job.runs.checkpoint_writer import _StopDeadline
 from job.signals import StopSignal
 stop, saved = StopSignal(), threading.Event()
 stop.request("SIGTERM")
-threading.Timer(1.0, lambda: (clock.sleep(0.5), saved.set())).start()
+threading.Timer(0.2, lambda: (clock.sleep(0.5), saved.set())).start()
 print("ready", flush=True)
 print("well" if _StopDeadline(stop, seconds=2.5).wait(saved) else "too late")
 """,

@@ -50,7 +50,7 @@ def long_alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def scrape(port: int) -> dict[str, float]:
     """Sum of each series over its labels; empty when nobody answers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
@@ -100,8 +100,8 @@ def test_sigterm_on_one_worker_stops_all_at_one_step_and_one_process_goes_on_to_
     chief.until("checkpoint.saved")
     other.kill(signal.SIGTERM)
     signalled = time.monotonic()
-    assert [chief.wait(20), other.wait(20)] == [75, 75], chief.error + other.error
-    assert time.monotonic() - signalled < 10
+    assert [chief.wait(60), other.wait(60)] == [75, 75], chief.error + other.error
+    assert time.monotonic() - signalled < 30
     steps = [process.event("run.interrupted")["step"] for process in (chief, other)]
     assert steps[0] == steps[1] == checkpoint_steps(cluster.folder)[-1]
     assert chief.event("run.interrupted")["reason"].startswith("SIGTERM of worker 1 received")
@@ -122,15 +122,15 @@ def test_killed_worker_is_noticed_at_once_and_the_run_goes_on(
     processes[victim].kill()
     killed = time.monotonic()
     other = processes[1 - victim]
-    assert other.wait(20) == 76
+    assert other.wait(60) == 76
     assert time.monotonic() - killed < 10, "at once, and not after cluster.peer_timeout_seconds"
     assert f"cluster: worker {victim} is gone" in other.error and other.error.count("\n") == 0
     again = cluster.start_all()
     assert [process.wait() for process in again] == [0, 0]
     assert digests(cluster.commit) == digests(long_alone)
     late, started = cluster.start(1), time.monotonic()
-    assert late.wait(20) == 0, "nothing is left to do"
-    assert time.monotonic() - started < 8 and late.event("run.end")["phases"].get("wait_for_workers") is None
+    assert late.wait(60) == 0, "nothing is left to do"
+    assert time.monotonic() - started < 30 and late.event("run.end")["phases"].get("wait_for_workers") is None
     chief = cluster.start(0)
     assert chief.wait(60) == 0 and chief.event("run.end")["outcome"] == "already_committed", chief.stderr[-2000:]
 
@@ -207,7 +207,7 @@ def test_worker_that_never_comes_ends_the_wait_in_time(clusters: Any) -> None:
     chief = cluster.start(0)
     assert chief.wait(60) == 76
     assert f"worker 1 ({cluster.addresses[1]}) did not answer within 2 s" in chief.error
-    assert chief.event("run.end")["phases"]["wait_for_workers"] < 4
+    assert chief.event("run.end")["phases"]["wait_for_workers"] < 10
 
 
 def test_tf_config_that_does_not_fit_is_refused_before_anything(clusters: Any) -> None:

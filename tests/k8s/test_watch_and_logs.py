@@ -53,7 +53,7 @@ def test_whatever_a_watch_says_the_list_decides(
     threading.Timer(1.5, end, [cluster.get("jobs")[0]]).start()
     assert client.wait(run, timeout_seconds=20).phase == "Succeeded"
     seconds = time.monotonic() - started
-    assert 1.4 < seconds < 5
+    assert 1.4 < seconds < 15
     lists = [path for method, path in cluster.requests[num_before:] if "/jobs?" in path and "watch" not in path]
     assert len(lists) <= 4 + seconds / 0.5
 

@@ -44,6 +44,9 @@ def main() -> int:
     parser.add_argument(
         "--first", type=int, default=0, metavar="INDEX", help="go on with a long campaign from there (0)"
     )
+    parser.add_argument(
+        "--patience", type=float, default=1, metavar="TIMES", help="of each promised time, beside other work (1)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="trials at a time (2)")
     parser.add_argument(
         "--plant",
@@ -75,7 +78,7 @@ def main() -> int:
                 break
         rows.append((campaign, finished))
         broken += sum(trial.error is not None for trial in finished)
-        for text in broken_limits(campaign, finished):
+        for text in broken_limits(campaign, finished, patience=options.patience):
             broken += 1
             print(f"{campaign.name}: BROKEN: {text}")
     if not any(finished for _, finished in rows):

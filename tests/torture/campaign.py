@@ -155,13 +155,13 @@ def table(rows: Sequence[tuple[Campaign, Sequence[Finished]]]) -> str:
     return "\n".join(lines)
 
 
-def broken_limits(campaign: Campaign, finished: Sequence[Finished]) -> list[str]:
-    """The figures that are larger than promised."""
+def broken_limits(campaign: Campaign, finished: Sequence[Finished], *, patience: float) -> list[str]:
+    """The figures that are larger than so many times what is promised."""
     figures = figures_of(finished)
     return [
-        f"{name} is {figures[name]:.3g}, promised is at most {limit:g}"
+        f"{name} is {figures[name]:.3g}, promised is at most {patience * limit:g}"
         for name, limit in campaign.limits.items()
-        if figures.get(name, 0.0) > limit
+        if figures.get(name, 0.0) > patience * limit
     ]
 
 

