@@ -41,6 +41,7 @@ from job.runs import checkpoint as checkpoints
 from job.runs import read, write
 from job.runs.checkpoint import Checkpoint
 from job.runs.identity import AttemptIdentity
+from job.signals import StopSignal
 from job.store.store import Store
 from job.training.workload import Workload
 from tests.job.runs.committed_runs import commit_run, content_of, files_of
@@ -164,7 +165,9 @@ class Simulation:
             content = content_of(run, attempt, stored, digest=digest, weights=run, num_wrong=num_wrong)
             committed = write.commit(store, run, content=content)
         identity = AttemptIdentity(run=run, attempt=attempt)
-        fake = SimpleNamespace(identity=identity, phases=lambda name: nullcontext(), view=_silent_view())
+        fake = SimpleNamespace(
+            identity=identity, phases=lambda name: nullcontext(), view=_silent_view(), stop=StopSignal()
+        )
         surroundings = cast(program.Surroundings, fake)
         workload = cast(Workload, SimpleNamespace(predict_with=None))
         program.finish(self._config, store, committed, surroundings=surroundings, workload=workload)
