@@ -4,7 +4,7 @@ It reads two things from the store: whether the run is committed, and the checkp
 """
 
 from job import clock, contract
-from job.attempt import Surroundings, train
+from job.attempt import Surroundings, show_prepared, train
 from job.config import Config
 from job.errors import ConfigError
 from job.runs import checkpoint as checkpoints
@@ -38,13 +38,7 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
         prepared = workload.prepare(config, run_id=run_id, phases=phases, workers=surroundings.workers, look=look)
     except NothingToTrainError:
         return
-    surroundings.stop.check()  # an import may have swallowed the interruption
-    surroundings.view.prepared(
-        dataset=prepared.dataset.name,
-        digest=prepared.dataset.digest,
-        num_replicas=len(prepared.device.names),
-        num_workers=prepared.device.num_workers,
-    )
+    show_prepared(prepared, surroundings)
     lineage = describe_attempt(
         surroundings.pod, surroundings.identity, device=prepared.device, environ=surroundings.environ, config=config
     )
@@ -64,7 +58,6 @@ def assist(config: Config, surroundings: Surroundings, workload: Workload) -> No
         checkpoint = checkpoints.load(store, key, result_digest=digest, max_bytes=max_bytes) if key else None
     with phases("build"):
         training = workload.build()
-    surroundings.stop.check()
     ledger = Ledger(
         phases=phases,
         attempt=surroundings.identity.attempt,

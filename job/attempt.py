@@ -110,13 +110,7 @@ def run(config: Config, surroundings: Surroundings, workload: Workload) -> Outco
             workers = ALONE  # nothing is left to train: no other worker is needed
     surroundings.stored_log.attach(store)
     prepared = _prepare(config, store, surroundings=surroundings, workload=workload, workers=workers)
-    surroundings.stop.check()  # an import may have swallowed the interruption
-    surroundings.view.prepared(
-        dataset=prepared.dataset.name,
-        digest=prepared.dataset.digest,
-        num_replicas=len(prepared.device.names),
-        num_workers=prepared.device.num_workers,
-    )
+    show_prepared(prepared, surroundings)
     if config.run.skip_if_unchanged:
         with phases("store"):
             unchanged = _find_unchanged(config, store, surroundings=surroundings, prepared=prepared)
@@ -173,6 +167,21 @@ def _prepare(
         return prepare(workers)
     except NothingToTrainError:
         return prepare(ALONE)
+
+
+def show_prepared(prepared: Prepared, surroundings: Surroundings) -> None:
+    """Say what is trained, and on what.
+
+    Raises:
+        StopRequested: a signal came while all was prepared, and an import swallowed the interruption.
+    """
+    surroundings.stop.check()
+    surroundings.view.prepared(
+        dataset=prepared.dataset.name,
+        digest=prepared.dataset.digest,
+        num_replicas=len(prepared.device.names),
+        num_workers=prepared.device.num_workers,
+    )
 
 
 def _find_or_make_result(
@@ -280,7 +289,6 @@ def _train_from_newest(
     ledger.are_workers_alike = _agree(config, prepared, lineage, checkpoint, result_digest=result_digest)
     with phases("build"):
         training = workload.build()
-    surroundings.stop.check()
     train(
         config,
         training,
@@ -515,6 +523,7 @@ def train(
         writer: None for a worker that is not the chief.
         older: reads the newest checkpoint whose key is not among `passed_over`; None where nobody may choose another.
     """
+    surroundings.stop.check()  # the model's own code may have swallowed the interruption
     with surroundings.phases("restore"):
         checkpoint = restore_newest(training, checkpoint, older=older)
         if checkpoint:

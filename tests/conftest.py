@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.log_events import find_breaches
+from tests.ports import free_ports
 from tests.promises import Promises, is_whole_run, read_promises
 from tests.s3_server import serve_s3
 
@@ -251,7 +251,5 @@ def s3(s3_server: str) -> S3:
 @pytest.fixture
 def dead_port() -> int:
     """A local port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    [port] = free_ports(1)
+    return port

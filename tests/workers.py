@@ -1,11 +1,9 @@
 """Workers of one run as processes of this machine, for tests: each is started, told things and awaited by itself."""
 
 import contextlib
-import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import QUICK, REPOSITORY, job_command, job_environment
+from tests.ports import free_ports
 
 Event = dict[str, Any]
 
@@ -24,19 +23,6 @@ FLAGS = (
     "--promotion.enabled=false",
     "--cluster.peer_timeout_seconds=10",
 )
-
-
-_ports = itertools.cycle(range(10_000 + os.getpid() * 100 % 20_000, 32_000))
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, and that the kernel gives nobody until they are taken: below those that it gives."""
-    found: list[int] = []
-    while len(found) < count:
-        with contextlib.suppress(OSError):
-            socket.create_server(("127.0.0.1", port := next(_ports))).close()
-            found.append(port)
-    return found
 
 
 def tf_config(addresses: Sequence[str], index: int) -> str:

@@ -23,6 +23,7 @@ import pytest
 from tests.conftest import REPOSITORY, skip_or_fail
 from tests.e2e.cluster import CHART, Namespace, Object, made_namespace, run_command, wait_until
 from tests.e2e.conftest import IMAGE
+from tests.ports import free_ports
 
 _VERSION = "99.9.9"
 _FORWARD = """
@@ -55,8 +56,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
     program = os.environ.get("REGISTRY") or shutil.which("registry") or shutil.which("docker-registry")
     if program is None or shutil.which("docker") is None:
         skip_or_fail("no registry: REGISTRY names its program (Debian: docker-registry), and docker must be on PATH")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    [port] = free_ports(1)
     config = tmp_path / "registry.yml"
     config.write_text(_CONFIG.format(folder=tmp_path / "registry", port=port))
     with subprocess.Popen([str(program), "serve", str(config)], stderr=subprocess.DEVNULL) as process:

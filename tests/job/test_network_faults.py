@@ -11,7 +11,8 @@ import pytest
 
 from tests.conftest import skip_or_fail
 from tests.network import WHY_NOT, Network, can_make_networks, with_hosts_file
-from tests.workers import Cluster, commit_of_one_process, digests, free_ports, making_clusters
+from tests.ports import free_ports
+from tests.workers import Cluster, commit_of_one_process, digests, making_clusters
 
 pytestmark = [pytest.mark.tf, pytest.mark.full, pytest.mark.timeout(400)]
 

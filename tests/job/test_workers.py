@@ -16,13 +16,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import REPOSITORY, RunJob, job_environment, run_job_in, skip_or_fail
+from tests.ports import free_ports
 from tests.workers import (
     FLAGS,
     Cluster,
     checkpoint_steps,
     commit_of_one_process,
     digests,
-    free_ports,
     making_clusters,
     read_commit,
     run_alone,

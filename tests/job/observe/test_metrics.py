@@ -36,7 +36,7 @@ from job.registry.rules import Verdict
 from job.runs import goodput
 from job.runs.goodput import LOST
 from tests.conftest import QUICK, REPOSITORY, RunJob, job_command, job_environment
-from tests.workers import free_ports
+from tests.ports import free_ports
 
 # The contract with dashboards and alerts: a series that is renamed breaks them.
 _OWN = {

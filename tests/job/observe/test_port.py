@@ -20,7 +20,7 @@ from job.observe.metrics import Metrics
 from job.observe.phases import Phases
 from job.observe.termination import Status
 from tests.conftest import QUICK, REPOSITORY, job_command, job_environment
-from tests.workers import free_ports
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.security("S9")
 

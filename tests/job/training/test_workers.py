@@ -20,7 +20,8 @@ from job.training.devices import name_devices
 from job.training.pipeline import chunk_rows
 from job.training.workers import ALONE, Workers, _name_lost, wait_for_workers, workers_from_environment
 from tests.conftest import REPOSITORY, job_environment
-from tests.workers import free_ports, tf_config
+from tests.ports import free_ports
+from tests.workers import tf_config
 
 TWO = ("a:1", "b:2")
 json_values = st.recursive(
